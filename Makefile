@@ -1,0 +1,41 @@
+# Two commands: `make demo` (tiles to engine, end to end) and `make test`.
+PYTHON  ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+DATA    ?= $(firstword $(wildcard ../shared/data/EuroSAT_RGB.zip) eurosat)
+WEIGHTS ?= $(firstword $(wildcard ../shared/data/resnet50_imagenet.safetensors) imagenet)
+# the training part of the 15 minutes that the whole demo may take on two cores; a GPU needs less for all epochs
+MINUTES ?= 7
+DEMO    ?= demo
+
+SATTRT = .venv/bin/sattrt
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	rm -rf $(DEMO)/run
+	$(SATTRT) data "$(DATA)" --out $(DEMO)/dataset
+	$(SATTRT) train $(DEMO)/dataset --out $(DEMO)/run --weights "$(WEIGHTS)" --minutes $(MINUTES)
+	$(SATTRT) export $(DEMO)/run --out engines/eurosat
+	.venv/bin/python engines/embed.py engines/eurosat
+	$(SATTRT) bench engines/eurosat --data $(DEMO)/dataset --out $(DEMO)/report
+
+test: .venv/installed-for-tests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+# onnxruntime-gpu where there is an NVIDIA driver, onnxruntime elsewhere: never both
+EXTRA = $(if $(shell command -v nvidia-smi),gpu,cpu)
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --upgrade pip
+	.venv/bin/pip install --quiet --editable '.[train,$(EXTRA),tensorrt-rtx]'
+	touch $@
+
+.venv/installed-for-tests: .venv/installed
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv $(DEMO) build *.egg-info

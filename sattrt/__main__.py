@@ -1,0 +1,5 @@
+"""`python -m sattrt`, the form that torchrun takes."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Tiles of a split for the bench: by DALI where it is installed, by Pillow on an edge machine; the report says which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.dataset import Dataset, Tile
+from ..data.scan import decode
+from ..data.sources import open_source
+from ..errors import BackendError, InputError
+
+Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+class TileReader:
+    """Reads, checks and decodes tiles in order. decoder: "DALI" or "Pillow"."""
+
+    def __init__(self, dataset: Dataset, tiles: list[Tile], batch_size: int = 64) -> None:
+        self._dataset, self._tiles, self._batch_size = dataset, tiles, batch_size
+        try:
+            import torch
+
+            from ..data.loader import Loader
+
+            self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), augment=False)
+            self.decoder = "DALI"
+        except (ImportError, BackendError):
+            self.decoder = "Pillow"
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of uint8 (N, H, W, 3) and class indices (N,), read from the source anew."""
+        if self.decoder == "DALI":
+            for images, labels in self._loader.epoch(0):
+                yield images.numpy(), labels.numpy()
+            return
+        with open_source(Path(self._dataset.source)) as source:
+            for start in range(0, len(self._tiles), self._batch_size):
+                part = self._tiles[start : start + self._batch_size]
+                images = np.stack([self._decode(source.read(tile.name), tile) for tile in part])
+                yield images, np.array([tile.label for tile in part], np.int64)
+
+    def _decode(self, content: bytes, tile: Tile) -> NDArray[np.uint8]:
+        try:
+            return decode(content)
+        except InputError as error:
+            raise InputError(f"{tile.name} in {self._dataset.source}: {error}. Run `sattrt data` again.") from None

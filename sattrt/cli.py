@@ -1,0 +1,304 @@
+"""One command a stage, in the order of the flow: parse, make one library call, print.
+
+Only here is anything printed, and only here does the process exit. Each command imports what it needs when it
+runs, so that `sattrt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import __version__
+from .errors import SattrtError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Progress
+
+    from .bench.run import Report
+    from .training.log import Row
+    from .training.loop import Observer, Plan
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Labelled satellite tiles in, a fast, checked inference engine out.",
+)
+
+DatasetFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt data` wrote.", show_default=False)]
+BundleFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt export` wrote.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+
+def main() -> None:
+    """The `sattrt` command: a failure that the user can mend is one line and exit code 1."""
+    try:
+        app()
+    except SattrtError as error:
+        sys.exit(f"sattrt: {error}")
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"sattrt {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(help="Folder, zip or tar of class folders, or 'eurosat' to download it.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for dataset.json.")] = Path("dataset"),
+    split: Annotated[str, typer.Option(help="Shares of train, valid, test.")] = "94:5:1",
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse, where any file would be left out.")] = False,
+) -> None:
+    """Scan tiles: classes, split, digests, statistics, and what can't be used."""
+    from .data.download import EUROSAT, fetch
+    from .data.scan import SplitRule, scan
+    from .errors import InputError
+    from .machine import cores
+
+    rule = SplitRule.parse(split, seed)
+    with _bar("[progress.description]{task.description}", "files") as bar:
+        if source == "eurosat" and not Path(source).exists():
+            path = fetch(EUROSAT, out, _updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
+        else:
+            path = Path(source)
+        dataset = scan(path, rule, cores(), _updater(bar, f"Scanning {path.name}"))
+    if dataset.left_out:
+        for name, reason in list(dataset.left_out.items())[:20]:
+            print(f"left out: {name}: {reason}")
+        if len(dataset.left_out) > 20:
+            print(f"left out: {len(dataset.left_out) - 20} more, listed in dataset.json")
+        if strict:
+            name, reason = next(iter(dataset.left_out.items()))
+            raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
+    written = dataset.write(out)
+    counts = dataset.counts()
+    totals = {name: sum(by_class.values()) for name, by_class in counts.items()}
+    columns = ("class", *totals)
+    rows = [(name, *(str(counts[part][name]) for part in totals)) for name in dataset.classes]
+    _table(columns, [*rows, ("all", *map(str, totals.values()))])
+    for part in ("valid", "test"):
+        if empty := [name for name in dataset.classes if not counts[part][name]]:
+            print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
+    print(f"{written}  ({dataset.width}x{dataset.height}, {sum(totals.values())} tiles, {len(dataset.left_out)} left out)")
+
+
+@app.command()
+def train(
+    dataset: DatasetFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
+    weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'.  [default: imagenet]", show_default=False)] = None,
+    tune: Annotated[str | None, typer.Option(help="What is trained: all, head, or bn.  [default: all]", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.  [default: 20]", show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train no longer than this; says what it left out.", show_default=False)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.  [default: auto]", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of TrainConfig.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
+) -> None:
+    """Train ResNet-50. Several GPUs: torchrun --nproc-per-node N -m sattrt train ..."""
+    from .data.dataset import Dataset
+    from .errors import InputError
+
+    tiles = Dataset.read(dataset)
+    options = {"weights": weights, "tune": tune, "epochs": epochs, "minutes": minutes, "precision": precision}
+    given = [f"--{name}" for name, value in {**options, "config": config}.items() if value is not None]
+    if resume and given:
+        raise InputError(f"--resume goes on with the settings the run was begun with; leave {', '.join(given)} out, or start anew.")
+    from .training.config import TrainConfig
+    from .training.loop import train as run_training
+
+    settings = None if resume else TrainConfig.from_toml(config, **options)
+    with _bar("[progress.description]{task.description}", "steps") as bar:
+        result = run_training(tiles, out, settings, _observer(bar))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder that `sattrt train` wrote.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("engines/model"),
+) -> None:
+    """Export the best checkpoint: ONNX, engines, and the proof that they agree with it."""
+    from .deploy.bundle import export as run_export
+
+    with _bar("[progress.description]{task.description}", "") as bar:
+        task = bar.add_task("Exporting", total=None)
+        report = run_export(run, out, lambda what: bar.update(task, description=f"Exporting: {what}"))
+    rows = []
+    for engine in report.bundle.engines:
+        parity = engine.record["parity"]
+        proof = ("not run here", "", "") if "not_run" in parity else (parity["device"], str(parity["flips"]), f"{parity['largest_error']:.2g}")
+        rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *proof))
+    _table(("engine", "size", "compared on", "top-1 flips", "largest logit error"), rows)
+    for name, reason in report.skipped.items():
+        print(f"{name}: {reason}")
+    print(out)
+
+
+@app.command()
+def bench(
+    bundle: BundleFolder,
+    data: Annotated[Path, typer.Option(help="Folder that `sattrt data` wrote.")] = Path("dataset"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md.")] = Path("report"),
+    run: Annotated[Path | None, typer.Option(help="Run to take torch from.  [default: the exported one]", show_default=False)] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy, latency and throughput of every engine, beside torch eager."""
+    from .bench.report import COLUMNS, cells, to_json, write_report
+    from .bench.run import bench as run_bench
+    from .data.dataset import Dataset
+    from .runtime import read_bundle
+
+    with _bar("[progress.description]{task.description}", "") as bar:
+        task = bar.add_task("Measuring", total=None)
+        report: Report = run_bench(
+            read_bundle(bundle), Dataset.read(data), run, threads, on_progress=lambda what: bar.update(task, description=f"Measuring: {what}")
+        )
+    paths = write_report(report, out)
+    if as_json:
+        print(json.dumps(to_json(report)))
+        return
+    _table(COLUMNS, [cells(row) for row in report.rows])
+    for name, reason in report.absent.items():
+        print(f"{name}: {reason}")
+    if not report.same_split:
+        print("note: the dataset's split is not the one the network was trained on; test tiles may have been seen in training")
+    print(*paths, sep="\n")
+
+
+@app.command()
+def predict(
+    bundle: BundleFolder,
+    files: Annotated[list[Path], typer.Argument(help="Images of the tile size.", show_default=False)],
+    engine: Annotated[str, typer.Option(help="Name of an engine in the bundle.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Classify image files."""
+    import numpy as np
+
+    from .data.scan import decode
+    from .errors import InputError
+    from .runtime import open_bundle
+    from .spec import read_bytes
+
+    with open_bundle(bundle, engine) as opened:
+        spec = opened.spec
+        tiles = []
+        for path in files:
+            try:
+                tile = decode(read_bytes(path))
+            except InputError as error:
+                raise InputError(f"{path}: {error}. Leave it out, or convert it." if str(path) not in str(error) else str(error)) from None
+            if tile.shape[:2] != (spec.height, spec.width):
+                size = f"{tile.shape[1]}x{tile.shape[0]}"
+                raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")
+            tiles.append(tile)
+        result = opened.predict(np.stack(tiles))
+        answers = [
+            {"file": str(path), "class": name, "probability": round(float(row.max()), 6)}
+            for path, name, row in zip(files, result.names, result.probabilities, strict=True)
+        ]
+        if as_json:
+            print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": answers}))
+            return
+        for answer in answers:
+            print(f"{answer['class']}  {100 * answer['probability']:.1f} %  {answer['file']}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what hardware was found, and what each absence costs."""
+    from dataclasses import asdict
+
+    from .doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+        return
+    _table(("", "found"), [(finding.name, finding.found or "no") for finding in findings])
+    for finding in findings:
+        if not finding.found:
+            print(f"without {finding.name}: {finding.cost}\n    {finding.mend}")
+
+
+def _bar(description: str, unit: str) -> Progress:
+    """A progress bar on stderr; nothing where stderr is no terminal (the commands print plain lines there)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
+    return Progress(
+        SpinnerColumn(), TextColumn(description), BarColumn(), *columns, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _updater(bar: Progress, description: str, scale: float = 1) -> Callable[[int, int], None]:
+    task = bar.add_task(description, total=None)
+    return lambda done, total: bar.update(task, completed=int(done * scale), total=int(total * scale) or None)
+
+
+def _observer(bar: Progress) -> Observer:
+    from .training.loop import Observer
+
+    class Screen(Observer):
+        """The bar on a terminal; a line every half minute elsewhere; a line an epoch in both."""
+
+        def started(self, plan: Plan) -> None:
+            bar.console.print(describe(plan), highlight=False)
+            self._task = bar.add_task("Training", total=plan.steps, completed=plan.first_step)
+            self._said = time.monotonic()
+
+        def stepped(self, row: Row, plan: Plan) -> None:
+            text = f"epoch {row.epoch}/{plan.epochs}  loss {row.train_loss:.3f}  {row.images_per_second:.0f} images/s"
+            bar.update(self._task, completed=row.step, description=text)
+            if bar.disable and time.monotonic() - self._said > 30:
+                self._said = time.monotonic()
+                left = (plan.steps - row.step) * row.seconds / max(1, row.step - plan.first_step)
+                bar.console.print(f"step {row.step}/{plan.steps}  {text}  {left:.0f} s left", highlight=False)
+
+        def epoch_ended(self, row: Row, best: bool) -> None:
+            accuracy = f"validation accuracy {100 * (row.valid_accuracy or 0):.2f} %, loss {row.valid_loss:.3f}"
+            bar.console.print(f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False)
+
+    return Screen()
+
+
+def describe(plan: Plan) -> str:
+    """What a run is about to do, in one line; a share of the train split is called a share."""
+    share = "the whole train split" if plan.tiles == plan.of_tiles else f"a class-balanced share of the train split, {plan.tiles} of {plan.of_tiles}"
+    epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
+    where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
+    resumed = f", from step {plan.first_step}" if plan.first_step else ""
+    return f"{epochs} of {share} tiles, {plan.precision} on {where}{resumed}"
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table, width=console.width if console.is_terminal else 160)

@@ -1,0 +1,153 @@
+"""`dataset.json`: the classes, every tile with its split and digest, the statistics, and what was left out.
+
+    dataset = Dataset.read(Path("dataset"))
+    [tile.name for tile in dataset.tiles("valid")]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ContractError, InputError
+from ..spec import check_schema, read_json, write_bytes
+
+SCHEMA = 1
+SPLITS = ("train", "valid", "test")
+_COLUMNS = ["name", "class", "split", "sha256", "bytes"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile: its name in the source, class index, split, sha256 of the file, size of the file in bytes."""
+
+    name: str
+    label: int
+    split: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Everything a later stage has to know about the tiles.
+
+    source: absolute path of the folder or archive that holds the tiles.
+    height, width: of every tile, in pixels.
+    mean, std: per channel (R, G, B) of the train split, of values scaled to 0..1.
+    split: how the split was made: "94:5:1" with a seed, or "folders".
+    left_out: name of a file to the reason why it is not used.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    split: str
+    seed: int
+    all_tiles: tuple[Tile, ...]
+    left_out: dict[str, str]
+
+    def tiles(self, split: str) -> list[Tile]:
+        """Tiles of one split, in the order of their names."""
+        return [tile for tile in self.all_tiles if tile.split == split]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of tiles by split and class name."""
+        counter = Counter((tile.split, tile.label) for tile in self.all_tiles)
+        return {split: {name: counter[split, i] for i, name in enumerate(self.classes)} for split in SPLITS}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over class names and the content, class and split of every tile, whatever the files are called."""
+        lines = sorted(f"{tile.split} {self.classes[tile.label]} {tile.sha256}" for tile in self.all_tiles)
+        return hashlib.sha256("\n".join([*self.classes, *lines]).encode()).hexdigest()
+
+    def require(self, split: str) -> list[Tile]:
+        """Tiles of a split that must not be empty."""
+        if tiles := self.tiles(split):
+            return tiles
+        raise InputError(f"The {split} split of {self.source} is empty. Run `sattrt data` with --split 80:10:10, or add tiles.")
+
+    def write(self, folder: Path) -> Path:
+        """Write `dataset.json`, atomically, one tile a line."""
+        head = {
+            "schema": SCHEMA,
+            "source": self.source,
+            "classes": self.classes,
+            "height": self.height,
+            "width": self.width,
+            "mean": self.mean,
+            "std": self.std,
+            "split": self.split,
+            "seed": self.seed,
+            "digest": self.digest,
+            "counts": self.counts(),
+            "left_out": self.left_out,
+            "columns": _COLUMNS,
+        }
+        rows = ",\n".join("    " + json.dumps(dataclasses.astuple(tile)) for tile in self.all_tiles)
+        text = json.dumps(head, indent=2).removesuffix("\n}") + f',\n  "tiles": [\n{rows}\n  ]\n}}\n'
+        path = folder / "dataset.json"
+        write_bytes(path, text.encode())
+        return path
+
+    @classmethod
+    def read(cls, folder: Path) -> Dataset:
+        """Read `dataset.json` from a folder. InputError where there is none, ContractError where it is not one."""
+        path = folder / "dataset.json" if folder.is_dir() else folder
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Make it with `sattrt data SOURCE --out {folder}`.")
+        data = read_json(path)
+        check_schema(data, path, SCHEMA)
+        try:
+            return cls._from_json(data, path)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ContractError(f"{path} is damaged ({type(error).__name__}: {error}). Run `sattrt data` again.") from None
+
+    @classmethod
+    def _from_json(cls, data: dict[str, Any], path: Path) -> Dataset:
+        dataset = cls(
+            source=data["source"],
+            classes=tuple(data["classes"]),
+            height=data["height"],
+            width=data["width"],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            split=data["split"],
+            seed=data["seed"],
+            all_tiles=tuple(Tile(*row) for row in data["tiles"]),
+            left_out=dict(data["left_out"]),
+        )
+        if dataset.digest != data["digest"]:
+            raise ContractError(f"{path} was changed: its tiles don't match its digest. Run `sattrt data` again.")
+        return dataset
+
+
+def balanced(tiles: list[Tile], count: int) -> list[Tile]:
+    """A share of `count` tiles, as even over the classes as their sizes allow, chosen by digest, in the given order."""
+    by_class: dict[int, list[Tile]] = {}
+    for tile in sorted(tiles, key=lambda tile: tile.sha256):
+        by_class.setdefault(tile.label, []).append(tile)
+    left, chosen = min(count, len(tiles)), set()
+    for rank, group in enumerate(sorted(by_class.values(), key=len)):
+        quota = min(len(group), math.ceil(left / (len(by_class) - rank)))
+        chosen.update(tile.name for tile in group[:quota])
+        left -= quota
+    return [tile for tile in tiles if tile.name in chosen]
+
+
+def labels_of(tiles: list[Tile]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Class indices, shape (N,), int64."""
+    return np.fromiter((tile.label for tile in tiles), np.int64, len(tiles))

@@ -1,0 +1,209 @@
+"""Where tiles lie: a folder, a zip or a tar, read in place through one small interface.
+
+    with open_source(Path("EuroSAT_RGB.zip")) as source:
+        names = source.names()
+        content = source.read(names[0])
+
+Nothing is ever unpacked, so no path inside an archive can write anywhere; an archive that tries to
+is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import posixpath
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Self, cast
+
+from ..errors import InputError
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+
+
+class Source(ABC):
+    """Files by name, with `/` between the parts, in sorted order."""
+
+    path: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all files, sorted; hidden files and system litter left aside."""
+
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """Names of all folders, sorted, the empty ones too."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Content of a file. InputError where it can't be read."""
+
+    def close(self) -> None:  # noqa: B027 - a folder has nothing to close
+        """Let go of the archive."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_source(path: Path) -> Source:
+    """Open a folder, zip or tar. InputError for anything else, a damaged archive or an unsafe member."""
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Give a folder, a zip or a tar of tiles (or the word 'eurosat').")
+    try:
+        if zipfile.is_zipfile(path):
+            return ZipSource(path)
+        if _is_tar(path):
+            return TarSource(path)
+    except (*_DAMAGED, OSError) as error:
+        raise _damaged(path, error) from None
+    if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}:
+        raise InputError(f"{path} is damaged or cut short: it can't be opened as an archive. Fetch it again.")
+    raise InputError(f"{path} is neither a folder nor a zip nor a tar. Give one of these.")
+
+
+class FolderSource(Source):
+    """Files below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: list[str] = []
+        self._folders: list[str] = []
+        for root, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if _visible(name))
+            base = Path(root).relative_to(path)
+            self._folders += [(base / name).as_posix() for name in folders]
+            self._names += [(base / name).as_posix() for name in files if _visible(name)]
+
+    def names(self) -> list[str]:
+        return sorted(self._names)
+
+    def folders(self) -> list[str]:
+        return sorted(self._folders)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"Can't read {self.path / name}: {error.strerror}. Run `sattrt data` again.") from None
+
+
+class ArchiveSource(Source):
+    """What zip and tar share: safe names, folders that follow from them."""
+
+    def __init__(self, path: Path, files: list[str], folders: list[str]) -> None:
+        self.path = path
+        for name in files + folders:
+            _refuse_unsafe(path, name)
+        self._names = sorted(_normal(name) for name in files if _visible(name))
+        found = {_normal(name) for name in folders if _visible(name)}
+        parents = {posixpath.dirname(name) for name in self._names}
+        found.update(str(parent) for name in parents for parent in [name, *PurePosixPath(name).parents])
+        self._folders = sorted(found - {"", "."})
+
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def folders(self) -> list[str]:
+        return list(self._folders)
+
+
+class ZipSource(ArchiveSource):
+    """Members of a zip archive."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+        members = self._zip.infolist()
+        self._members = {_normal(member.filename): member for member in members if not member.is_dir()}
+        files = [member.filename for member in members if not member.is_dir()]
+        super().__init__(path, files, [member.filename for member in members if member.is_dir()])
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(self._members[name])
+        except (*_DAMAGED, OSError) as error:
+            raise _damaged(self.path, error, name) from None
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class TarSource(ArchiveSource):
+    """Members of a tar archive; a compressed one is unpacked once to an unnamed temporary file, for random access."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _plain_tar(path)
+        with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            members = tar.getmembers()
+        end = os.fstat(self._file.fileno()).st_size
+        for member in members:
+            if not (member.isfile() or member.isdir()):
+                raise InputError(
+                    f"{path} holds {member.name!r}, a link or device, which may lead outside. Pack it again without links."
+                )
+            if member.offset_data + member.size > end:
+                raise InputError(f"{path} is cut short at {member.name!r}. Fetch it again.")
+        self._members = {_normal(member.name): member for member in members if member.isfile()}
+        files = [member.name for member in members if member.isfile()]
+        super().__init__(path, files, [member.name for member in members if member.isdir()])
+
+    def read(self, name: str) -> bytes:
+        member = self._members[name]
+        return os.pread(self._file.fileno(), member.size, member.offset_data)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _is_tar(path: Path) -> bool:
+    # tarfile.is_tarfile() answers False for an archive that is cut short in its first member.
+    if path.suffix.lower() in {".tar", ".tgz"} or path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz")):
+        return True
+    return tarfile.is_tarfile(path)
+
+
+def _plain_tar(path: Path) -> IO[bytes]:
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    openers = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
+    for start, opener in openers:
+        if magic.startswith(start):
+            plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the source
+            with cast(IO[bytes], opener(path)) as packed:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+            plain.flush()
+            plain.seek(0)
+            return plain
+    return open(path, "rb")
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath(name)
+
+
+def _visible(name: str) -> bool:
+    return not any(part.startswith(".") and part != "." or part == "__MACOSX" for part in name.split("/"))
+
+
+def _refuse_unsafe(path: Path, name: str) -> None:
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
+        raise InputError(f"{path} holds {name!r}, a path that leads outside. Don't trust it; pack it again without such names.")
+
+
+def _damaged(path: Path, error: Exception, name: str = "") -> InputError:
+    where = f" at {name!r}" if name else ""
+    return InputError(f"{path} is damaged or cut short{where} ({error}). Fetch it again.")

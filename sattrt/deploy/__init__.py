@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: ONNX, engines, proof that they agree with the network."""

@@ -1,0 +1,62 @@
+"""`sattrt doctor`: what is installed, what hardware was found, what each absence costs and the one command that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .machine import cores, cpu_has_bf16, cpu_model, gpu, version
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for. cost: what is lost without it; mend: the command that brings it."""
+
+    name: str
+    found: str | None
+    cost: str = ""
+    mend: str = ""
+
+
+# what it is, packages that provide it, what its absence costs, the command
+_PACKAGES = (
+    ("PyTorch", ("torch",), "no training, no export", "pip install 'sattrt[train]'"),
+    ("torchvision", ("torchvision",), "no training, no export", "pip install 'sattrt[train]'"),
+    ("NVIDIA DALI", ("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "no training; the bench decodes with Pillow", "pip install 'sattrt[train]'"),
+    ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),
+    ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no engine that runs on a CPU", "pip install 'sattrt[cpu]'"),
+    ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
+    ("TensorRT", ("tensorrt",), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
+)
+
+
+def examine() -> list[Finding]:
+    """Look for everything sattrt can use. Never raises: an absence is a finding."""
+    found_gpu = gpu()
+    findings = [
+        Finding("CPU", f"{cpu_model()}, {cores()} cores"),
+        Finding(
+            "CPU bf16",
+            "yes" if cpu_has_bf16() else None,
+            "training on the CPU runs in fp32, at about half the speed",
+            "none: it is a feature of the CPU (AVX512-BF16, AMX)",
+        ),
+        Finding(
+            "NVIDIA GPU",
+            f"{found_gpu[0]}, compute capability {found_gpu[1]}" if found_gpu else None,
+            "training and inference on the CPU only; TensorRT engines are built where that is possible, not run",
+            "none: it is hardware (with one in place: its driver, R580 or later)",
+        ),
+    ]
+    for name, packages, cost, mend in _PACKAGES:
+        versions = [f"{package} {found}" for package in packages if (found := version(package))]
+        findings.append(Finding(name, ", ".join(versions) or None, cost, mend))
+    if version("onnxruntime") and version("onnxruntime-gpu"):
+        findings.append(
+            Finding(
+                "ONNX Runtime, once",
+                None,
+                "onnxruntime and onnxruntime-gpu overwrite each other's files",
+                "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
+            )
+        )
+    return findings

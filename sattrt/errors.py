@@ -1,0 +1,29 @@
+"""The failures a user can mend: one line that names the thing and the way out.
+
+Everything that is not a `SattrtError` is a fault of ours and keeps its traceback.
+
+    raise InputError(f"{path} does not exist. Give a folder, a zip or a tar of tiles.")
+"""
+
+
+class SattrtError(Exception):
+    """Base of every failure that the user can mend; the command line prints it as one line and exits with 1."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class InputError(SattrtError):
+    """A file, folder, archive, array or option that can't be used as given."""
+
+
+class ContractError(SattrtError):
+    """Artefacts that don't belong together: another class list, a changed byte, an unknown schema."""
+
+
+class BackendError(SattrtError):
+    """A library or piece of hardware that this machine lacks or that refused its work."""
+
+
+class ParityError(SattrtError):
+    """An exported model whose answers differ from those of the network it was made from."""

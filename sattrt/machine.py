@@ -1,0 +1,90 @@
+"""What this machine is: cores, CPU features, GPU, library versions. Imports none of the libraries it reports on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .errors import BackendError
+
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pillow",
+)
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with AMX, Arm
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The CPU's name as the system gives it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Feature flags of the first CPU; empty where the system doesn't say."""
+    info = _cpuinfo()
+    return set((info.get("flags") or info.get("Features") or "").split())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX, Arm's bf16)."""
+    return bool(_BF16_FLAGS & cpu_flags())
+
+
+def gpu() -> tuple[str, str] | None:
+    """Name and compute capability of the first NVIDIA GPU, asked of its driver; None where there is none."""
+    from .runtime.cuda import Device
+
+    try:
+        device = Device()
+    except BackendError:
+        return None
+    device.close()
+    return device.name, device.compute_capability
+
+
+def version(package: str) -> str | None:
+    """Installed version of a package, or None."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def environment() -> dict[str, Any]:
+    """Everything a figure's reader has to know about the machine it was measured on."""
+    found = gpu()
+    return {
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "cpu_features": sorted(cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"}),
+        "gpu": f"{found[0]} (compute capability {found[1]})" if found else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": {name: found_version for name in LIBRARIES if (found_version := version(name))},
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, separator, value = line.partition(":")
+            if separator:
+                fields.setdefault(key.strip(), value.strip())
+    return fields

@@ -1,0 +1,123 @@
+"""The network: ResNet-50 behind the input that the contract promises, and what of it is trainable.
+
+    model = TileClassifier(classes=10, mean=spec.mean, std=spec.std)
+    load_weights(model, "imagenet")
+    logits = model(tiles)                      # uint8 (N, H, W, 3) -> float (N, 10)
+
+ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (torchvision's v1.5 form).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, resnet50
+
+from .errors import ContractError, InputError
+
+TUNES = ("all", "head", "bn")
+
+
+class TileClassifier(nn.Module):
+    """uint8 (N, H, W, 3) tiles in, logits (N, classes) out; scaling and normalisation are part of the network.
+
+    mean, std: per channel, of values scaled to 0..1.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).mul(255).view(-1, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(std).mul(255).reciprocal().view(-1, 1, 1), persistent=False)
+        self.backbone = resnet50(num_classes=classes)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        # cast before the permutation: TensorRT refuses to transpose uint8. The view is channels_last already.
+        values = tiles.to(self.mean.dtype).permute(0, 3, 1, 2)
+        logits: Tensor = self.backbone((values - self.mean) * self.scale)
+        return logits
+
+
+def load_weights(model: TileClassifier, weights: str) -> None:
+    """Load pretrained weights in place: "imagenet" (torchvision's V1), "none", or the path of a state dict.
+
+    Every layer but the head must be there in its shape; the head is taken too where its shape fits.
+    Raises InputError for a file that can't be read or has no network behind the name, ContractError for
+    missing, unknown or wrongly shaped keys.
+    """
+    if weights == "none":
+        return
+    state = _imagenet() if weights == "imagenet" else read_state(Path(weights))
+    state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
+    own = model.backbone.state_dict()
+    for key in ("fc.weight", "fc.bias"):  # another number of classes: a new head
+        if key in state and state[key].shape != own[key].shape:
+            del state[key]
+    check_state(own, state, weights, optional=("fc.", "num_batches_tracked"))
+    model.backbone.load_state_dict(state, strict=False)
+
+
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, optional: tuple[str, ...] = ()) -> None:
+    """ContractError that names the first key that is missing, unknown or of another shape."""
+    way_out = "Give weights of torchvision's ResNet-50."
+    wanted = [key for key in own if not any(part in key for part in optional)]
+    if missing := [key for key in wanted if key not in state]:
+        raise ContractError(f"{name} lacks {len(missing)} of {len(wanted)} keys, {missing[0]!r} first. {way_out}")
+    if unknown := [key for key in state if key not in own]:
+        raise ContractError(f"{name} has the unknown key {unknown[0]!r}. {way_out}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise ContractError(f"{name}: {key!r} has the shape {tuple(value.shape)}, not {tuple(own[key].shape)}. {way_out}")
+        if not value.isfinite().all():
+            raise ContractError(f"{name}: {key!r} holds values that are not finite. Use another checkpoint.")
+
+
+def set_trainable(model: TileClassifier, tune: str) -> None:
+    """Freeze what `tune` does not name: "all", "head" (the last layer), "bn" (every BatchNorm and the head)."""
+    if tune not in TUNES:
+        raise InputError(f"--tune {tune!r} is unknown. Choose one of: {', '.join(TUNES)}.")
+    for module in model.modules():
+        train = tune == "all" or module is model.backbone.fc or (tune == "bn" and isinstance(module, nn.BatchNorm2d))
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(train)
+
+
+def set_training_mode(model: TileClassifier, tune: str) -> None:
+    """Training mode; with `tune` "head" the frozen BatchNorms keep their statistics."""
+    model.train(tune != "head")
+    model.backbone.fc.train()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or a torch file, weights only: nothing in it is ever executed."""
+    if not path.is_file():
+        raise InputError(f"--weights {path} does not exist. Give a .safetensors or .pth file, 'imagenet' or 'none'.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} can't be read as weights ({reason}). Give a .safetensors file, or a .pth state dict.") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict of tensors. Save model.state_dict() and give that.")
+    return state
+
+
+def _imagenet() -> dict[str, Tensor]:
+    try:
+        return dict(ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision can't download its ImageNet weights ({error}). "
+            "Download resnet50-0676ba61.pth elsewhere and give its path to --weights."
+        ) from None

@@ -1,0 +1,13 @@
+"""The edge: open a bundle, predict. numpy and one backend; no torch, no DALI, no onnx.
+
+    from sattrt.runtime import open_bundle
+
+    with open_bundle("engines/eurosat") as engine:
+        result = engine.predict(tiles)          # uint8 (N, 64, 64, 3)
+        print(result.names, result.probabilities.max(1))
+"""
+
+from .bundle import Bundle, EngineRecord, open_bundle, read_bundle
+from .engine import Engine, Prediction
+
+__all__ = ["Bundle", "Engine", "EngineRecord", "Prediction", "open_bundle", "read_bundle"]

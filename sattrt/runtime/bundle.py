@@ -1,0 +1,132 @@
+"""The bundle on disk: `bundle.json` names every file with its digest and every engine with its build record.
+
+    bundle = read_bundle(Path("engines/eurosat"))
+    engine = bundle.open("onnxruntime-fp32")
+
+Nothing is handed to a backend before its digest was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import BackendError, ContractError, InputError
+from ..spec import ModelSpec, check_schema, read_json, sha256_file
+from .engine import Backend, Engine
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """How an engine was built. file: the model or plan; backend: "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
+
+    name: str
+    backend: str
+    precision: str
+    file: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest and contract were checked; engines are checked as they are opened.
+
+    digest: sha256 that names the whole bundle. source: the run it was exported from, and that checkpoint's sha256.
+    """
+
+    path: Path
+    spec: ModelSpec
+    engines: tuple[EngineRecord, ...]
+    files: dict[str, str]
+    source: dict[str, Any]
+    digest: str
+
+    def engine(self, name: str) -> EngineRecord:
+        """The record of an engine; InputError for a name that is not in the bundle."""
+        for record in self.engines:
+            if record.name == name:
+                return record
+        raise InputError(f"{self.path} has no engine {name!r}. It has: {', '.join(record.name for record in self.engines)}.")
+
+    def verify(self, *names: str) -> None:
+        """ContractError unless these files (all, if none is named) are byte for byte as they were exported."""
+        for name in names or self.files:
+            path = self.path / name
+            if not path.is_file():
+                raise ContractError(f"{path} is missing from the bundle. Export it again: sattrt export RUN --out {self.path}")
+            if sha256_file(path) != self.files.get(name):
+                raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle anew.")
+
+    def open(self, name: str, threads: int = 0) -> Engine:
+        """Open one engine. threads: CPU threads, 0 for all cores. BackendError where it can't run on this machine."""
+        record = self.engine(name)
+        path = self.path / record.file
+        self.verify(record.file)
+        return Engine(record.name, self.spec, _backend(record, path, threads))
+
+    def open_best(self, threads: int = 0) -> Engine:
+        """Open the first engine, in the bundle's order of preference, that can run here. BackendError with every reason."""
+        reasons = []
+        for record in self.engines:
+            try:
+                return self.open(record.name, threads)
+            except BackendError as error:
+                reasons.append(f"{record.name}: {error}")
+        raise BackendError(f"No engine of {self.path} can run here. {' | '.join(reasons)}")
+
+
+def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0) -> Engine:
+    """Open a bundle's engine by name, or with "auto" the first in its order of preference that can run here.
+
+    Which one it is stands in `Engine.name` and `Engine.device`. Raises InputError for a missing bundle or an
+    unknown engine, ContractError for a changed file, BackendError where nothing in it can run here.
+    """
+    bundle = read_bundle(Path(path))
+    return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and check the manifest, the contract and every small file. Errors as `open_bundle`."""
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out {path}")
+    data = read_json(path / MANIFEST)
+    check_schema(data, path / MANIFEST, SCHEMA)
+    claimed = data.pop("digest", None)
+    if claimed != manifest_digest(data):
+        raise ContractError(f"{path / MANIFEST} was changed: it doesn't match its digest. Export the bundle again, or copy it anew.")
+    try:
+        engines = tuple(EngineRecord(**record) for record in data["engines"])
+        files, source = dict(data["files"]), dict(data["source"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"{path / MANIFEST} lacks or misnames a field ({error}). Export the bundle again.") from None
+    for name in files:
+        if PurePosixPath(name).name != name:
+            raise ContractError(f"{path / MANIFEST} names {name!r}, a path outside the bundle. Don't use this bundle.")
+    plans = {record.file for record in engines}
+    bundle = Bundle(path, ModelSpec.read(path / "spec.json"), engines, files, source, claimed)
+    bundle.verify(*(name for name in files if name not in plans))
+    return bundle
+
+
+def manifest_digest(data: dict[str, Any]) -> str:
+    """sha256 of a manifest's content without its digest."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _backend(record: EngineRecord, path: Path, threads: int) -> Backend:
+    # imported here: each needs a library of its own
+    if record.backend == "onnxruntime":
+        from .ort import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(path, threads)
+    if record.backend in ("tensorrt", "tensorrt-rtx"):
+        from .trt import TensorRTBackend
+
+        return TensorRTBackend(path, record.record)
+    raise ContractError(f"{record.name} wants the backend {record.backend!r}, which this sattrt does not know. Use the version that exported it.")

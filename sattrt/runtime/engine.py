@@ -1,0 +1,103 @@
+"""An opened engine: arrays are checked once at the border, cut into batches, and answered with names.
+
+    result = engine.predict(tiles)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..spec import ModelSpec
+
+Tiles = NDArray[np.uint8]
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Backend(Protocol):
+    """What one inference library does for an engine: `run` for at most `max_batch` tiles, and where it really runs."""
+
+    device: str
+    max_batch: int
+
+    def run(self, tiles: Tiles) -> Outputs:
+        """Logits and probabilities, float32 (N, classes) each, of uint8 (N, H, W, bands)."""
+
+    def close(self) -> None:
+        """Free the library's memory."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """labels: class index, int64 (N,). probabilities, logits: float32 (N, classes). names: class name of each tile."""
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    names: list[str]
+
+
+class Engine:
+    """One compiled network, ready to answer. Use it as a context manager, or call `close`.
+
+    name: of the engine within its bundle, e.g. "onnxruntime-fp32". device: what really runs it.
+    """
+
+    def __init__(self, name: str, spec: ModelSpec, backend: Backend) -> None:
+        self.name, self.spec, self._backend = name, spec, backend
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu", or a GPU's name."""
+        return self._backend.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.spec.classes
+
+    def predict(self, images: Tiles) -> Prediction:
+        """Classify uint8 tiles of shape (N, height, width, bands), or one of (height, width, bands).
+
+        Raises InputError for another dtype or shape, or no tile at all.
+        """
+        logits, probabilities = self.infer(self._checked(images))
+        labels = logits.argmax(1)
+        return Prediction(labels, probabilities, logits, [self.spec.classes[label] for label in labels])
+
+    def infer(self, tiles: Tiles) -> Outputs:
+        """Logits and probabilities of tiles that are known to have the right shape and dtype."""
+        size = self._backend.max_batch
+        if len(tiles) <= size:
+            return self._backend.run(tiles)
+        parts = [self._backend.run(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+        return np.concatenate([logits for logits, _ in parts]), np.concatenate([probabilities for _, probabilities in parts])
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _checked(self, images: Tiles) -> Tiles:
+        spec = self.spec
+        tile = (spec.height, spec.width, len(spec.bands))
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+            raise InputError(f"predict() takes a uint8 array, not {found}. Give the tile's own 0..255 values; the engine scales them.")
+        if images.ndim == 3:
+            images = images[np.newaxis]
+        if images.ndim != 4 or images.shape[1:] != tile:
+            raise InputError(f"predict() takes the shape (N, {', '.join(map(str, tile))}), not {images.shape}. Cut tiles of that size, channels last.")
+        if not len(images):
+            raise InputError("predict() was given no tile. Give at least one.")
+        return np.ascontiguousarray(images)

@@ -1,0 +1,44 @@
+"""ONNX Runtime: the embedded default, on any CPU and on NVIDIA GPUs with onnxruntime-gpu."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BackendError, ContractError
+from .engine import Outputs, Tiles
+
+
+class OnnxRuntimeBackend:
+    """A session over one ONNX file. It runs on CUDA where onnxruntime-gpu finds a GPU, else on the CPU; `device` says which."""
+
+    max_batch = 256
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise BackendError("ONNX Runtime is not installed. Install it with: pip install 'sattrt[cpu]' (or [gpu])") from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
+        if providers[0].startswith("CUDA"):
+            onnxruntime.preload_dlls()
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime has no public base class for its errors
+            raise ContractError(f"ONNX Runtime can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again.") from None
+        # a provider that failed to start is dropped without an error: say what really runs
+        self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+
+    def run(self, tiles: Tiles) -> Outputs:
+        """Logits and probabilities of uint8 (N, H, W, bands)."""
+        logits, probabilities = self._session.run(["logits", "probabilities"], {"input": tiles})
+        return np.asarray(logits, np.float32), np.asarray(probabilities, np.float32)
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session

@@ -1,0 +1,208 @@
+"""The contract that travels with every artefact, and the only way sattrt writes files.
+
+`ModelSpec` is written once, by training, and read by every later stage. Normalisation numbers,
+class order and input layout live here and nowhere else.
+
+    spec = ModelSpec.read(Path("run/spec.json"))
+    spec.classes[3]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ContractError, InputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What goes into the network, what comes out, and where it came from.
+
+    classes: names in index order.
+    height, width: of the tile that the graph takes, in pixels.
+    bands: names of the channels, in order.
+    mean, std: per band, of values scaled to 0..1; applied inside the graph.
+    temperature: the logits are divided by it before the softmax.
+    dataset_digest: sha256 of the split that the network was trained on.
+    checkpoint_sha256: digest of the weights this spec describes; empty until there are any.
+    training: a summary for people (epochs, best accuracy, precision, device).
+    """
+
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset_digest: str
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    layout: str = "NHWC"
+    dtype: str = "uint8"
+    resize: str = "none"
+    output: str = "probabilities"
+    output_meaning: str = "softmax over the classes, in index order"
+    architecture: str = "resnet50"
+    temperature: float = 1.0
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the spec as JSON, atomically."""
+        write_json(path, {"schema": SCHEMA, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> ModelSpec:
+        """Read a spec; ContractError for an unknown schema, a missing or unknown field, a wrong type."""
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, data: Any, path: Path) -> ModelSpec:
+        """Build a spec from parsed JSON; `path` is named in the errors."""
+        check_schema(data, path, SCHEMA)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in data.items() if key != "schema"}
+        if missing := sorted(
+            name for name, field in fields.items() if name not in values and _required(field)
+        ):
+            raise ContractError(f"{path} lacks the field {missing[0]!r}. Export the bundle or train the run again.")
+        if unknown := sorted(set(values) - set(fields)):
+            raise ContractError(f"{path} has the unknown field {unknown[0]!r}. It comes from another sattrt version.")
+        for name in ("classes", "bands", "mean", "std"):
+            if name in values:
+                values[name] = _tuple_of(values[name], str if name in ("classes", "bands") else float, name, path)
+        spec = cls(**values)
+        spec._check(path)
+        return spec
+
+    def _check(self, path: Path) -> None:
+        texts = (self.dataset_digest, self.layout, self.dtype, self.resize, self.output, self.architecture)
+        fault = None
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.training, dict):
+            fault = "has a field of the wrong type"
+        elif not all(isinstance(side, int) and 0 < side <= 65536 for side in (self.height, self.width)):
+            fault = f"has the input size {self.width}x{self.height}"
+        elif len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            fault = "needs at least two different class names"
+        elif not len(self.bands) == len(self.mean) == len(self.std) or not all(self.std):
+            fault = "has bands, mean and std that don't match"
+        elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
+            fault = f"has the temperature {self.temperature!r}"
+        elif (self.layout, self.dtype) != ("NHWC", "uint8"):
+            fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
+        if fault:
+            raise ContractError(f"{path} {fault}. Export the bundle or train the run again.")
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _tuple_of(value: Any, kind: type, name: str, path: Path) -> tuple[Any, ...]:
+    accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if not isinstance(value, list) or not all(isinstance(item, accepted) for item in value):
+        raise ContractError(f"{path}: {name!r} is not a list of {kind.__name__}. The file was changed or is damaged.")
+    return tuple(kind(item) for item in value)
+
+
+def check_schema(data: Any, path: Path, schema: int) -> None:
+    """ContractError unless `data` is a JSON object of this schema version."""
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != schema:
+        raise ContractError(
+            f"{path} has schema {found!r}; this sattrt reads schema {schema}. "
+            "Make the file again with this version, or install the version that wrote it."
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; InputError where it is missing, ContractError where it is no JSON."""
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise ContractError(f"{path} is not readable JSON ({error}). Make it again, or restore it.") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; InputError where it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file; InputError where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, two spaces of indentation, a newline at the end."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`; it becomes `path` when the block ends without an error.
+
+    A killed process leaves the old file or the new one, never half. InputError where the folder can't be
+    written or the disk is full; the old file is still there then.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole."""
+    token = secrets.token_hex(4)
+    temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise unwritable(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The one-line error for a file that can't be written."""
+    if error.errno == errno.ENOSPC:
+        return InputError(f"The disk is full: {path} was not written. Free some space, or choose another --out.")
+    return InputError(f"Can't write {path}: {error.strerror or error}. Choose another --out.")

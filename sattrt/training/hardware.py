@@ -1,0 +1,98 @@
+"""One process is one rank, taken from torchrun's environment; and what this rank's hardware can do.
+
+    with ranks() as rank:
+        precision = choose_precision("auto", rank.device)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ..errors import BackendError, InputError
+from ..machine import cores, cpu_has_bf16
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those of the run: its number, how many there are, its device, its share of the cores."""
+
+    number: int
+    world: int
+    device: torch.device
+    threads: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.number == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all ranks, in float64."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def ranks(threads: int = 0) -> Iterator[Rank]:
+    """The rank that torchrun's environment describes, or the only one; joins and leaves the process group."""
+    world, number, local = (int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < gpus < local_world:
+        raise InputError(f"{local_world} processes were started for {gpus} GPUs. Use torchrun --nproc-per-node {gpus}.")
+    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    threads = threads or max(1, cores() // local_world)
+    torch.set_num_threads(threads)
+    if gpus:
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    if world > 1:
+        dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield Rank(number, world, device, threads)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """ "bf16", "fp16" or "fp32" for this device; BackendError where the wanted one would run in software only."""
+    if device.type == "cuda":
+        native = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        if wanted == "bf16" and native != "bf16":
+            raise BackendError(f"{torch.cuda.get_device_name(device)} has no bf16. Use --precision fp16, or auto.")
+        return native if wanted == "auto" else wanted
+    native = "bf16" if cpu_has_bf16() else "fp32"
+    if wanted not in ("auto", "fp32", native):
+        raise BackendError(f"This CPU has no {wanted} arithmetic, emulating it is far slower than fp32. Use --precision {native}, or auto.")
+    return native if wanted == "auto" else wanted
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees instead of giving it back and faulting it in again at the next one.
+
+    A step allocates the same large activations every time; see benchmarks/results for what it brings.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
