@@ -85,7 +85,9 @@ def data(
             print(f"left out: {len(dataset.left_out) - 20} more, listed in dataset.json")
         if strict:
             name, reason = next(iter(dataset.left_out.items()))
-            raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
+            raise InputError(
+                f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict."
+            )
     written = dataset.write(out)
     counts = dataset.counts()
     totals = {name: sum(by_class.values()) for name, by_class in counts.items()}
@@ -143,7 +145,9 @@ def export(
     rows = []
     for engine in report.bundle.engines:
         parity = engine.record["parity"]
-        proof = ("not run here", "", "") if "not_run" in parity else (parity["device"], str(parity["flips"]), f"{parity['largest_error']:.2g}")
+        proof = (
+            ("not run here", "", "") if "not_run" in parity else (parity["device"], str(parity["flips"]), f"{parity['largest_error']:.2g}")
+        )
         rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *proof))
     _table(("engine", "size", "compared on", "top-1 flips", "largest logit error"), rows)
     for name, reason in report.skipped.items():
@@ -169,7 +173,11 @@ def bench(
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Measuring", total=None)
         report: Report = run_bench(
-            read_bundle(bundle), Dataset.read(data), run, threads, on_progress=lambda what: bar.update(task, description=f"Measuring: {what}")
+            read_bundle(bundle),
+            Dataset.read(data),
+            run,
+            threads,
+            on_progress=lambda what: bar.update(task, description=f"Measuring: {what}"),
         )
     paths = write_report(report, out)
     if as_json:
@@ -211,15 +219,13 @@ def predict(
                 raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")
             tiles.append(tile)
         result = opened.predict(np.stack(tiles))
-        answers = [
-            {"file": str(path), "class": name, "probability": round(float(row.max()), 6)}
-            for path, name, row in zip(files, result.names, result.probabilities, strict=True)
-        ]
+        answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
         if as_json:
-            print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": answers}))
+            predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]
+            print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions}))
             return
-        for answer in answers:
-            print(f"{answer['class']}  {100 * answer['probability']:.1f} %  {answer['file']}")
+        for path, name, probability in answers:
+            print(f"{name}  {100 * probability:.1f} %  {path}")
 
 
 @app.command()
@@ -284,7 +290,11 @@ def _observer(bar: Progress) -> Observer:
 
 def describe(plan: Plan) -> str:
     """What a run is about to do, in one line; a share of the train split is called a share."""
-    share = "the whole train split" if plan.tiles == plan.of_tiles else f"a class-balanced share of the train split, {plan.tiles} of {plan.of_tiles}"
+    share = (
+        "the whole train split"
+        if plan.tiles == plan.of_tiles
+        else f"a class-balanced share of the train split, {plan.tiles} of {plan.of_tiles}"
+    )
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
@@ -300,5 +310,5 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table, width=console.width if console.is_terminal else 160)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)

@@ -21,7 +21,12 @@ class Finding:
 _PACKAGES = (
     ("PyTorch", ("torch",), "no training, no export", "pip install 'sattrt[train]'"),
     ("torchvision", ("torchvision",), "no training, no export", "pip install 'sattrt[train]'"),
-    ("NVIDIA DALI", ("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "no training; the bench decodes with Pillow", "pip install 'sattrt[train]'"),
+    (
+        "NVIDIA DALI",
+        ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+        "no training; the bench decodes with Pillow",
+        "pip install 'sattrt[train]'",
+    ),
     ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),
     ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no engine that runs on a CPU", "pip install 'sattrt[cpu]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),

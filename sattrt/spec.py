@@ -72,9 +72,7 @@ class ModelSpec:
         check_schema(data, path, SCHEMA)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values = {key: value for key, value in data.items() if key != "schema"}
-        if missing := sorted(
-            name for name, field in fields.items() if name not in values and _required(field)
-        ):
+        if missing := sorted(name for name, field in fields.items() if name not in values and _required(field)):
             raise ContractError(f"{path} lacks the field {missing[0]!r}. Export the bundle or train the run again.")
         if unknown := sorted(set(values) - set(fields)):
             raise ContractError(f"{path} has the unknown field {unknown[0]!r}. It comes from another sattrt version.")
@@ -178,7 +176,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

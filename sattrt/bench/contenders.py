@@ -70,7 +70,7 @@ def _torch_eager(bundle: Bundle, run: Path, threads: int) -> tuple[Infer, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if threads:
         torch.set_num_threads(threads)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def infer(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

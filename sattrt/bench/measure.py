@@ -1,6 +1,6 @@
 """Speed of several engines in one process, measured in turns, so that a machine that drifts harms none of them.
 
-    speeds = measure({"onnxruntime-fp32": engine.infer}, tiles)
+speeds = measure({"onnxruntime-fp32": engine.infer}, tiles)
 """
 
 from __future__ import annotations

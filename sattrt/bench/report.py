@@ -9,7 +9,7 @@ from ..spec import write_bytes, write_json
 from .run import Report, Row
 
 SCHEMA = 1
-COLUMNS = ("engine", "accuracy", "95 % interval", "flips", "p50 ms", "p90 ms", "p99 ms", "images/s", "at batch", "decode to label/s")
+COLUMNS = ("engine", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s")
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -35,7 +35,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "largest_logit_error": row.largest_logit_error,
             "latency_ms": {f"p{percentile}": row.speed.latency_ms(percentile) for percentile in (50, 90, 99)},
             "images_per_second": {str(batch): row.speed.throughput(batch) for batch in row.speed.seconds},
-            "decode_to_label_per_second": row.decode_to_label,
+            "file_to_label_per_second": row.file_to_label,
             "seconds": {str(batch): taken for batch, taken in row.speed.seconds.items()},
         }
         for row in report.rows
@@ -49,13 +49,11 @@ def cells(row: Row) -> tuple[str, ...]:
     speed, score = row.speed, row.score
     return (
         row.name,
-        f"{100 * score.accuracy:.2f} %",
-        f"{100 * score.low:.1f} to {100 * score.high:.1f}",
+        f"{100 * score.accuracy:.2f} ({100 * score.low:.1f}-{100 * score.high:.1f})",
         str(len(score.flips or [])),
-        *(f"{speed.latency_ms(percentile):.2f}" for percentile in (50, 90, 99)),
-        f"{speed.throughput(speed.best_batch):.0f}",
-        str(speed.best_batch),
-        f"{row.decode_to_label:.0f}",
+        "/".join(f"{speed.latency_ms(percentile):.1f}" for percentile in (50, 90, 99)),
+        f"{speed.throughput(speed.best_batch):.0f} ({speed.best_batch})",
+        f"{row.file_to_label:.0f}",
     )
 
 
@@ -70,7 +68,7 @@ def to_markdown(report: Report) -> str:
         "",
         f"{tiles} test tiles (split {report.split}), decoded by {report.decoder}. Flips are top-1 answers that differ from {report.reference}. "
         "Latency is one tile from host array to host array; images/s the best of the batch sweep, engine only; "
-        "decode to label begins with the encoded file.",
+        "file to label begins with the encoded file: read, decode, infer, argmax.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",
@@ -82,7 +80,13 @@ def to_markdown(report: Report) -> str:
         lines += ["", "Not measured here:", ""]
         lines += [f"- {name}: {reason}" for name, reason in report.absent.items()]
     batches = list(report.rows[0].speed.seconds)
-    lines += ["", "## Throughput, images a second by batch size", "", "| engine | " + " | ".join(map(str, batches)) + " |", "|---" * (len(batches) + 1) + "|"]
+    lines += [
+        "",
+        "## Throughput, images a second by batch size",
+        "",
+        "| engine | " + " | ".join(map(str, batches)) + " |",
+        "|---" * (len(batches) + 1) + "|",
+    ]
     lines += [f"| {row.name} | " + " | ".join(f"{row.speed.throughput(batch):.0f}" for batch in batches) + " |" for row in report.rows]
     names = [row.name for row in report.rows]
     lines += ["", "## Accuracy by class, correct of tiles", "", "| class | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]

@@ -1,6 +1,6 @@
-"""`sattrt bench`: accuracy on the whole test split, latency, throughput, and decode to label, for every engine.
+"""`sattrt bench`: accuracy on the whole test split, latency, throughput, and file to label, for every engine.
 
-    report = bench(read_bundle(Path("engines/eurosat")), Dataset.read(Path("dataset")))
+report = bench(read_bundle(Path("engines/eurosat")), Dataset.read(Path("dataset")))
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One engine's figures. decode_to_label: images a second from encoded file to class. Errors are against the reference."""
+    """One engine's figures. file_to_label: images a second from encoded file to class. Errors are against the reference."""
 
     name: str
     device: str
     score: Score
     speed: Speed
-    decode_to_label: float
+    file_to_label: float
     largest_logit_error: float
 
 
@@ -80,7 +80,7 @@ def bench(
     _check_fit(bundle.spec, dataset)
     tiles = dataset.require("test")
     reader = TileReader(dataset, tiles)
-    decoded = list((images.copy(), labels) for images, labels in reader)
+    decoded = [(images.copy(), labels) for images, labels in reader]
     images = np.concatenate([part for part, _ in decoded])
     labels = np.concatenate([part for _, part in decoded])
     contenders = gather(bundle, run, threads)
@@ -90,7 +90,7 @@ def bench(
         for name, infer in contenders.infer.items():
             on_progress(f"accuracy of {name}")
             logits[name] = _all_logits(infer, images)
-        whole = _decode_to_label(contenders.infer, reader, on_progress)
+        whole = _file_to_label(contenders.infer, reader, on_progress)
         speeds = measure(contenders.infer, images, batches, budget, on_progress)
     finally:
         contenders.close()
@@ -101,7 +101,7 @@ def bench(
             device=contenders.devices[name],
             score=evaluate(logits[name].argmax(1), labels, dataset.classes, expected),
             speed=speeds[name],
-            decode_to_label=whole[name],
+            file_to_label=whole[name],
             largest_logit_error=float(np.abs(logits[name] - logits[reference]).max()),
         )
         for name in contenders.infer
@@ -130,18 +130,20 @@ def _check_fit(spec: ModelSpec, dataset: Dataset) -> None:
             "Bench it on a dataset of its own classes."
         )
     if (spec.height, spec.width) != (dataset.height, dataset.width):
-        raise ContractError(f"The bundle takes {spec.width}x{spec.height} tiles; the dataset has {dataset.width}x{dataset.height}. Cut tiles of that size.")
+        raise ContractError(
+            f"The bundle takes {spec.width}x{spec.height} tiles; the dataset has {dataset.width}x{dataset.height}. Cut tiles of that size."
+        )
 
 
 def _all_logits(infer: Infer, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate([infer(images[start : start + 64])[0] for start in range(0, len(images), 64)])
 
 
-def _decode_to_label(contenders: dict[str, Infer], reader: TileReader, on_progress: Callable[[str], None]) -> dict[str, float]:
+def _file_to_label(contenders: dict[str, Infer], reader: TileReader, on_progress: Callable[[str], None]) -> dict[str, float]:
     """Images a second over read, decode, infer, argmax; the median of a few passes, engines in turns."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(_ROUNDS):
-        on_progress(f"decode to label, pass {turn + 1} of {_ROUNDS}")
+        on_progress(f"file to label, pass {turn + 1} of {_ROUNDS}")
         for name, infer in contenders.items():
             begin, count = time.perf_counter(), 0
             for images, _ in reader:

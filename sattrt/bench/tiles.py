@@ -34,8 +34,8 @@ class TileReader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches of uint8 (N, H, W, 3) and class indices (N,), read from the source anew."""
         if self.decoder == "DALI":
-            for images, labels in self._loader.epoch(0):
-                yield images.numpy(), labels.numpy()
+            for batch in self._loader.epoch(0):
+                yield batch[0].numpy(), batch[1].numpy()
             return
         with open_source(Path(self._dataset.source)) as source:
             for start in range(0, len(self._tiles), self._batch_size):

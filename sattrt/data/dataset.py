@@ -1,7 +1,7 @@
 """`dataset.json`: the classes, every tile with its split and digest, the statistics, and what was left out.
 
-    dataset = Dataset.read(Path("dataset"))
-    [tile.name for tile in dataset.tiles("valid")]
+dataset = Dataset.read(Path("dataset"))
+[tile.name for tile in dataset.tiles("valid")]
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def balanced(tiles: list[Tile], count: int) -> list[Tile]:
     by_class: dict[int, list[Tile]] = {}
     for tile in sorted(tiles, key=lambda tile: tile.sha256):
         by_class.setdefault(tile.label, []).append(tile)
-    left, chosen = min(count, len(tiles)), set()
+    left = min(count, len(tiles))
+    chosen: set[str] = set()
     for rank, group in enumerate(sorted(by_class.values(), key=len)):
         quota = min(len(group), math.ceil(left / (len(by_class) - rank)))
         chosen.update(tile.name for tile in group[:quota])

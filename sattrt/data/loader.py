@@ -23,9 +23,10 @@ from .dataset import Dataset, Tile
 from .sources import Source, open_source
 
 try:
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
     from nvidia.dali.pipeline import pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
+    from nvidia.dali.types import DALIDataType, DALIImageType
 except ImportError as error:
     raise BackendError(f"NVIDIA DALI is not installed ({error}). Install it with: pip install 'sattrt[train]'") from None
 
@@ -88,7 +89,7 @@ class Loader:
         if self._iterator is None:
             self._iterator = DALIGenericIterator([self._pipeline], ["images", "index"], prepare_first_batch=False)
         else:
-            self._iterator.reset()
+            self._iterator.reset()  # type: ignore[no-untyped-call]
         while True:
             try:
                 output = next(self._iterator)[0]
@@ -161,11 +162,11 @@ class _Feed:
 
 @pipeline_def(enable_conditionals=True)
 def _graph(feed: _Feed, decoder: str, augment: bool) -> tuple[Any, Any]:
-    kinds = [types.UINT8, types.INT32] + [types.INT32] * 3 * augment
+    kinds = [DALIDataType.UINT8, DALIDataType.INT32] + [DALIDataType.INT32] * 3 * augment
     encoded, index, *symmetry = fn.external_source(
         source=feed, num_outputs=len(kinds), batch=True, dtype=kinds, ndim=[1, 1] + [0] * 3 * augment
     )
-    images = fn.decoders.image(encoded, device=decoder, output_type=types.RGB, adjust_orientation=False)
+    images = fn.decoders.image(encoded, device=decoder, output_type=DALIImageType.RGB, adjust_orientation=False)
     if augment:
         left_right, up_down, transposed = symmetry
         images = fn.flip(images, horizontal=left_right, vertical=up_down)

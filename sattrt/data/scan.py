@@ -76,7 +76,9 @@ class _Look:
     fault: str = ""
 
 
-def scan(source_path: Path, rule: SplitRule, workers: int = 2, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
+def scan(
+    source_path: Path, rule: SplitRule, workers: int = 2, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Dataset:
     """Scan a folder or archive into a `Dataset`; files that can't be used are in its `left_out`, with the reason.
 
     workers: processes that decode. on_progress: called with files done and files in all.
@@ -93,10 +95,7 @@ def scan(source_path: Path, rule: SplitRule, workers: int = 2, on_progress: Call
     good, size = _same_size(good, left_out)
     good = _unique(good, layout, left_out)
     index = {name: i for i, name in enumerate(layout.classes)}
-    tiles = tuple(
-        Tile(look.name, index[layout.class_of[look.name]], layout.split_of(look, rule), look.sha256, look.size)
-        for look in good
-    )
+    tiles = tuple(Tile(look.name, index[layout.class_of[look.name]], layout.split_of(look, rule), look.sha256, look.size) for look in good)
     _refuse_empty(layout, tiles, left_out)
     train = {tile.name for tile in tiles if tile.split == "train"}
     if not train:
@@ -253,8 +252,8 @@ def _refuse_empty(layout: _Layout, tiles: tuple[Tile, ...], left_out: dict[str, 
 
 def _statistics(looks: list[_Look]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     pixels = sum(look.width * look.height for look in looks)
-    total = np.sum([look.total for look in looks], axis=0, dtype=np.float64) / pixels / 255
-    squares = np.sum([look.squares for look in looks], axis=0, dtype=np.float64) / pixels / 255**2
-    std = np.sqrt(np.maximum(squares - total**2, 0))
+    mean = np.array([look.total for look in looks], np.float64).sum(0) / pixels / 255
+    square = np.array([look.squares for look in looks], np.float64).sum(0) / pixels / 255**2
     # a channel without any contrast would divide by zero; one grey level stands in for its deviation
-    return tuple(total.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+    std = np.sqrt((square - mean**2).clip(255.0**-2))
+    return tuple(float(value) for value in mean), tuple(float(value) for value in std)

@@ -151,9 +151,7 @@ class TarSource(ArchiveSource):
         end = os.fstat(self._file.fileno()).st_size
         for member in members:
             if not (member.isfile() or member.isdir()):
-                raise InputError(
-                    f"{path} holds {member.name!r}, a link or device, which may lead outside. Pack it again without links."
-                )
+                raise InputError(f"{path} holds {member.name!r}, a link or device, which may lead outside. Pack it again without links.")
             if member.offset_data + member.size > end:
                 raise InputError(f"{path} is cut short at {member.name!r}. Fetch it again.")
         self._members = {_normal(member.name): member for member in members if member.isfile()}
@@ -195,7 +193,7 @@ def _normal(name: str) -> str:
 
 
 def _visible(name: str) -> bool:
-    return not any(part.startswith(".") and part != "." or part == "__MACOSX" for part in name.split("/"))
+    return not any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _refuse_unsafe(path: Path, name: str) -> None:

@@ -59,7 +59,11 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
     with atomic_folder(out) as folder:
         spec.write(folder / "spec.json")
         engines: list[EngineRecord] = []
-        golden: dict[str, NDArray[Any]] = {"tiles": tiles[:GOLDEN_TILES], "labels": labels[:GOLDEN_TILES], "torch-fp32": expected[:GOLDEN_TILES]}
+        golden: dict[str, NDArray[Any]] = {
+            "tiles": tiles[:GOLDEN_TILES],
+            "labels": labels[:GOLDEN_TILES],
+            "torch-fp32": expected[:GOLDEN_TILES],
+        }
         for precision in PRECISIONS:
             on_progress(f"ONNX, {precision}")
             write_onnx(model, spec, folder / f"model.{precision}.onnx", precision)
@@ -74,6 +78,7 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
                     skipped[f"{backend}-{precision}"] = str(error)
         draft = _seal(folder, spec, engines, run)
         for i, engine in enumerate(engines):
+            measured: dict[str, Any]
             on_progress(f"comparing {engine.name} with the trained network")
             try:
                 with draft.open(engine.name) as opened:
@@ -82,10 +87,10 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
                     golden[engine.name] = opened.infer(golden["tiles"])[0]
                 measured = {"device": device, **dataclasses.asdict(parity)}
             except BackendError as error:
-                skipped[engine.name] = measured_reason = f"built, not run here: {error}"
-                measured = {"not_run": measured_reason}
+                skipped[engine.name] = f"built, not run here: {error}"
+                measured = {"not_run": str(error)}
             engines[i] = dataclasses.replace(engine, record={**engine.record, "parity": measured})
-            write_json(folder / f"{Path(engine.file).with_suffix('')}.{engine.backend}.json", dataclasses.asdict(engines[i]))
+            write_json((folder / engine.file).with_suffix(".json"), dataclasses.asdict(engines[i]))
         write_bytes(folder / "golden.npz", _npz(golden))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines).encode())
         _seal(folder, spec, engines, run)
@@ -94,7 +99,7 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
 
 def _plan(backend: str, precision: str, folder: Path, spec: ModelSpec) -> EngineRecord:
     plan = folder / f"{precision}.{backend}.plan"
-    record = build_plan(backend, folder / f"model.{precision}.onnx", plan, spec)
+    record = build_plan(backend, precision, folder / f"model.{precision}.onnx", plan, spec)
     return EngineRecord(f"{backend}-{precision}", backend, precision, plan.name, record)
 
 

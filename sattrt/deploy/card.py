@@ -31,7 +31,7 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord]) -> str:
     for engine in engines:
         parity = engine.record["parity"]
         if "not_run" in parity:
-            lines.append(f"| {engine.name} | `{engine.file}` | {parity['not_run']} | | | |")
+            lines.append(f"| {engine.name} | `{engine.file}` | not compared: {parity['not_run']} | | | |")
         else:
             lines.append(
                 f"| {engine.name} | `{engine.file}` | {parity['device']} | {parity['tiles']} | {parity['flips']} | {parity['largest_error']:.2g} |"

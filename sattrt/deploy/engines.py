@@ -1,6 +1,6 @@
 """ONNX to plan: TensorRT 10 and 11 and TensorRT-RTX through one code path.
 
-    record = build_plan("tensorrt-rtx", Path("model.fp16.onnx"), Path("fp16.trtrtx.plan"))
+    record = build_plan("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), Path("fp16.tensorrt-rtx.plan"), spec)
 
 Precision comes from the graph alone (TensorRT 11 knows nothing else; 10 is asked for a strongly typed network).
 """
@@ -17,8 +17,8 @@ from ..errors import BackendError
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, sha256_file
 
-# TensorRT-RTX builds ahead of time for these, without a GPU; it has no Hopper (9.0).
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
+# TensorRT-RTX builds ahead of time for these, without a GPU. It has no Hopper (9.0), and no fp32 matrix product on Turing (7.5).
+RTX_CAPABILITIES = {"fp32": ("8.0", "8.6", "8.9", "12.0"), "fp16": ("7.5", "8.0", "8.6", "8.9", "12.0")}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Profile:
     max: int = 256
 
 
-def build_plan(backend: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, profile: Profile = Profile()) -> dict[str, Any]:
-    """Compile an ONNX file; returns the build record. BackendError where the library is absent or refuses the graph."""
+def build_plan(
+    backend: str, precision: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, profile: Profile = Profile()
+) -> dict[str, Any]:
+    """Compile an ONNX file that is typed in this precision; returns the build record. BackendError where the library is absent or refuses the graph."""
     trt = load_module(backend)
     started = time.perf_counter()
     log = _log(trt)
@@ -43,13 +45,15 @@ def build_plan(backend: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, 
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_path)):
         errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise BackendError(f"{backend} {trt.__version__} can't parse {onnx_path.name}: {errors}. Use the onnxruntime engine, or another version.")
+        raise BackendError(
+            f"{backend} {trt.__version__} can't parse {onnx_path.name}: {errors}. Use the onnxruntime engine, or another version."
+        )
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     tile = (spec.height, spec.width, len(spec.bands))
     shapes.set_shape("input", *((batch, *tile) for batch in (profile.min, profile.opt, profile.max)))
     config.add_optimization_profile(shapes)
-    capabilities = _set_capabilities(trt, config)
+    capabilities = _set_capabilities(trt, config, RTX_CAPABILITIES[precision])
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"{backend} {trt.__version__} can't build {onnx_path.name}: {log.last}. Check `sattrt doctor`.")
@@ -66,7 +70,7 @@ def build_plan(backend: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, 
     }
 
 
-def _set_capabilities(trt: ModuleType, config: Any) -> list[str]:
+def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...]) -> list[str]:
     """Ask for every compute capability that TensorRT-RTX can target; plain TensorRT builds for the GPU at hand."""
     if not hasattr(config, "set_compute_capability"):
         from ..runtime.cuda import Device
@@ -75,11 +79,13 @@ def _set_capabilities(trt: ModuleType, config: Any) -> list[str]:
         capability = device.compute_capability
         device.close()
         return [capability]
-    config.num_compute_capabilities = len(RTX_CAPABILITIES)
-    for i, capability in enumerate(RTX_CAPABILITIES):
+    config.num_compute_capabilities = len(wanted)
+    for i, capability in enumerate(wanted):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), i):
-            raise BackendError(f"{trt.__name__} {trt.__version__} can't target compute capability {capability}. Install tensorrt-rtx 1.7 or later.")
-    return list(RTX_CAPABILITIES)
+            raise BackendError(
+                f"TensorRT-RTX {trt.__version__} can't target compute capability {capability}. Install tensorrt-rtx 1.7 or later."
+            )
+    return list(wanted)
 
 
 def _log(trt: ModuleType) -> Any:

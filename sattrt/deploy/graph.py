@@ -1,6 +1,6 @@
 """The trained network as ONNX: uint8 NHWC tiles in, logits and probabilities out, everything else inside.
 
-    write_onnx(model, spec, Path("model.fp16.onnx"), "fp16")
+write_onnx(model, spec, Path("model.fp16.onnx"), "fp16")
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DeployedClassifier(nn.Module):
         self.temperature, self.dtype = temperature, dtype
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("scale", model.scale.clone())
-        self.backbone = fold_batchnorm(copy.deepcopy(model.backbone).eval()).to(dtype, memory_format=torch.contiguous_format)
+        self.backbone = fold_batchnorm(copy.deepcopy(model.backbone).eval()).to(dtype).to(memory_format=torch.contiguous_format)
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         # cast, permute, then contiguous: TensorRT refuses a transposed uint8, and a strided view exports as many nodes
@@ -50,16 +50,22 @@ class DeployedClassifier(nn.Module):
 
 def fold_batchnorm(network: ResNet) -> ResNet:
     """Fold every BatchNorm into the convolution before it, in place: half the time in ONNX Runtime, and all of it parses in TensorRT."""
-    network.conv1, network.bn1 = fuse_conv_bn_eval(network.conv1, network.bn1), nn.Identity()
+    network.conv1, network.bn1 = _fused(network.conv1, network.bn1), nn.Identity()
     for block in network.modules():
         if isinstance(block, Bottleneck):
             for number in (1, 2, 3):
                 conv, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
-                setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, norm))
+                setattr(block, f"conv{number}", _fused(conv, norm))
                 setattr(block, f"bn{number}", nn.Identity())
             if block.downsample is not None:
-                block.downsample = nn.Sequential(fuse_conv_bn_eval(block.downsample[0], block.downsample[1]))
+                block.downsample = nn.Sequential(_fused(*block.downsample.children()))
     return network
+
+
+def _fused(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
+    assert isinstance(conv, nn.Conv2d), conv
+    assert isinstance(norm, nn.BatchNorm2d), norm
+    return fuse_conv_bn_eval(conv, norm)
 
 
 def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: str) -> None:
@@ -86,7 +92,9 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
     try:
         onnx.checker.check_model(onnx.load(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ParityError(f"torch {torch.__version__} exported an invalid {precision} graph ({error}). Use another torch version.") from None
+        raise ParityError(
+            f"torch {torch.__version__} exported an invalid {precision} graph ({error}). Use another torch version."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """The edge: open a bundle, predict. numpy and one backend; no torch, no DALI, no onnx.
 
-    from sattrt.runtime import open_bundle
+from sattrt.runtime import open_bundle
 
-    with open_bundle("engines/eurosat") as engine:
-        result = engine.predict(tiles)          # uint8 (N, 64, 64, 3)
-        print(result.names, result.probabilities.max(1))
+with open_bundle("engines/eurosat") as engine:
+    result = engine.predict(tiles)          # uint8 (N, 64, 64, 3)
+    print(result.names, result.probabilities.max(1))
 """
 
 from .bundle import Bundle, EngineRecord, open_bundle, read_bundle

@@ -129,4 +129,6 @@ def _backend(record: EngineRecord, path: Path, threads: int) -> Backend:
         from .trt import TensorRTBackend
 
         return TensorRTBackend(path, record.record)
-    raise ContractError(f"{record.name} wants the backend {record.backend!r}, which this sattrt does not know. Use the version that exported it.")
+    raise ContractError(
+        f"{record.name} wants the backend {record.backend!r}, which this sattrt does not know. Use the version that exported it."
+    )

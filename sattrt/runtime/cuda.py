@@ -9,7 +9,6 @@ import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
@@ -79,4 +78,3 @@ class Device:
             self._driver.cuGetErrorString(status, byref(text))
             reason = (text.value or b"unknown error").decode()
             raise BackendError(f"The NVIDIA driver refuses {name}: {reason}. Check `nvidia-smi`, or use an onnxruntime engine.")
-

@@ -1,6 +1,6 @@
 """An opened engine: arrays are checked once at the border, cut into batches, and answered with names.
 
-    result = engine.predict(tiles)
+result = engine.predict(tiles)
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Engine:
         if images.ndim == 3:
             images = images[np.newaxis]
         if images.ndim != 4 or images.shape[1:] != tile:
-            raise InputError(f"predict() takes the shape (N, {', '.join(map(str, tile))}), not {images.shape}. Cut tiles of that size, channels last.")
+            raise InputError(
+                f"predict() takes the shape (N, {', '.join(map(str, tile))}), not {images.shape}. Cut tiles of that size, channels last."
+            )
         if not len(images):
             raise InputError("predict() was given no tile. Give at least one.")
         return np.ascontiguousarray(images)

@@ -30,7 +30,9 @@ class OnnxRuntimeBackend:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise ContractError(f"ONNX Runtime can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again.") from None
+            raise ContractError(
+                f"ONNX Runtime can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again."
+            ) from None
         # a provider that failed to start is dropped without an error: say what really runs
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
 

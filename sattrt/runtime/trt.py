@@ -49,7 +49,9 @@ class TensorRTBackend:
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             built = f"{record['builder']} {record['builder_version']}"
-            raise BackendError(f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here.")
+            raise BackendError(
+                f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here."
+            )
         self._engine = engine
         self._context = engine.create_execution_context()
         self._buffers: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """How a run is trained: one frozen dataclass, saved with the run, overridable from a TOML file.
 
-    config = TrainConfig.from_toml(Path("my.toml"), epochs=5)
+config = TrainConfig.from_toml(Path("my.toml"), epochs=5)
 """
 
 from __future__ import annotations

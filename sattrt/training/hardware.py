@@ -1,7 +1,7 @@
 """One process is one rank, taken from torchrun's environment; and what this rank's hardware can do.
 
-    with ranks() as rank:
-        precision = choose_precision("auto", rank.device)
+with ranks() as rank:
+    precision = choose_precision("auto", rank.device)
 """
 
 from __future__ import annotations

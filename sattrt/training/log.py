@@ -1,7 +1,7 @@
 """`log.csv`: one row every few steps, and one with the validation at the end of each epoch.
 
-    log = TrainLog(run / "log.csv", resume_at=0)
-    log.add(Row(epoch=1, step=20, ...))
+log = TrainLog(run / "log.csv", resume_at=0)
+log.add(Row(epoch=1, step=20, ...))
 """
 
 from __future__ import annotations

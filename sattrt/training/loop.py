@@ -116,7 +116,7 @@ class _Run:
         if saved is None:
             load_weights(self.model, config.weights)
         set_trainable(self.model, config.tune)
-        self.model.to(rank.device, memory_format=torch.channels_last)
+        self.model.to(rank.device).to(memory_format=torch.channels_last)
         if rank.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.optimizer = self._optimizer()
@@ -176,7 +176,7 @@ class _Run:
         with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             loss = F.cross_entropy(self.net(images), labels, label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
@@ -204,9 +204,7 @@ class _Run:
                 f"The loss is {loss} at step {self.step} (learning rate {rate:.2g}). Lower learning_rate or use --precision fp32; "
                 f"what is in {self.out} is as it was."
             )
-        return Row(
-            epoch=epoch + 1, step=self.step, seconds=self._seconds(), learning_rate=rate, train_loss=loss, images_per_second=speed
-        )
+        return Row(epoch=epoch + 1, step=self.step, seconds=self._seconds(), learning_rate=rate, train_loss=loss, images_per_second=speed)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -345,6 +343,8 @@ class _Window:
 
 def _check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
     if tuple(state["classes"]) != dataset.classes:
-        raise ContractError(f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset.")
+        raise ContractError(
+            f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset."
+        )
     if state["dataset_digest"] != dataset.digest:
         raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start anew with another --out.")

@@ -1,6 +1,6 @@
 """The run folder as the stages after training meet it: the best network, its contract, decoded sample tiles.
 
-    model, spec = load_trained(Path("run"))
+model, spec = load_trained(Path("run"))
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
     tensors, state = checkpoint.load(run / "best.safetensors")
     spec = ModelSpec.read(run / "spec.json")
     if tuple(state["classes"]) != spec.classes or state["dataset_digest"] != spec.dataset_digest:
-        raise ContractError(f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them.")
+        raise ContractError(
+            f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them."
+        )
     model = TileClassifier(len(spec.classes), spec.mean, spec.std)
     check_state(model.state_dict(), tensors, run / "best.safetensors")
     model.load_state_dict(tensors)

@@ -1,0 +1,179 @@
+"""Training speed against the loop that users write, in one run; the last line on stdout is one JSON document.
+
+    python benchmarks/training.py --tiles ../shared/data/EuroSAT_RGB.zip
+
+The plain loop: ImageFolder, DataLoader with 2 workers, flips, fp32, NCHW, no autocast. The other: `sattrt train`
+as it stands, log and checkpoint included in its run but not in the timed steps. Each turn is a fresh process, in
+turns, so that neither a drifting machine nor one side's settings favour the other. The ceiling is a large matrix
+product in the precision that sattrt trains in; useful operations are counted by torch on the network itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from sattrt.data.dataset import Dataset, balanced
+from sattrt.data.scan import SplitRule, scan
+from sattrt.data.sources import open_source
+from sattrt.machine import cores, environment
+
+BATCH, STEPS, WARM_UP = 64, 12, 3
+
+
+def plain_loop(folder: Path) -> list[float]:
+    """Images a second of each timed step of the loop that users write."""
+    import torch
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+    from torchvision.models import resnet50
+
+    look = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    data = ImageFolder(folder, look)
+    loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=2, drop_last=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = resnet50(num_classes=10).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    rates, begin = [], time.perf_counter()
+    for images, labels in loader:
+        loss = loss_of(model(images.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        rates.append(BATCH / (time.perf_counter() - begin))
+        begin = time.perf_counter()
+    return rates[WARM_UP:]
+
+
+def sattrt_loop(dataset: Dataset) -> tuple[list[float], str]:
+    """Images a second of each timed step of `sattrt train`, and the precision it chose."""
+    from sattrt.training.config import TrainConfig
+    from sattrt.training.log import Row
+    from sattrt.training.loop import Observer, Plan, train
+
+    class Watch(Observer):
+        rates: list[float] = []  # noqa: RUF012 - one watch a process
+        precision = ""
+
+        def started(self, plan: Plan) -> None:
+            self.precision = plan.precision
+
+        def stepped(self, row: Row, plan: Plan) -> None:
+            self.rates.append(row.images_per_second)
+
+    watch = Watch()
+    with tempfile.TemporaryDirectory() as run:
+        train(dataset, Path(run), TrainConfig(weights="none", epochs=1, batch_size=BATCH), watch)
+    return watch.rates[WARM_UP:], watch.precision
+
+
+def loader_alone(dataset: Dataset) -> float:
+    """Images a second of the training loader over one epoch, nothing behind it; the second epoch, once it runs."""
+    import torch
+
+    from sattrt.data.loader import Loader
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = Loader(dataset, dataset.tiles("train"), batch_size=BATCH, device=device, augment=True, threads=cores())
+    speed = 0.0
+    for epoch in range(2):
+        begin, count = time.perf_counter(), 0
+        for images, _ in loader.epoch(epoch):
+            count += len(images)
+        speed = count / (time.perf_counter() - begin)
+    return speed
+
+
+def matrix_rate(precision: str, size: int = 2048) -> float:
+    """Operations a second of a square matrix product in the given precision: the median of seven."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    size = size if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        (a @ b).sum().item()
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / statistics.median(times[3:])
+
+
+def useful_operations() -> float:
+    """Operations of a training step per tile: three times the forward pass (torch's own count, two a multiply-add)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.models import resnet50
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        resnet50(num_classes=10).eval()(torch.zeros(1, 3, 64, 64))
+    return 3.0 * counter.get_total_flops()
+
+
+def in_fresh_process(function, *arguments):  # type: ignore[no-untyped-def]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", type=Path, required=True, help="folder or archive of class folders")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each loop")
+    options = parser.parse_args()
+    dataset = scan(options.tiles, SplitRule(), cores())
+    # the plain loop needs loose files; both loops see the same tiles
+    tiles = balanced(dataset.tiles("train"), BATCH * (STEPS + WARM_UP))
+    share = replace(dataset, all_tiles=(*tiles, *dataset.tiles("valid")[:BATCH]))
+    plain, ours, ceilings, precision = [], [], [], "fp32"
+    with tempfile.TemporaryDirectory() as folder:
+        with open_source(options.tiles) as source:
+            for tile in tiles:
+                path = Path(folder, dataset.classes[tile.label], Path(tile.name).name)
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(source.read(tile.name))
+        for turn in range(options.rounds):
+            plain += in_fresh_process(plain_loop, Path(folder))
+            rates, precision = in_fresh_process(sattrt_loop, share)
+            ours += rates
+            ceilings.append(in_fresh_process(matrix_rate, precision))
+            print(
+                f"turn {turn + 1}: plain {statistics.median(plain):.1f} images/s, sattrt {statistics.median(ours):.1f} images/s", flush=True
+            )
+    speed, ceiling, loader = statistics.median(ours), statistics.median(ceilings), in_fresh_process(loader_alone, dataset)
+    print(f"loader alone {loader:.0f} images/s; matrix product in {precision} {ceiling / 1e9:.0f} GFLOP/s")
+    print(
+        json.dumps(
+            {
+                "ratio_plain": speed / statistics.median(plain),
+                "images_per_second": speed,
+                "fraction_of_ceiling": speed * in_fresh_process(useful_operations) / ceiling,
+                "plain_images_per_second": statistics.median(plain),
+                "loader_images_per_second": loader,
+                "loader_ratio": loader / speed,
+                "precision": precision,
+                "ceiling_gflops": ceiling / 1e9,
+                "steps": {"plain": plain, "sattrt": ours},
+                "environment": environment(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Real tiles, a real ResNet-50, a real bundle: made once a session, small enough for two cores."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sattrt.data.dataset import Dataset
+from sattrt.data.scan import SplitRule, scan
+from sattrt.deploy.bundle import export
+from sattrt.runtime import Bundle
+from sattrt.training.config import TrainConfig
+from sattrt.training.loop import train
+
+CLASSES = {"Field": (180, 160, 60), "Forest": (30, 90, 40), "Water": (20, 40, 120)}
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+EUROSAT = SHARED / "EuroSAT_RGB.zip"
+WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
+
+
+def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
+    """A noisy tile around a colour, as JPEG (as PNG where JPEG has no such mode)."""
+    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
+    image = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if mode in ("RGBA", "P") else "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_tiles(folder: Path, per_class: int = 40) -> Path:
+    """A folder of class folders with real JPEG tiles."""
+    for index, (name, colour) in enumerate(CLASSES.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            (folder / name / f"{name}_{i}.jpg").write_bytes(jpeg(colour, 1000 * index + i))
+    return folder
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """A small folder of tiles that a test may spoil."""
+    return write_tiles(tmp_path / "tiles", 12)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """120 tiles in three classes, split 60:20:20."""
+    return scan(write_tiles(tmp_path_factory.mktemp("data") / "tiles"), SplitRule((60, 20, 20)), workers=1)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of its dataset.json."""
+    return dataset.write(tmp_path_factory.mktemp("dataset")).parent
+
+
+@pytest.fixture(scope="session")
+def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of ResNet-50 from random weights."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(dataset, folder, TrainConfig(weights="none", epochs=1, batch_size=8, learning_rate=0.005))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its bundle, with every engine that can be built here."""
+    return export(run, tmp_path_factory.mktemp("engines") / "small").bundle

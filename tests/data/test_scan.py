@@ -1,0 +1,181 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, jpeg
+from PIL import Image
+
+from sattrt.data.dataset import Dataset, balanced
+from sattrt.data.scan import SplitRule, scan
+from sattrt.errors import ContractError, InputError
+
+RULE = SplitRule((80, 10, 10))
+
+
+def split_by_content(dataset: Dataset) -> dict[str, str]:
+    return {tile.sha256: tile.split for tile in dataset.all_tiles}
+
+
+def test_dataset_survives_its_file(dataset: Dataset, tmp_path: Path) -> None:
+    dataset.write(tmp_path)
+    assert Dataset.read(tmp_path) == dataset
+    assert dataset.classes == ("Field", "Forest", "Water")
+    assert sum(len(dataset.tiles(split)) for split in ("train", "valid", "test")) == 120
+
+
+def test_statistics_are_those_of_the_train_pixels(dataset: Dataset) -> None:
+    pixels = np.stack([np.asarray(Image.open(Path(dataset.source, tile.name))) for tile in dataset.tiles("train")]) / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)), rtol=1e-9)
+
+
+def test_processes_scan_as_one_does(tiles: Path) -> None:
+    for i in range(600):
+        (tiles / "Water" / f"more_{i}.jpg").write_bytes(jpeg(CLASSES["Water"], 5000 + i))
+    assert scan(tiles, RULE, workers=2) == scan(tiles, RULE, workers=1)
+
+
+def test_adding_files_moves_no_old_one(tiles: Path) -> None:
+    before = split_by_content(scan(tiles, RULE, workers=1))
+    for name, colour in CLASSES.items():
+        for i in range(30):
+            (tiles / name / f"a_new_{i}.jpg").write_bytes(jpeg(colour, 90_000 + 100 * len(name) + i))
+    after = split_by_content(scan(tiles, RULE, workers=1))
+    assert len(after) > len(before)
+    assert before.items() <= after.items()
+
+
+def test_renaming_a_file_keeps_its_split_and_the_digest(tiles: Path) -> None:
+    before = scan(tiles, RULE, workers=1)
+    (tiles / "Field" / "Field_3.jpg").rename(tiles / "Field" / "zzz.jpg")
+    after = scan(tiles, RULE, workers=1)
+    assert split_by_content(before) == split_by_content(after)
+    assert before.digest == after.digest
+
+
+def test_seed_and_shares_decide_the_split() -> None:
+    digests = [f"{i:064x}" for i in range(20_000)]
+    splits = [SplitRule((94, 5, 1), 3).split_of(digest) for digest in digests]
+    assert splits != [SplitRule((94, 5, 1), 4).split_of(digest) for digest in digests]
+    # binomial: five standard deviations on either side
+    assert splits.count("valid") == pytest.approx(1000, abs=155)
+    assert splits.count("test") == pytest.approx(200, abs=71)
+    assert {SplitRule((1, 0, 0)).split_of(digest) for digest in digests} == {"train"}
+
+
+@pytest.mark.parametrize("text", ["", "94:5", "a:b:c", "0:50:50", "94:-5:1", "inf:1:1", "nan:1:1"])
+def test_a_split_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--split"):
+        SplitRule.parse(text)
+
+
+def test_split_folders_are_kept(tiles: Path, tmp_path: Path) -> None:
+    root = tmp_path / "folders"
+    for split, wanted in (("train", range(8)), ("val", range(8, 10)), ("test", range(10, 12))):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for i in wanted:
+                shutil.copy(tiles / name / f"{name}_{i}.jpg", root / split / name)
+    dataset = scan(root, RULE, workers=1)
+    assert dataset.split == "folders"
+    assert {split: sum(counts.values()) for split, counts in dataset.counts().items()} == {"train": 24, "valid": 6, "test": 6}
+
+
+def test_duplicates_are_left_out_of_train_first(tiles: Path, tmp_path: Path) -> None:
+    root = tmp_path / "folders"
+    for split in ("train", "valid", "test"):
+        shutil.copytree(tiles, root / split)
+    for split, kept in (("train", 8), ("valid", 10), ("test", 12)):
+        for name in CLASSES:
+            for i in range(kept, 12):
+                (root / split / name / f"{name}_{i}.jpg").unlink()
+    for name in CLASSES:  # something that only train has
+        (root / "train" / name / "own.jpg").write_bytes(jpeg(CLASSES[name], 77_000 + len(name)))
+    dataset = scan(root, RULE, workers=1)
+    assert {split: sum(counts.values()) for split, counts in dataset.counts().items()} == {"train": 3, "valid": 0, "test": 36}
+    assert dataset.left_out["train/Field/Field_0.jpg"] == "duplicate of test/Field/Field_0.jpg"
+
+
+def test_the_same_content_in_two_classes_is_in_neither(tiles: Path) -> None:
+    shutil.copy(tiles / "Field" / "Field_0.jpg", tiles / "Water" / "copy.jpg")
+    left_out = scan(tiles, RULE, workers=1).left_out
+    assert left_out == {
+        "Field/Field_0.jpg": "same content as Water/copy.jpg, in another class",
+        "Water/copy.jpg": "same content as Field/Field_0.jpg, in another class",
+    }
+
+
+def test_what_can_not_be_used_is_left_out_with_its_reason(tiles: Path) -> None:
+    good = (tiles / "Field" / "Field_0.jpg").read_bytes()
+    spoilt = {
+        "cut.jpg": (good[: len(good) // 2], "corrupt or cut short"),
+        "empty.jpg": (b"", "not an image"),
+        "text.jpg": (b"hello, I am text", "not an image"),
+        "grey.jpg": (jpeg((9, 9, 9), 1, mode="L"), r"wrong mode \(L"),
+        "alpha.png": (jpeg((9, 9, 9), 1, mode="RGBA"), r"wrong mode \(RGBA"),
+        "palette.png": (jpeg((9, 9, 9), 1, mode="P"), r"wrong mode \(P"),
+        "wide.jpg": (jpeg((9, 9, 9), 1, size=(100, 80)), "wrong size.*100x80.*64x64"),
+        "twin.jpg": (good, "duplicate of Field/Field_0.jpg"),
+        "notes.txt": (b"hello", "not an image file"),
+    }
+    for name, (content, _) in spoilt.items():
+        (tiles / "Field" / name).write_bytes(content)
+    dataset = scan(tiles, RULE, workers=1)
+    assert sorted(dataset.left_out) == sorted(f"Field/{name}" for name in spoilt)
+    for name, (_, reason) in spoilt.items():
+        assert re.search(reason, dataset.left_out[f"Field/{name}"]), (name, dataset.left_out[f"Field/{name}"])
+    assert len(dataset.all_tiles) == 36
+
+
+def test_an_empty_class_is_named(tiles: Path) -> None:
+    (tiles / "Desert").mkdir()
+    with pytest.raises(InputError, match="'Desert' has no usable tile"):
+        scan(tiles, RULE, workers=1)
+
+
+def test_a_class_of_nothing_but_faults_says_which(tiles: Path) -> None:
+    (tiles / "Desert").mkdir()
+    (tiles / "Desert" / "a.jpg").write_text("text")
+    with pytest.raises(InputError, match=r"'Desert' has no usable tile \(left out: Desert/a.jpg: not an image"):
+        scan(tiles, RULE, workers=1)
+
+
+def test_one_class_only_is_refused(tiles: Path) -> None:
+    shutil.rmtree(tiles / "Field")
+    shutil.rmtree(tiles / "Water")
+    with pytest.raises(InputError, match="one class 'Forest' only"):
+        scan(tiles, RULE, workers=1)
+
+
+def test_images_without_class_folders_are_refused(tiles: Path) -> None:
+    with pytest.raises(InputError, match="no class folder"):
+        scan(tiles / "Field", RULE, workers=1)
+
+
+def test_no_image_at_all_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no image"):
+        scan(tmp_path, RULE, workers=1)
+
+
+def test_a_changed_dataset_file_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    path = dataset.write(tmp_path)
+    data = json.loads(path.read_text())
+    data["tiles"][0][1] = (data["tiles"][0][1] + 1) % 3
+    path.write_text(json.dumps(data))
+    with pytest.raises(ContractError, match="was changed"):
+        Dataset.read(tmp_path)
+    del data["tiles"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(ContractError, match="damaged"):
+        Dataset.read(tmp_path)
+
+
+def test_a_share_is_even_over_the_classes(dataset: Dataset) -> None:
+    tiles = dataset.tiles("train")
+    share = balanced(tiles, 30)
+    assert [sum(tile.label == label for tile in share) for label in range(3)] == [10, 10, 10]
+    assert balanced(list(reversed(tiles)), 30) == share[::-1]
+    assert balanced(tiles, 10_000) == tiles

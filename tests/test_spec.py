@@ -1,0 +1,79 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sattrt.errors import ContractError, InputError
+from sattrt.spec import ModelSpec, atomic_folder, atomic_path, write_bytes
+
+SPEC = ModelSpec(classes=("a", "b"), height=64, width=64, mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3), dataset_digest="d")
+
+
+def test_spec_survives_its_file(tmp_path: Path) -> None:
+    SPEC.write(tmp_path / "spec.json")
+    assert ModelSpec.read(tmp_path / "spec.json") == SPEC
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"classes": None}, "'classes' is not a list"),
+        ({"classes": ["a", "a"]}, "two different class names"),
+        ({"colour": 1}, "unknown field 'colour'"),
+        ({"height": -4}, "input size"),
+        ({"mean": [0.5]}, "don't match"),
+        ({"std": [0, 1, 1]}, "don't match"),
+        ({"temperature": 0}, "temperature"),
+        ({"layout": "NCHW"}, "NCHW"),
+        ({"training": []}, "wrong type"),
+    ],
+)
+def test_reader_refuses_what_breaks_the_contract(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    SPEC.write(tmp_path / "spec.json")
+    data = json.loads((tmp_path / "spec.json").read_text()) | change
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    with pytest.raises(ContractError, match=message):
+        ModelSpec.read(tmp_path / "spec.json")
+
+
+def test_reader_names_a_missing_field(tmp_path: Path) -> None:
+    SPEC.write(tmp_path / "spec.json")
+    data = json.loads((tmp_path / "spec.json").read_text())
+    del data["mean"]
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    with pytest.raises(ContractError, match="lacks the field 'mean'"):
+        ModelSpec.read(tmp_path / "spec.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\x00"])
+def test_no_json_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "spec.json").write_text(content)
+    with pytest.raises(ContractError, match="not readable JSON"):
+        ModelSpec.read(tmp_path / "spec.json")
+
+
+def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_failure_while_writing_keeps_the_old_folder(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "b") as folder:
+        write_bytes(folder / "x", b"old")
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "b") as folder:
+        write_bytes(folder / "x", b"new")
+        raise ZeroDivisionError
+    assert (tmp_path / "b" / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/a.*--out"):
+        write_bytes(tmp_path / "file" / "a", b"")
