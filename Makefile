@@ -1,5 +1,7 @@
 # Two commands: `make demo` (tiles to engine, end to end) and `make test`.
-PYTHON  ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# the first Python of the right version; name another with PYTHON=path
+SUITS    = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON  ?= $(shell for python in python3.12 python3.11 python3 python; do $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 DATA    ?= $(firstword $(wildcard ../shared/data/EuroSAT_RGB.zip) eurosat)
 WEIGHTS ?= $(firstword $(wildcard ../shared/data/resnet50_imagenet.safetensors) imagenet)
 # the training part of the 15 minutes that the whole demo may take on two cores; a GPU needs less for all epochs
@@ -28,6 +30,7 @@ test: .venv/installed-for-tests
 EXTRA = $(if $(shell command -v nvidia-smi),gpu,cpu)
 
 .venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "sattrt needs Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip
 	.venv/bin/pip install --quiet --editable '.[train,$(EXTRA),tensorrt-rtx]'

@@ -10,6 +10,7 @@ split beats a shuffle buffer over sorted folders, and epoch n is the same whenev
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class _Feed:
 
     def _read(self, tile: Tile) -> np.ndarray:
         content = self._source.read(tile.name)
-        if len(content) != tile.size:
+        if hashlib.sha256(content).hexdigest() != tile.sha256:
             raise InputError(f"{tile.name} in {self._source.path} has changed since it was scanned. Run `sattrt data` again.")
         return np.frombuffer(content, np.uint8)
 

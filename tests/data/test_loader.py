@@ -1,0 +1,122 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import EUROSAT
+
+from sattrt.data.dataset import Dataset
+from sattrt.data.loader import Loader, decode_tiles
+from sattrt.data.scan import SplitRule, decode, scan
+from sattrt.data.sources import open_source
+from sattrt.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def batches(loader: Loader, epoch: int = 0, first: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(images.numpy().copy(), labels.numpy()) for images, labels in loader.epoch(epoch, first)]
+
+
+def pixels(loader: Loader, epoch: int = 0) -> np.ndarray:
+    return np.concatenate([images for images, _ in batches(loader, epoch)])
+
+
+def training(dataset: Dataset, **changes: object) -> Loader:
+    options: dict = {"batch_size": 8, "device": CPU, "augment": True, "seed": 5} | changes
+    return Loader(dataset, dataset.tiles("train"), **options)
+
+
+def test_evaluation_sees_every_tile_once_in_order(dataset: Dataset) -> None:
+    tiles = dataset.tiles("valid")
+    loader = Loader(dataset, tiles, batch_size=7, device=CPU, augment=False)
+    for _ in range(2):
+        got = batches(loader)
+        assert len(got) == loader.steps
+        assert np.concatenate([labels for _, labels in got]).tolist() == [tile.label for tile in tiles]
+    with open_source(Path(dataset.source)) as source:
+        expected = np.stack([decode(source.read(tile.name)) for tile in tiles])
+    np.testing.assert_array_equal(pixels(loader), expected)
+
+
+def test_a_seed_gives_the_same_order_and_augmentation(dataset: Dataset) -> None:
+    one, two, other = training(dataset), training(dataset), training(dataset, seed=6)
+    np.testing.assert_array_equal(pixels(one), pixels(two))
+    np.testing.assert_array_equal(pixels(one, 1), pixels(two, 1))
+    assert not np.array_equal(pixels(one, 0), pixels(one, 1))
+    assert not np.array_equal(pixels(one), pixels(other))
+
+
+def test_an_epoch_can_begin_at_any_step(dataset: Dataset) -> None:
+    whole, rest = batches(training(dataset), 3), batches(training(dataset), 3, first=2)
+    assert len(rest) == len(whole) - 2
+    for (images, labels), (same_images, same_labels) in zip(whole[2:], rest, strict=True):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_array_equal(labels, same_labels)
+
+
+def test_augmentation_shows_the_eight_symmetries_and_nothing_else(dataset: Dataset) -> None:
+    tile = dataset.tiles("train")[:1] * 64
+    shown = pixels(Loader(dataset, tile, batch_size=64, device=CPU, augment=True))
+    with open_source(Path(dataset.source)) as source:
+        original = decode(source.read(tile[0].name))
+    symmetries = {np.rot90(side, turns).tobytes() for side in (original, original[:, ::-1]) for turns in range(4)}
+    assert len(symmetries) == 8
+    assert {image.tobytes() for image in shown} == symmetries
+
+
+def test_tiles_that_are_not_square_are_flipped_only(tmp_path: Path) -> None:
+    from conftest import CLASSES, jpeg
+
+    for name, colour in CLASSES.items():
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            (tmp_path / name / f"{i}.jpg").write_bytes(jpeg(colour, len(name) * 100 + i, size=(48, 32)))
+    dataset = scan(tmp_path, SplitRule((1, 0, 0)), workers=1)
+    assert pixels(training(dataset)).shape == (24, 32, 48, 3)
+
+
+def test_ranks_share_an_epoch(dataset: Dataset) -> None:
+    alone = batches(training(dataset, batch_size=8))
+    ranks = [batches(training(dataset, batch_size=4, rank=rank, world=2)) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == len(alone)
+    for (images, _), (first, _), (second, _) in zip(alone, *ranks, strict=True):
+        np.testing.assert_array_equal(images, np.concatenate([first, second]))
+
+
+def test_ranks_count_every_validation_tile_once(dataset: Dataset) -> None:
+    tiles = dataset.tiles("valid")
+    loaders = [Loader(dataset, tiles, batch_size=4, device=CPU, augment=False, rank=rank, world=3) for rank in range(3)]
+    seen = [image.tobytes() for loader in loaders for image in pixels(loader)]
+    assert sorted(seen) == sorted(image.tobytes() for image in decode_tiles(dataset, tiles)[0])
+
+
+def test_a_split_smaller_than_a_batch_fills_one(dataset: Dataset) -> None:
+    loader = Loader(dataset, dataset.tiles("train")[:5], batch_size=8, device=CPU, augment=True)
+    assert [len(images) for images, _ in batches(loader)] == [8]
+
+
+def test_a_tile_changed_since_the_scan_is_named(tiles: Path) -> None:
+    dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
+    (tiles / "Field" / "Field_3.jpg").write_bytes((tiles / "Field" / "Field_4.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"Field_3.jpg .*changed since"):
+        pixels(training(dataset, batch_size=4))
+
+
+def test_tiles_that_are_gone_are_named(tiles: Path) -> None:
+    dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
+    shutil.rmtree(tiles)
+    with pytest.raises(InputError, match="does not exist"):
+        training(dataset)
+
+
+@pytest.mark.skipif(not EUROSAT.exists(), reason="the EuroSAT tiles are not at ../shared/data")
+def test_dali_decodes_real_tiles_as_pillow_does() -> None:
+    full = scan(EUROSAT, SplitRule(), workers=2)
+    dataset = replace(full, all_tiles=tuple(full.tiles("test")[:64]))
+    images, _ = decode_tiles(dataset, list(dataset.all_tiles))
+    with open_source(EUROSAT) as source:
+        expected = np.stack([decode(source.read(tile.name)) for tile in dataset.all_tiles])
+    assert np.abs(images.astype(int) - expected).max() <= 1

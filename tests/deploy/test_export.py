@@ -1,0 +1,168 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from sattrt.deploy import parity
+from sattrt.deploy.bundle import export
+from sattrt.deploy.graph import DeployedClassifier, fold_batchnorm, write_onnx
+from sattrt.errors import BackendError, ContractError, InputError, ParityError
+from sattrt.model import TileClassifier
+from sattrt.runtime import Bundle, EngineRecord, open_bundle
+from sattrt.runtime.trt import load_module
+from sattrt.training.run import load_trained
+
+
+def records(bundle: Bundle) -> dict[str, EngineRecord]:
+    return {record.name: record for record in bundle.engines}
+
+
+def has(backend: str) -> bool:
+    try:
+        load_module(backend)
+    except BackendError:
+        return False
+    return True
+
+
+def test_the_graph_is_what_the_contract_says(bundle: Bundle) -> None:
+    for precision in ("fp32", "fp16"):
+        graph = onnx.load(bundle.path / f"model.{precision}.onnx").graph
+        [tiles] = graph.input
+        assert tiles.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        assert [dim.dim_value or dim.dim_param for dim in tiles.type.tensor_type.shape.dim] == ["batch", 64, 64, 3]
+        assert [(each.name, each.type.tensor_type.elem_type) for each in graph.output] == [
+            ("logits", onnx.TensorProto.FLOAT),
+            ("probabilities", onnx.TensorProto.FLOAT),
+        ]
+        kinds = [node.op_type for node in graph.node]
+        assert kinds.count("Conv") == 53
+        assert "BatchNormalization" not in kinds
+
+
+def test_half_precision_is_in_the_weights(bundle: Bundle) -> None:
+    sizes = [(bundle.path / f"model.{precision}.onnx").stat().st_size for precision in ("fp32", "fp16")]
+    assert sizes[0] == pytest.approx(2 * sizes[1], rel=0.02)
+
+
+def test_the_bundle_proves_that_it_agrees(bundle: Bundle, run: Path) -> None:
+    model, spec = load_trained(run)
+    golden = np.load(bundle.path / "golden.npz")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(golden["tiles"])).numpy()
+    np.testing.assert_allclose(golden["torch-fp32"], expected, atol=1e-4)
+    for name in ("onnxruntime-fp32", "onnxruntime-fp16"):
+        proof = records(bundle)[name].record["parity"]
+        assert proof["tiles"] >= len(golden["tiles"])
+        assert proof["batches"] == [1, 3, 64]
+        np.testing.assert_allclose(golden[name], expected, atol=proof["largest_error"] + 1e-6)
+    assert records(bundle)["onnxruntime-fp32"].record["parity"]["flips"] == 0
+    assert bundle.spec == spec
+
+
+def test_temperature_is_applied_in_the_graph(run: Path, tmp_path: Path) -> None:
+    model, spec = load_trained(run)
+    tiles = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits, probabilities = DeployedClassifier(model, 2.5, torch.float32).eval()(tiles)
+        torch.testing.assert_close(logits, model(tiles) / 2.5, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(probabilities, logits.softmax(1))
+
+
+def test_folding_changes_no_answer(run: Path) -> None:
+    model, _ = load_trained(run)
+    values = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model.backbone(values)
+        folded = fold_batchnorm(model.backbone)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        torch.testing.assert_close(folded(values), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not has("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
+def test_tensorrt_rtx_builds_without_a_gpu(bundle: Bundle) -> None:
+    for precision in ("fp32", "fp16"):
+        record = records(bundle)[f"tensorrt-rtx-{precision}"]
+        assert (bundle.path / record.file).stat().st_size > 20e6
+        assert "8.9" in record.record["compute_capabilities"]
+        assert record.record["onnx_sha256"] == bundle.files[f"model.{precision}.onnx"]
+        assert record.record["profile"] == {"min": 1, "opt": 64, "max": 256}
+        assert json.loads((bundle.path / record.file).with_suffix(".json").read_text()) == {
+            "name": record.name,
+            "backend": record.backend,
+            "precision": precision,
+            "file": record.file,
+            "record": record.record,
+        }
+
+
+@pytest.mark.skipif(has("tensorrt"), reason="tensorrt is installed here")
+def test_a_builder_that_is_absent_is_skipped_with_the_way_out(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+    assert "tensorrt-fp32" not in records(bundle)
+    skipped = export(run, tmp_path / "b").skipped
+    assert "pip install 'sattrt[tensorrt]'" in skipped["tensorrt-fp32"]
+
+
+def test_an_exporter_that_goes_wrong_is_caught(run: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of one network against the answers of another: what a faulty exporter would amount to."""
+    model, spec = load_trained(run)
+    with torch.no_grad():
+        model.backbone.layer4[2].conv3.weight.mul_(1.2)
+    tiles = np.load(run / "samples.npz")["valid_images"]
+    with open_bundle(bundle.path, "onnxruntime-fp32") as engine, pytest.raises(ParityError, match="differs from the trained network"):
+        parity.compare(engine, tiles, parity.torch_logits(model, tiles, 1.0), "fp32")
+    expected = parity.torch_logits(load_trained(run)[0], tiles, 1.0)
+    expected[0, 0] = np.nan
+    with open_bundle(bundle.path, "onnxruntime-fp32") as engine, pytest.raises(ParityError, match="differs"):
+        parity.compare(engine, tiles, expected, "fp32")
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="no bundle"):
+        export(run, tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        export(tmp_path / "nothing", tmp_path / "b")
+
+
+def test_a_checkpoint_of_another_class_list_is_refused(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    _, spec = load_trained(run)
+    replace(spec, classes=("Field", "Forest", "Wood")).write(other / "spec.json")
+    with pytest.raises(ContractError, match="different class lists"):
+        export(other, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_export_that_fails_keeps_the_old_bundle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(run, tmp_path / "b")
+    before = (tmp_path / "b" / "bundle.json").read_bytes()
+    monkeypatch.setitem(parity.GATES, "fp16", (0.0, 1.0))
+    with pytest.raises(ParityError, match="onnxruntime-fp16"):
+        export(run, tmp_path / "b")
+    assert (tmp_path / "b" / "bundle.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_any_batch_can_be_asked_for(run: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(1)
+    model = TileClassifier(3, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)).eval()
+    _, spec = load_trained(run)
+    write_onnx(model, spec, tmp_path / "m.onnx", "fp32")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5, 33):
+        tiles = np.random.default_rng(batch).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(tiles)).numpy()
+        np.testing.assert_allclose(session.run(["logits"], {"input": tiles})[0], expected, atol=1e-3)

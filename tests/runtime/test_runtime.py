@@ -1,0 +1,191 @@
+import json
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sattrt.errors import BackendError, ContractError, InputError
+from sattrt.runtime import Bundle, open_bundle, read_bundle
+from sattrt.runtime.bundle import manifest_digest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may spoil; big files are linked, not copied, unless they are the one spoilt."""
+    target = tmp_path / "copy"
+    target.mkdir()
+    for path in bundle.path.iterdir():
+        (target / path.name).hardlink_to(path) if path.stat().st_size > 1_000_000 else shutil.copy(path, target)
+    return target
+
+
+def golden(bundle: Bundle) -> dict[str, np.ndarray]:
+    return dict(np.load(bundle.path / "golden.npz"))
+
+
+def test_it_predicts_labels_probabilities_and_names(bundle: Bundle) -> None:
+    samples = golden(bundle)
+    with open_bundle(str(bundle.path)) as engine:
+        assert engine.name == "onnxruntime-fp32"
+        result = engine.predict(samples["tiles"])
+        np.testing.assert_allclose(result.logits, samples["onnxruntime-fp32"], atol=1e-4)
+        np.testing.assert_allclose(result.probabilities.sum(1), 1, atol=1e-5)
+        assert result.labels.dtype == np.int64
+        assert result.names == [engine.classes[label] for label in result.logits.argmax(1)]
+
+
+def test_one_tile_and_more_than_a_batch(bundle: Bundle) -> None:
+    tiles = golden(bundle)["tiles"]
+    with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
+        one = engine.predict(tiles[0])
+        assert one.probabilities.shape == (1, 3)
+        many = engine.predict(np.resize(tiles, (300, 64, 64, 3)))
+        assert len(many.names) == 300
+        np.testing.assert_allclose(many.logits[len(tiles)], one.logits[0], atol=1e-4)
+        view = engine.predict(np.repeat(tiles, 2, axis=0)[::2])  # not contiguous
+        np.testing.assert_allclose(view.logits, many.logits[: len(tiles)], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 64, 64, 3), np.float32), "uint8 array, not float32"),
+        ([[1, 2]], "uint8 array, not list"),
+        (np.zeros((1, 3, 64, 64), np.uint8), r"\(N, 64, 64, 3\), not \(1, 3, 64, 64\)"),
+        (np.zeros((1, 32, 64, 3), np.uint8), "not"),
+        (np.zeros((64, 64), np.uint8), "not"),
+        (np.zeros((0, 64, 64, 3), np.uint8), "no tile"),
+    ],
+)
+def test_an_array_of_the_wrong_kind_is_one_line(bundle: Bundle, images: np.ndarray, message: str) -> None:
+    with open_bundle(bundle.path) as engine, pytest.raises(InputError, match=message):
+        engine.predict(images)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "spec.json", "golden.npz", "MODEL_CARD.md", "model.fp32.json", "model.fp32.onnx"])
+def test_one_changed_byte_is_found(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).unlink()
+    (copy / name).write_bytes(content)
+    with pytest.raises(ContractError, match=name.replace(".", r"\.")):
+        open_bundle(copy)
+
+
+def test_a_changed_engine_is_found_when_it_is_opened(copy: Path, bundle: Bundle) -> None:
+    content = bytearray((bundle.path / "model.fp16.onnx").read_bytes())
+    content[1000] ^= 1
+    (copy / "model.fp16.onnx").unlink()
+    (copy / "model.fp16.onnx").write_bytes(content)
+    open_bundle(copy, "onnxruntime-fp32").close()
+    with pytest.raises(ContractError, match=r"model.fp16.onnx was changed"):
+        open_bundle(copy, "onnxruntime-fp16")
+    with pytest.raises(ContractError, match=r"model.fp16.onnx was changed"):
+        read_bundle(copy).verify()
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "model.fp32.onnx").unlink()
+    with pytest.raises(ContractError, match=r"model.fp32.onnx is missing"):
+        open_bundle(copy)
+
+
+def test_what_is_no_bundle_is_said(tmp_path: Path, bundle: Bundle) -> None:
+    for path in (tmp_path, tmp_path / "nothing", bundle.path / "spec.json"):
+        with pytest.raises(InputError, match="is not a bundle"):
+            open_bundle(path)
+
+
+def test_an_unknown_engine_is_said_with_those_there_are(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"no engine 'int4'. It has: onnxruntime-fp32"):
+        open_bundle(bundle.path, "int4")
+
+
+def test_a_manifest_can_not_reach_outside(copy: Path) -> None:
+    data = json.loads((copy / "bundle.json").read_text())
+    del data["digest"]
+    data["files"]["../evil"] = "0"
+    (copy / "bundle.json").write_text(json.dumps(data | {"digest": manifest_digest(data)}))
+    with pytest.raises(ContractError, match="outside the bundle"):
+        open_bundle(copy)
+
+
+def test_a_plan_without_a_gpu_is_refused_with_the_way_out(bundle: Bundle) -> None:
+    from sattrt.machine import gpu
+
+    names = [record.name for record in bundle.engines if record.backend != "onnxruntime"]
+    if not names:
+        pytest.skip("no TensorRT of any kind is installed")
+    if gpu():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BackendError, match=r"No NVIDIA driver .*onnxruntime engine"):
+        open_bundle(bundle.path, names[0])
+
+
+def test_plans_run_on_a_gpu(bundle: Bundle) -> None:
+    from sattrt.machine import gpu
+
+    found, samples = gpu(), golden(bundle)
+    names = [
+        record.name
+        for record in bundle.engines
+        if record.backend != "onnxruntime" and found and found[1] in record.record["compute_capabilities"]
+    ]
+    if not names:
+        pytest.skip("no GPU here that a plan of this bundle was built for")
+    for name in names:
+        with open_bundle(bundle.path, name) as engine:
+            assert (engine.predict(samples["tiles"]).labels == samples["torch-fp32"].argmax(1)).all()
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh virtual environment with numpy, onnxruntime and sattrt's own code, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    for arguments in (["numpy", "onnxruntime"], ["--no-deps", str(ROOT)]):
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no package registry to install from: {done.stderr.splitlines()[-1]}")
+    return python
+
+
+def test_the_runtime_needs_numpy_and_a_backend_alone(bare_python: Path, bundle: Bundle) -> None:
+    script = f"""
+import importlib.util, sys
+absent = ["torch", "torchvision", "nvidia", "onnx", "typer", "rich", "PIL", "safetensors"]
+assert not [name for name in absent if importlib.util.find_spec(name)]
+import numpy as np
+from sattrt.runtime import open_bundle
+golden = np.load({str(bundle.path / "golden.npz")!r})
+with open_bundle({str(bundle.path)!r}) as engine:
+    result = engine.predict(golden["tiles"])
+assert np.abs(result.logits - golden["onnxruntime-fp32"]).max() < 1e-3
+assert result.names == [engine.classes[i] for i in golden["torch-fp32"].argmax(1)]
+print(engine.name)
+"""
+    done = subprocess.run([bare_python, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "onnxruntime-fp32\n"
+
+
+def test_the_embedding_example_runs_on_it(bare_python: Path, bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "tiles.npy", golden(bundle)["tiles"][:2])
+    for arguments, lines in (([], 21), ([tmp_path / "tiles.npy"], 3)):
+        done = subprocess.run([bare_python, ROOT / "engines" / "embed.py", bundle.path, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("onnxruntime-fp32 on ")
+        assert len(done.stdout.splitlines()) == lines
+
+
+def test_importing_the_runtime_loads_no_other_part() -> None:
+    script = "import sys, sattrt.runtime; print(*sorted(name.split('.')[0] for name in sys.modules))"
+    loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & {"torch", "onnx", "onnxruntime", "typer", "rich", "PIL", "nvidia", "tensorrt", "tensorrt_rtx"}

@@ -1,0 +1,188 @@
+"""The command line as a hostile user meets it: one line that names the thing and the way out, exit code 1, nothing lost."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, jpeg
+from PIL import Image
+
+from sattrt import __version__
+from sattrt.runtime import Bundle
+
+STAGES = ("data", "train", "export", "bench", "predict", "doctor")
+
+
+def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sattrt", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def refusal(*arguments: object, cwd: Path | None = None) -> str:
+    """The one line that a refused command says."""
+    done = sattrt(*arguments, cwd=cwd)
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("sattrt: ")
+    return lines[0]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_help_names_every_stage() -> None:
+    done = sattrt("--help")
+    assert done.returncode == 0
+    assert all(stage in done.stdout for stage in STAGES)
+    for stage in STAGES:
+        text = sattrt(stage, "--help").stdout
+        assert text.count("--") - text.count("--help") <= 12
+    assert sattrt("--version").stdout == f"sattrt {__version__}\n"
+
+
+def test_data_writes_a_dataset_and_says_what_it_left_out(tiles: Path, tmp_path: Path) -> None:
+    (tiles / "Field" / "cut.jpg").write_bytes(jpeg((9, 9, 9), 1)[:500])
+    done = sattrt("data", tiles, "--out", tmp_path / "d", "--split", "60:20:20")
+    assert done.returncode == 0, done.stderr
+    assert "left out: Field/cut.jpg: corrupt or cut short" in done.stdout
+    assert list(json.loads((tmp_path / "d" / "dataset.json").read_text())["left_out"]) == ["Field/cut.jpg"]
+    assert "1 left out" in done.stdout
+
+
+BAD_TILES = {
+    "cut.jpg": (jpeg((9, 9, 9), 1)[:900], "corrupt or cut short"),
+    "text.jpg": (b"this is text", "not an image"),
+    "grey.jpg": (jpeg((9, 9, 9), 1, mode="L"), "wrong mode (L"),
+    "alpha.png": (jpeg((9, 9, 9), 1, mode="RGBA"), "wrong mode (RGBA"),
+    "wide.jpg": (jpeg((9, 9, 9), 1, size=(100, 80)), "100x80"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TILES)
+def test_data_strict_refuses_any_bad_tile(tiles: Path, tmp_path: Path, name: str) -> None:
+    content, reason = BAD_TILES[name]
+    (tiles / "Field" / name).write_bytes(content)
+    message = refusal("data", tiles, "--out", tmp_path / "d", "--strict")
+    assert f"Field/{name}" in message
+    assert reason in message
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("name", BAD_TILES)
+def test_predict_refuses_any_bad_tile(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    content, reason = BAD_TILES[name]
+    (tmp_path / name).write_bytes(content)
+    message = refusal("predict", bundle.path, tmp_path / name)
+    assert str(tmp_path / name) in message
+    assert reason in message
+
+
+def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    assert "does not exist" in refusal("data", tmp_path / "nothing", "--out", out)
+    (tiles / "Desert").mkdir()
+    assert "'Desert' has no usable tile" in refusal("data", tiles, "--out", out)
+    shutil.rmtree(tiles / "Desert")
+    shutil.rmtree(tiles / "Field")
+    shutil.rmtree(tiles / "Water")
+    assert "one class 'Forest' only" in refusal("data", tiles, "--out", out)
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
+        file.writestr("a/x.jpg", b"")
+        file.writestr("../evil", b"")
+    assert "'../evil'" in refusal("data", tmp_path / "evil.zip", "--out", out)
+    content = (tmp_path / "evil.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(content[: len(content) // 2])
+    assert "cut.zip is damaged or cut short" in refusal("data", tmp_path / "cut.zip", "--out", out)
+    assert "--split" in refusal("data", tiles, "--out", out, "--split", "most:some")
+    assert not out.exists()
+    assert not (tmp_path.parent / "evil").exists()
+
+
+def test_train_refuses_what_it_can_not_use(dataset_folder: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert "does not exist" in refusal("train", tmp_path / "nothing", "--out", out)
+    assert "--weights" in refusal("train", dataset_folder, "--out", out, "--weights", tmp_path / "nothing.pth")
+    (tmp_path / "w.pth").write_text("no weights")
+    assert "can't be read as weights" in refusal("train", dataset_folder, "--out", out, "--weights", tmp_path / "w.pth")
+    assert "tune is 'tail'" in refusal("train", dataset_folder, "--out", out, "--tune", "tail")
+    assert "holds a run already" in refusal("train", dataset_folder, "--out", run)
+    assert "leave --epochs out" in refusal("train", dataset_folder, "--out", run, "--resume", "--epochs", "3")
+    assert "last.safetensors does not exist" in refusal("train", dataset_folder, "--out", out, "--resume")
+    assert not out.exists()
+
+
+def test_export_and_bench_refuse_what_is_not_there(tmp_path: Path, dataset_folder: Path, bundle: Bundle, tiles: Path) -> None:
+    assert "does not exist" in refusal("export", tmp_path / "nothing", "--out", tmp_path / "b")
+    assert "is not a bundle" in refusal("bench", tmp_path, "--data", dataset_folder, "--out", tmp_path / "r")
+    assert "does not exist" in refusal("bench", bundle.path, "--data", tmp_path / "nothing", "--out", tmp_path / "r")
+    (tiles / "Water").rename(tiles / "Snow")
+    assert sattrt("data", tiles, "--out", tmp_path / "d", "--split", "50:25:25").returncode == 0
+    assert "the dataset has Field, Forest, Snow" in refusal("bench", bundle.path, "--data", tmp_path / "d", "--out", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_predict_answers_for_files(bundle: Bundle, tmp_path: Path) -> None:
+    names = []
+    for i, (name, colour) in enumerate(CLASSES.items()):
+        names.append(tmp_path / f"{name}.jpg")
+        names[-1].write_bytes(jpeg(colour, 500 + i))
+    done = sattrt("predict", bundle.path, *names, "--json", "--engine", "onnxruntime-fp16")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["engine"] == "onnxruntime-fp16"
+    golden = bundle.open("onnxruntime-fp16")
+    expected = golden.predict(np.stack([np.asarray(Image.open(name)) for name in names]))
+    assert [each["class"] for each in answer["predictions"]] == expected.names
+    assert [each["file"] for each in answer["predictions"]] == list(map(str, names))
+    assert len(sattrt("predict", bundle.path, *names).stdout.splitlines()) == 3
+    assert "no engine 'int4'" in refusal("predict", bundle.path, names[0], "--engine", "int4")
+    assert "nothing.jpg" in refusal("predict", bundle.path, tmp_path / "nothing.jpg")
+
+
+def test_doctor_says_what_an_absence_costs_and_what_mends_it() -> None:
+    done = sattrt("doctor")
+    assert done.returncode == 0, done.stderr
+    findings = {finding["name"]: finding for finding in json.loads(sattrt("doctor", "--json").stdout)}
+    assert findings["PyTorch"]["found"].startswith("torch ")
+    for finding in findings.values():
+        if not finding["found"]:
+            assert finding["cost"]
+            assert finding["mend"] in done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode == 0
+    )
+    if not mounted:
+        pytest.skip("a tmpfs can't be mounted here (it takes root)")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(small_disk: Path, dataset_folder: Path, run: Path, bundle: Bundle) -> None:
+    assert "The disk is full" in refusal("export", run, "--out", small_disk / "bundle")
+    assert "The disk is full" in refusal(
+        "train", dataset_folder, "--out", small_disk / "run", "--weights", "none", "--epochs", "1", "--tune", "head"
+    )
+    assert not [name for name in files(small_disk) if name.endswith(".tmp") or "safetensors" in name or name.startswith("bundle")]
+    (small_disk / "fill").write_bytes(b"x" * (3_000_000 - sum(path.stat().st_size for path in small_disk.rglob("*") if path.is_file())))
+    old = (small_disk / "run" / "config.json").read_bytes()
+    message = refusal("data", json.loads((dataset_folder / "dataset.json").read_text())["source"], "--out", small_disk / "d")
+    assert "The disk is full" in message
+    assert not (small_disk / "d" / "dataset.json").exists()
+    assert (small_disk / "run" / "config.json").read_bytes() == old

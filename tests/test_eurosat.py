@@ -1,0 +1,53 @@
+"""The whole flow on a small share of the real EuroSAT tiles: scan, train, export, bench."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EUROSAT, WEIGHTS
+
+from sattrt.bench.measure import Budget
+from sattrt.bench.run import bench
+from sattrt.data.dataset import Dataset, balanced
+from sattrt.data.scan import SplitRule, scan
+from sattrt.deploy.bundle import export
+from sattrt.training.config import TrainConfig
+from sattrt.training.loop import train
+
+pytestmark = pytest.mark.skipif(
+    not (EUROSAT.exists() and WEIGHTS.exists()), reason="the EuroSAT tiles and weights are not at ../shared/data"
+)
+
+
+@pytest.fixture(scope="module")
+def eurosat() -> Dataset:
+    return scan(EUROSAT, SplitRule(), workers=2)
+
+
+def test_the_scan_sees_all_of_it(eurosat: Dataset) -> None:
+    assert len(eurosat.classes) == 10
+    assert (eurosat.width, eurosat.height, eurosat.left_out) == (64, 64, {})
+    counts = {split: sum(by_class.values()) for split, by_class in eurosat.counts().items()}
+    total = sum(counts.values())
+    assert total == len(eurosat.all_tiles)
+    # five standard deviations of a draw
+    assert counts["valid"] / total == pytest.approx(0.05, abs=5 * (0.05 * 0.95 / total) ** 0.5)
+    assert counts["test"] / total == pytest.approx(0.01, abs=5 * (0.01 * 0.99 / total) ** 0.5)
+    # published channel means of EuroSAT RGB
+    np.testing.assert_allclose(eurosat.mean, (0.3444, 0.3803, 0.4078), atol=0.002)
+
+
+def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path) -> None:
+    share = (*balanced(eurosat.tiles("train"), 1280), *balanced(eurosat.tiles("valid"), 200), *eurosat.tiles("test"))
+    dataset = replace(eurosat, all_tiles=share)
+    result = train(dataset, tmp_path / "run", TrainConfig(weights=str(WEIGHTS), epochs=1, batch_size=32))
+    assert result.accuracy > 0.8, "one epoch over 1,280 tiles gives well above 80 %"
+    exported = export(tmp_path / "run", tmp_path / "eurosat")
+    report = bench(exported.bundle, dataset, batches=(1, 64), budget=Budget(0.2, 10, 0.2, 2))
+    rows = {row.name: row for row in report.rows}
+    torch, onnx = rows["torch-eager-fp32"], rows["onnxruntime-fp32"]
+    assert onnx.score.flips == []
+    assert onnx.score.correct == torch.score.correct
+    assert onnx.largest_logit_error < 1e-3
+    assert rows["onnxruntime-fp16"].score.accuracy > torch.score.accuracy - 0.02

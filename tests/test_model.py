@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sattrt.errors import ContractError, InputError
+from sattrt.model import TileClassifier, load_weights, set_trainable, set_training_mode
+
+
+@pytest.fixture
+def model() -> TileClassifier:
+    torch.manual_seed(0)
+    return TileClassifier(10, (0.3, 0.4, 0.5), (0.2, 0.2, 0.2))
+
+
+def test_normalisation_is_inside(model: TileClassifier) -> None:
+    tiles = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    by_hand = (tiles.permute(0, 3, 1, 2) / 255 - torch.tensor([0.3, 0.4, 0.5]).view(-1, 1, 1)) / 0.2
+    model.eval()
+    torch.testing.assert_close(model(tiles), model.backbone(by_hand), atol=1e-4, rtol=1e-4)
+
+
+def test_what_each_tune_trains(model: TileClassifier) -> None:
+    def trained() -> int:
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    set_trainable(model, "bn")
+    assert trained() == 53_120 + 20_490
+    set_trainable(model, "head")
+    assert trained() == 20_490
+    set_trainable(model, "all")
+    assert trained() == sum(parameter.numel() for parameter in model.parameters())
+    with pytest.raises(InputError, match="tune"):
+        set_trainable(model, "tail")
+
+
+def test_a_frozen_network_keeps_its_statistics(model: TileClassifier) -> None:
+    before = model.backbone.bn1.running_mean.clone()
+    tiles = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    set_training_mode(model, "head")
+    model(tiles)
+    torch.testing.assert_close(model.backbone.bn1.running_mean, before)
+    set_training_mode(model, "bn")
+    model(tiles)
+    assert not torch.equal(model.backbone.bn1.running_mean, before)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_of_another_head_are_taken_but_for_the_head(model: TileClassifier, tmp_path: Path, suffix: str) -> None:
+    source = TileClassifier(4, (0, 0, 0), (1, 1, 1)).backbone.state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(source, path) if suffix == ".safetensors" else torch.save(source, path)
+    head = model.backbone.fc.weight.clone()
+    load_weights(model, str(path))
+    torch.testing.assert_close(model.backbone.layer4[0].conv2.weight, source["layer4.0.conv2.weight"])
+    torch.testing.assert_close(model.backbone.fc.weight, head)
+
+
+def test_weights_that_do_not_fit_are_named(model: TileClassifier, tmp_path: Path) -> None:
+    state = model.backbone.state_dict()
+
+    def refused(changed: dict[str, torch.Tensor]) -> str:
+        save_file(changed, tmp_path / "w.safetensors")
+        with pytest.raises(ContractError) as raised:
+            load_weights(model, str(tmp_path / "w.safetensors"))
+        return str(raised.value)
+
+    assert "lacks 1 of 265 keys, 'conv1.weight'" in refused({key: value for key, value in state.items() if key != "conv1.weight"})
+    assert "'layer1.0.conv1.weight' has the shape (3, 3)" in refused(state | {"layer1.0.conv1.weight": torch.zeros(3, 3)})
+    assert "unknown key 'colour'" in refused(state | {"colour": torch.zeros(1)})
+    assert "not finite" in refused(state | {"bn1.bias": torch.full((64,), float("nan"))})
+
+
+def test_files_that_are_no_weights_are_named(model: TileClassifier, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "was executed",))
+
+    (tmp_path / "text.safetensors").write_text("hello")
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    for name in ("nothing.pth", "text.safetensors", "text.pth", "list.pth", "evil.pth"):
+        with pytest.raises(InputError, match=name):
+            load_weights(model, str(tmp_path / name))
+    assert not (tmp_path / "was executed").exists()

@@ -1,0 +1,53 @@
+"""What the README tells people to type exists, and what it shows was measured."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from sattrt.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "engines/README.md", "benchmarks/README.md", "docs/design.md"]
+
+
+def commands(page: str) -> list[list[str]]:
+    text = (ROOT / page).read_text()
+    lines = [line.strip() for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", text)
+    return [shlex.split(line.split("#")[0]) for line in lines if re.match(r"(sattrt|torchrun|make|python) ", line)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist_with_the_options_they_are_given(page: str) -> None:
+    root = typer.main.get_command(app)
+    for words in commands(page):
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
+        elif words[0] == "python":
+            assert (ROOT / words[1]).exists(), words
+        elif "sattrt" in words:
+            stage, *rest = words[words.index("sattrt") + 1 :]
+            if stage.startswith("-"):
+                continue
+            command = root.commands[stage]  # type: ignore[attr-defined]
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert (folder / target).exists(), target
+
+
+def test_the_table_is_what_the_tool_wrote() -> None:
+    """The README's results table stands, line for line, in a report under benchmarks/results."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(("| torch-", "| onnxruntime-"))]
+    reports = "\n".join(path.read_text() for path in (ROOT / "benchmarks" / "results").glob("bench-*.md"))
+    assert rows
+    for row in rows:
+        assert row in reports

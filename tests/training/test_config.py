@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from sattrt.errors import BackendError, InputError
+from sattrt.machine import cpu_has_bf16
+from sattrt.training.config import TrainConfig, fit_in_time, learning_rate_at
+
+
+def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("epochs = 3\nlearning_rate = 1\ntune = 'bn'\n")
+    config = TrainConfig.from_toml(tmp_path / "c.toml", epochs=5, tune=None)
+    assert (config.epochs, config.learning_rate, config.tune) == (5, 1, "bn")
+    assert TrainConfig.from_dict(config.to_dict(), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown setting 'epoch'. Did you mean 'epochs'"),
+        ("epochs = 'three'", "epochs is 'three'; give a int"),
+        ("epochs = true", "epochs is True"),
+        ("epochs = 0", "epochs is 0"),
+        ("precision = 'int4'", "int4"),
+        ("tune = 'tail'", "tail"),
+        ("learning_rate = nan", "learning_rate is nan"),
+        ("minutes = -1", "minutes is -1"),
+        ("epochs", "is not TOML"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        TrainConfig.from_toml(tmp_path / "c.toml")
+
+
+def test_the_schedule_warms_up_and_falls_to_zero() -> None:
+    config = TrainConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate_at(config, step, 100) for step in range(100)]
+    assert 0 < rates[0] < rates[5] < rates[10] == max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01
+    assert learning_rate_at(TrainConfig(warmup=0.0, learning_rate=1.0), 0, 1) == 1.0
+
+
+def test_time_buys_epochs_then_a_share() -> None:
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=1e6) == (20, 1000)
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=34) == (3, 1000)
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=6) == (1, 500)
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=0.1) == (1, 1)
+
+
+def test_precision_is_what_the_hardware_has() -> None:
+    import torch
+
+    from sattrt.training.hardware import choose_precision
+
+    cpu = torch.device("cpu")
+    assert choose_precision("fp32", cpu) == "fp32"
+    assert choose_precision("auto", cpu) == ("bf16" if cpu_has_bf16() else "fp32")
+    with pytest.raises(BackendError, match="fp16"):
+        choose_precision("fp16", cpu)
+    if not cpu_has_bf16():
+        with pytest.raises(BackendError, match="emulating"):
+            choose_precision("bf16", cpu)

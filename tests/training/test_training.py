@@ -1,0 +1,157 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sattrt.data.dataset import Dataset
+from sattrt.errors import ContractError, InputError
+from sattrt.spec import ModelSpec
+from sattrt.training import checkpoint
+from sattrt.training.config import TrainConfig
+from sattrt.training.loop import Observer, Plan, train
+from sattrt.training.run import load_trained
+
+SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "log.csv").open()))
+
+
+def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Dataset) -> None:
+    wanted = {"best.safetensors", "best.json", "last.safetensors", "last.json", "config.json", "log.csv", "samples.npz", "spec.json"}
+    assert {path.name for path in run.iterdir()} == wanted
+    spec = ModelSpec.read(run / "spec.json")
+    assert (spec.classes, spec.mean, spec.dataset_digest) == (dataset.classes, dataset.mean, dataset.digest)
+    last = rows(run)[-1]
+    assert float(last["valid_accuracy"]) == pytest.approx(spec.training["valid_accuracy"], abs=1e-6)
+    assert float(last["train_loss"]) > 0
+    with np.load(run / "samples.npz") as samples:
+        assert samples["train_images"].shape[1:] == (64, 64, 3)
+        assert samples["valid_images"].dtype == np.uint8
+
+
+def test_the_best_network_scores_what_the_log_says(run: Path, dataset: Dataset) -> None:
+    from sattrt.data.loader import decode_tiles
+
+    model, spec = load_trained(run)
+    images, labels = decode_tiles(dataset, dataset.tiles("valid"))
+    with torch.inference_mode():
+        accuracy = (model(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
+    assert accuracy == pytest.approx(spec.training["valid_accuracy"], abs=1e-6)
+
+
+def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
+    config = replace(SMALL, epochs=4, batch_size=8, learning_rate=0.01)
+    assert train(dataset, tmp_path / "run", config).accuracy > 0.6
+    losses = [float(row["train_loss"]) for row in rows(tmp_path / "run") if row["valid_loss"]]
+    assert losses[-1] < losses[0]
+
+
+def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) -> None:
+    class Stop(Observer):
+        def epoch_ended(self, row: object, best: bool) -> None:
+            if getattr(row, "epoch") == 2:  # noqa: B009 - after the first checkpoint, before the second
+                raise KeyboardInterrupt
+
+    train(dataset, tmp_path / "whole", SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "broken", SMALL, Stop())
+    result = train(dataset, tmp_path / "broken", None)
+    assert result.steps == 2 * (len(dataset.tiles("train")) // 16)
+    whole, _ = checkpoint.load(tmp_path / "whole" / "last.safetensors")
+    resumed, _ = checkpoint.load(tmp_path / "broken" / "last.safetensors")
+    assert whole.keys() == resumed.keys()
+    for key in whole:
+        torch.testing.assert_close(resumed[key], whole[key], msg=key)
+    assert [row["step"] for row in rows(tmp_path / "broken")] == [row["step"] for row in rows(tmp_path / "whole")]
+
+
+def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Dataset) -> None:
+    before = (run / "last.safetensors").read_bytes()
+    with pytest.raises(ContractError, match="trained on the classes Field, Forest, Water"):
+        train(replace(dataset, classes=("Field", "Forest", "Wood")), run, None)
+    with pytest.raises(ContractError, match="another dataset or split"):
+        train(replace(dataset, all_tiles=dataset.all_tiles[1:]), run, None)
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+def test_a_run_is_never_overwritten(run: Path, dataset: Dataset) -> None:
+    with pytest.raises(InputError, match="holds a run already"):
+        train(dataset, run, SMALL)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Lower learning_rate"):
+        train(dataset, tmp_path / "run", replace(SMALL, learning_rate=1e30, warmup=0.0))
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    class Watch(Observer):
+        plan: Plan | None = None
+
+        def started(self, plan: Plan) -> None:
+            self.plan = plan
+
+    watch = Watch()
+    train(dataset, tmp_path / "run", replace(SMALL, minutes=0.02), watch)
+    assert watch.plan is not None
+    assert (watch.plan.epochs, watch.plan.of_tiles) == (1, len(dataset.tiles("train")))
+    assert watch.plan.tiles < watch.plan.of_tiles
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["ran_with"]["tiles"] == watch.plan.tiles
+
+
+@pytest.mark.parametrize("tune", ["head", "bn"])
+def test_frozen_layers_stay_as_they_were(dataset: Dataset, tmp_path: Path, run: Path, tune: str) -> None:
+    start, _ = checkpoint.load(run / "best.safetensors")
+    train(dataset, tmp_path / "run", replace(SMALL, epochs=1, tune=tune, weights=str(run / "best.safetensors")))
+    end, _ = checkpoint.load(tmp_path / "run" / "last.safetensors")
+    assert torch.equal(start["backbone.layer3.0.conv2.weight"], end["backbone.layer3.0.conv2.weight"])
+    assert torch.equal(start["backbone.layer3.0.bn2.weight"], end["backbone.layer3.0.bn2.weight"]) == (tune == "head")
+    assert not torch.equal(start["backbone.fc.weight"], end["backbone.fc.weight"])
+
+
+def test_two_processes_train_as_one(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 16\nepochs = 1\nlearning_rate = 0.005\n')
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sattrt", "train"]
+    options = [str(dataset_folder), "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.toml")]
+    done = subprocess.run([*launch, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    dataset = Dataset.read(dataset_folder)
+    assert int(rows(tmp_path / "run")[-1]["step"]) == len(dataset.tiles("train")) // 16
+    # a count of validation tiles other than the true one would give no multiple of 1/n
+    accuracy = float(rows(tmp_path / "run")[-1]["valid_accuracy"]) * len(dataset.tiles("valid"))
+    assert accuracy == pytest.approx(round(accuracy), abs=1e-4)
+
+
+def test_a_killed_run_leaves_whole_files_and_can_go_on(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 3\nlearning_rate = 0.005\n')
+    command = [sys.executable, "-m", "sattrt", "train", str(dataset_folder), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([*command, "--config", str(tmp_path / "c.toml")], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.json").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    step = checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"]
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"from step {step}" in done.stderr
+    assert rows(tmp_path / "run")[-1]["epoch"] == "3"
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:1000])
+    with pytest.raises(ContractError, match=r"best.safetensors is not a sattrt checkpoint, or is damaged"):
+        load_trained(tmp_path)
