@@ -290,11 +290,8 @@ def _observer(bar: Progress) -> Observer:
 
 def describe(plan: Plan) -> str:
     """What a run is about to do, in one line; a share of the train split is called a share."""
-    share = (
-        "the whole train split"
-        if plan.tiles == plan.of_tiles
-        else f"a class-balanced share of the train split, {plan.tiles} of {plan.of_tiles}"
-    )
+    whole = plan.tiles == plan.of_tiles
+    share = f"all {plan.tiles} train" if whole else f"a class-balanced share, {plan.tiles} of {plan.of_tiles} train"
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""

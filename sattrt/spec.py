@@ -200,6 +200,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def require_space(path: Path, size: int) -> None:
+    """InputError unless the disk that `path` will lie on has `size` bytes left: better now than after an hour of work."""
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if (free := shutil.disk_usage(place).free) < size:
+        raise InputError(
+            f"The disk is full: {path} needs {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space, or choose another --out."
+        )
+
+
 def unwritable(path: Path, error: OSError) -> InputError:
     """The one-line error for a file that can't be written."""
     if error.errno == errno.ENOSPC:

@@ -25,7 +25,7 @@ from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, check_state, load_weights, set_trainable, set_training_mode
-from ..spec import write_json
+from ..spec import require_space, write_json
 from . import checkpoint
 from .config import TrainConfig, fit_in_time, learning_rate_at
 from .hardware import Rank, choose_precision, ranks
@@ -34,6 +34,7 @@ from .run import spec_of, write_samples
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STEPS_BETWEEN_CHECKPOINTS = 200
+SPACE = 700 * 10**6  # best, last, and the new last beside the old one while it is written
 
 
 class Observer:
@@ -92,6 +93,7 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
     elif (out / "last.safetensors").exists():
         raise InputError(f"{out} holds a run already. Go on with --resume, or choose another --out.")
     dataset.require("valid")
+    require_space(out, SPACE)
     with ranks(config.threads) as rank:
         return _Run(dataset, out, config, rank, started, saved, observer or Observer()).run()
 

@@ -131,7 +131,7 @@ def test_a_dataset_of_other_classes_is_refused(bundle: Bundle, dataset: Dataset)
 
 
 def test_an_empty_test_split_is_said(bundle: Bundle, dataset: Dataset) -> None:
-    with pytest.raises(InputError, match="test split .* is empty"):
+    with pytest.raises(InputError, match=r"test split .* is empty"):
         bench(bundle, replace(dataset, all_tiles=tuple(dataset.tiles("train"))))
 
 

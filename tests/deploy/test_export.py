@@ -66,7 +66,7 @@ def test_the_bundle_proves_that_it_agrees(bundle: Bundle, run: Path) -> None:
 
 
 def test_temperature_is_applied_in_the_graph(run: Path, tmp_path: Path) -> None:
-    model, spec = load_trained(run)
+    model, _ = load_trained(run)
     tiles = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         logits, probabilities = DeployedClassifier(model, 2.5, torch.float32).eval()(tiles)
@@ -108,9 +108,9 @@ def test_a_builder_that_is_absent_is_skipped_with_the_way_out(run: Path, bundle:
     assert "pip install 'sattrt[tensorrt]'" in skipped["tensorrt-fp32"]
 
 
-def test_an_exporter_that_goes_wrong_is_caught(run: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_that_goes_wrong_is_caught(run: Path, bundle: Bundle) -> None:
     """The engine of one network against the answers of another: what a faulty exporter would amount to."""
-    model, spec = load_trained(run)
+    model, _ = load_trained(run)
     with torch.no_grad():
         model.backbone.layer4[2].conv3.weight.mul_(1.2)
     tiles = np.load(run / "samples.npz")["valid_images"]

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -155,3 +156,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, run: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:1000])
     with pytest.raises(ContractError, match=r"best.safetensors is not a sattrt checkpoint, or is damaged"):
         load_trained(tmp_path)
+
+
+def test_a_disk_that_fills_up_on_the_way_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, {"a": torch.ones(4)}, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"last.safetensors"):
+            checkpoint.save(path, {"a": torch.ones(4000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.load(path)[1] == {"step": 1}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last.json", "last.safetensors"]
