@@ -307,5 +307,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width
+        console.width = 200
     console.print(table)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Predict = Callable[[NDArray[np.uint8]], object]
 BATCHES = (1, 4, 16, 64, 128)
-_WARM_UP_SECONDS = 0.3
+_WARM_UP_SECONDS, _TURN_SECONDS, _PAUSE_SECONDS = 0.3, 0.2, 0.02
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ def measure(
     budget: Budget = Budget(),
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Speed]:
-    """Time every engine at every batch size. Per batch size, rounds of one call each, in a freshly shuffled order."""
+    """Time every engine at every batch size, in rounds: each engine has its turn, in a freshly shuffled order.
+
+    A turn is a short pause and one untimed call, then timed calls for a moment: the idle threads of one library spin
+    for a while after its last call, and would slow down the next engine's first.
+    """
     draw = random.Random(0)
     seconds: dict[str, dict[int, list[float]]] = {name: {} for name in engines}
     for batch in batches:
@@ -72,13 +76,22 @@ def measure(
         while open_turns:
             draw.shuffle(open_turns)
             for name in list(open_turns):
-                begin = time.perf_counter()
-                engines[name](images)
                 taken = seconds[name][batch]
-                taken.append(time.perf_counter() - begin)
+                taken += _turn(engines[name], images)
                 if len(taken) >= calls and sum(taken) >= wanted:
                     open_turns.remove(name)
     return {name: Speed(by_batch) for name, by_batch in seconds.items()}
+
+
+def _turn(predict: Predict, images: NDArray[np.uint8]) -> list[float]:
+    time.sleep(_PAUSE_SECONDS)
+    predict(images)
+    taken: list[float] = []
+    while sum(taken) < _TURN_SECONDS:
+        begin = time.perf_counter()
+        predict(images)
+        taken.append(time.perf_counter() - begin)
+    return taken
 
 
 def _warm_up(predict: Predict, images: NDArray[np.uint8]) -> None:
