@@ -4,8 +4,9 @@ SUITS    = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON  ?= $(shell for python in python3.12 python3.11 python3 python; do $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 DATA    ?= $(firstword $(wildcard ../shared/data/EuroSAT_RGB.zip) eurosat)
 WEIGHTS ?= $(firstword $(wildcard ../shared/data/resnet50_imagenet.safetensors) imagenet)
-# the training part of the 15 minutes that the whole demo may take on two cores; a GPU needs less for all epochs
-MINUTES ?= 7
+# with a GPU, all epochs; without, the training part of the 15 minutes that the whole demo may take on two cores
+GPU      = $(shell command -v nvidia-smi)
+MINUTES ?= $(if $(GPU),,7)
 DEMO    ?= demo
 
 SATTRT = .venv/bin/sattrt
@@ -15,7 +16,7 @@ SATTRT = .venv/bin/sattrt
 demo: .venv/installed
 	rm -rf $(DEMO)/run
 	$(SATTRT) data "$(DATA)" --out $(DEMO)/dataset
-	$(SATTRT) train $(DEMO)/dataset --out $(DEMO)/run --weights "$(WEIGHTS)" --minutes $(MINUTES)
+	$(SATTRT) train $(DEMO)/dataset --out $(DEMO)/run --weights "$(WEIGHTS)" $(if $(MINUTES),--minutes $(MINUTES))
 	$(SATTRT) export $(DEMO)/run --out engines/eurosat
 	.venv/bin/python engines/embed.py engines/eurosat
 	$(SATTRT) bench engines/eurosat --data $(DEMO)/dataset --out $(DEMO)/report
@@ -27,7 +28,7 @@ test: .venv/installed-for-tests
 	.venv/bin/pytest
 
 # onnxruntime-gpu where there is an NVIDIA driver, onnxruntime elsewhere: never both
-EXTRA = $(if $(shell command -v nvidia-smi),gpu,cpu)
+EXTRA = $(if $(GPU),gpu,cpu)
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "sattrt needs Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=path/to/python3.12"; exit 1; }

@@ -61,7 +61,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 def data(
     source: Annotated[str, typer.Argument(help="Folder, zip or tar of class folders, or 'eurosat' to download it.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for dataset.json.")] = Path("dataset"),
-    split: Annotated[str, typer.Option(help="Shares of train, valid, test.")] = "94:5:1",
+    split: Annotated[str | None, typer.Option(help="Shares of train, valid, test.  [default: 94:5:1]", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse, where any file would be left out.")] = False,
 ) -> None:
@@ -71,7 +71,7 @@ def data(
     from .errors import InputError
     from .machine import cores
 
-    rule = SplitRule.parse(split, seed)
+    rule = SplitRule.parse(split or "94:5:1", seed)
     with _bar("[progress.description]{task.description}", "files") as bar:
         if source == "eurosat" and not Path(source).exists():
             path = fetch(EUROSAT, out, _updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
@@ -88,6 +88,10 @@ def data(
             raise InputError(
                 f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict."
             )
+    if split and dataset.split == "folders":
+        raise InputError(
+            f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."
+        )
     written = dataset.write(out)
     counts = dataset.counts()
     totals = {name: sum(by_class.values()) for name, by_class in counts.items()}
@@ -172,8 +176,10 @@ def bench(
 
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Measuring", total=None)
+        opened = read_bundle(bundle)
+        opened.verify()
         report: Report = run_bench(
-            read_bundle(bundle),
+            opened,
             Dataset.read(data),
             run,
             threads,
@@ -183,7 +189,8 @@ def bench(
     if as_json:
         print(json.dumps(to_json(report)))
         return
-    _table(COLUMNS, [cells(row) for row in report.rows])
+    absent = [(name, "not here", *[""] * (len(COLUMNS) - 2)) for name in report.absent]
+    _table(COLUMNS, [cells(row) for row in report.rows] + absent)
     for name, reason in report.absent.items():
         print(f"{name}: {reason}")
     if not report.same_split:
@@ -203,10 +210,12 @@ def predict(
 
     from .data.scan import decode
     from .errors import InputError
-    from .runtime import open_bundle
+    from .runtime import read_bundle
     from .spec import read_bytes
 
-    with open_bundle(bundle, engine) as opened:
+    checked = read_bundle(bundle)
+    checked.verify()
+    with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
         spec = opened.spec
         tiles = []
         for path in files:

@@ -55,6 +55,15 @@ def examine() -> list[Finding]:
     for name, packages, cost, mend in _PACKAGES:
         versions = [f"{package} {found}" for package in packages if (found := version(package))]
         findings.append(Finding(name, ", ".join(versions) or None, cost, mend))
+    if found_gpu and not version("onnxruntime-gpu"):
+        findings.append(
+            Finding(
+                "ONNX Runtime on the GPU",
+                None,
+                "onnxruntime engines run on the CPU",
+                "pip uninstall -y onnxruntime && pip install 'sattrt[gpu]'",
+            )
+        )
     if version("onnxruntime") and version("onnxruntime-gpu"):
         findings.append(
             Finding(

@@ -55,7 +55,6 @@ def gpu() -> tuple[str, str] | None:
         device = Device()
     except BackendError:
         return None
-    device.close()
     return device.name, device.compute_capability
 
 

@@ -22,6 +22,19 @@ from torchvision.models import ResNet50_Weights, resnet50
 from .errors import ContractError, InputError
 
 TUNES = ("all", "head", "bn")
+# what torch and safetensors raise for a file that is damaged or none of theirs
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AssertionError,
+    AttributeError,
+)
 
 
 class TileClassifier(nn.Module):
@@ -104,7 +117,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} can't be read as weights ({reason}). Give a .safetensors file, or a .pth state dict.") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state

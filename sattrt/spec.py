@@ -37,7 +37,6 @@ class ModelSpec:
     mean, std: per band, of values scaled to 0..1; applied inside the graph.
     temperature: the logits are divided by it before the softmax.
     dataset_digest: sha256 of the split that the network was trained on.
-    checkpoint_sha256: digest of the weights this spec describes; empty until there are any.
     training: a summary for people (epochs, best accuracy, precision, device).
     """
 
@@ -70,15 +69,14 @@ class ModelSpec:
     def from_json(cls, data: Any, path: Path) -> ModelSpec:
         """Build a spec from parsed JSON; `path` is named in the errors."""
         check_schema(data, path, SCHEMA)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = [field.name for field in dataclasses.fields(cls)]
         values = {key: value for key, value in data.items() if key != "schema"}
-        if missing := sorted(name for name, field in fields.items() if name not in values and _required(field)):
+        if missing := sorted(set(fields) - set(values)):
             raise ContractError(f"{path} lacks the field {missing[0]!r}. Export the bundle or train the run again.")
         if unknown := sorted(set(values) - set(fields)):
             raise ContractError(f"{path} has the unknown field {unknown[0]!r}. It comes from another sattrt version.")
         for name in ("classes", "bands", "mean", "std"):
-            if name in values:
-                values[name] = _tuple_of(values[name], str if name in ("classes", "bands") else float, name, path)
+            values[name] = _tuple_of(values[name], str if name in ("classes", "bands") else float, name, path)
         spec = cls(**values)
         spec._check(path)
         return spec
@@ -96,14 +94,12 @@ class ModelSpec:
             fault = "has bands, mean and std that don't match"
         elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
             fault = f"has the temperature {self.temperature!r}"
-        elif (self.layout, self.dtype) != ("NHWC", "uint8"):
-            fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
+        elif (self.layout, self.dtype, self.resize) != ("NHWC", "uint8", "none"):
+            fault = f"asks for {self.dtype} {self.layout} input, resize {self.resize}, which this sattrt does not know"
+        elif (self.architecture, self.output) != ("resnet50", "probabilities"):
+            fault = f"describes a {self.architecture} that gives {self.output}, which this sattrt does not know"
         if fault:
             raise ContractError(f"{path} {fault}. Export the bundle or train the run again.")
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _tuple_of(value: Any, kind: type, name: str, path: Path) -> tuple[Any, ...]:
@@ -166,6 +162,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A killed process leaves the old file or the new one, never half. InputError where the folder can't be
     written or the disk is full; the old file is still there then.
     """
+    path = path.absolute()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +180,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole."""
-    token = secrets.token_hex(4)
+    path, token = path.resolve(), secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)
@@ -202,7 +199,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def require_space(path: Path, size: int) -> None:
     """InputError unless the disk that `path` will lie on has `size` bytes left: better now than after an hour of work."""
-    place = next(parent for parent in path.absolute().parents if parent.exists())
+    place = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if (free := shutil.disk_usage(place).free) < size:
         raise InputError(
             f"The disk is full: {path} needs {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space, or choose another --out."

@@ -184,3 +184,15 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(small_disk: Path, data
     source = json.loads((dataset_folder / "dataset.json").read_text())["source"]
     assert "The disk is full" in refusal("data", source, "--out", small_disk / "d")
     assert files(small_disk) in (["fill"], ["d", "fill"])
+
+
+def test_data_that_is_divided_already_is_not_divided_again(tiles: Path, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / "s" / split).mkdir(parents=True)
+    for name in CLASSES:
+        shutil.copytree(tiles / name, tmp_path / "s" / "train" / name)
+        (tmp_path / "s" / "valid" / name).mkdir()
+        shutil.move(tmp_path / "s" / "train" / name / f"{name}_0.jpg", tmp_path / "s" / "valid" / name)
+    assert "divided already" in refusal("data", tmp_path / "s", "--out", tmp_path / "d", "--split", "80:10:10")
+    assert sattrt("data", tmp_path / "s", "--out", tmp_path / "d").returncode == 0
+    assert json.loads((tmp_path / "d" / "dataset.json").read_text())["split"] == "folders"

@@ -1,6 +1,6 @@
 """The one evaluator: numpy counts, whatever predicted.
 
-score = evaluate(logits, labels, spec.classes, reference=fp32_labels)
+score = evaluate(logits.argmax(1), labels, spec.classes, reference=fp32_labels)
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ def _torch_eager(bundle: Bundle, run: Path, threads: int) -> tuple[Infer, str]:
         raise InputError(f"{checkpoint} is not the checkpoint that the bundle was exported from. Name that run with --run.")
     model, spec = load_trained(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 as the name says
     if threads:
         torch.set_num_threads(threads)
     model.to(device).to(memory_format=torch.channels_last)

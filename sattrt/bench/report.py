@@ -9,7 +9,7 @@ from ..spec import write_bytes, write_json
 from .run import Report, Row
 
 SCHEMA = 1
-COLUMNS = ("engine", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s")
+COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s")
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -49,6 +49,7 @@ def cells(row: Row) -> tuple[str, ...]:
     speed, score = row.speed, row.score
     return (
         row.name,
+        row.device,
         f"{100 * score.accuracy:.2f} ({100 * score.low:.1f}-{100 * score.high:.1f})",
         str(len(score.flips or [])),
         "/".join(f"{speed.latency_ms(percentile):.1f}" for percentile in (50, 90, 99)),
@@ -74,11 +75,9 @@ def to_markdown(report: Report) -> str:
         "|---" * len(COLUMNS) + "|",
     ]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in report.rows]
+    lines += [f"| {name} | not here | {reason} " + "| " * (len(COLUMNS) - 2) + "|" for name, reason in report.absent.items()]
     if not report.same_split:
         lines += ["", "**The dataset's split is not the one the network was trained on: test tiles may have been seen in training.**"]
-    if report.absent:
-        lines += ["", "Not measured here:", ""]
-        lines += [f"- {name}: {reason}" for name, reason in report.absent.items()]
     batches = list(report.rows[0].speed.seconds)
     lines += [
         "",

@@ -79,7 +79,8 @@ def bench(
     """
     _check_fit(bundle.spec, dataset)
     tiles = dataset.require("test")
-    reader = TileReader(dataset, tiles)
+    threads = threads or cores()
+    reader = TileReader(dataset, tiles, threads)
     decoded = [(images.copy(), labels) for images, labels in reader]
     images = np.concatenate([part for part, _ in decoded])
     labels = np.concatenate([part for _, part in decoded])
@@ -115,7 +116,7 @@ def bench(
         decoder=reader.decoder,
         bundle=bundle.path.name,
         bundle_digest=bundle.digest,
-        threads=threads or cores(),
+        threads=threads,
         classes=dataset.classes,
         tile_names=[tile.name for tile in tiles],
         environment=environment(),

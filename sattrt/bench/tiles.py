@@ -19,14 +19,14 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 class TileReader:
     """Reads, checks and decodes tiles in order. decoder: "DALI" or "Pillow"."""
 
-    def __init__(self, dataset: Dataset, tiles: list[Tile], batch_size: int = 64) -> None:
+    def __init__(self, dataset: Dataset, tiles: list[Tile], threads: int, batch_size: int = 64) -> None:
         self._dataset, self._tiles, self._batch_size = dataset, tiles, batch_size
         try:
             import torch
 
             from ..data.loader import Loader
 
-            self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), augment=False)
+            self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), augment=False, threads=threads)
             self.decoder = "DALI"
         except (ImportError, BackendError):
             self.decoder = "Pillow"

@@ -78,7 +78,8 @@ class Dataset:
         """Tiles of a split that must not be empty."""
         if tiles := self.tiles(split):
             return tiles
-        raise InputError(f"The {split} split of {self.source} is empty. Run `sattrt data` with --split 80:10:10, or add tiles.")
+        mend = f"Add a {split}/ folder to it" if self.split == "folders" else "Use --split 80:10:10, or add tiles"
+        raise InputError(f"The {split} split of {self.source} is empty. {mend}, and run `sattrt data` again.")
 
     def write(self, folder: Path) -> Path:
         """Write `dataset.json`, atomically, one tile a line."""
@@ -113,7 +114,7 @@ class Dataset:
         check_schema(data, path, SCHEMA)
         try:
             return cls._from_json(data, path)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ContractError(f"{path} is damaged ({type(error).__name__}: {error}). Run `sattrt data` again.") from None
 
     @classmethod

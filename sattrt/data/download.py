@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from ..errors import InputError
 from ..spec import sha256_file, unwritable
 
 Progress = Callable[[int, int], None]
+_BUSY = (429, 500, 502, 503, 504)  # answers that may be better in a moment
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,11 @@ def fetch(archive: Archive, folder: Path, on_progress: Progress = lambda done, t
             _download(archive.url, part, on_progress)
             break
         except urllib.error.HTTPError as error:
+            if error.code in _BUSY and attempt < tries:
+                time.sleep(min(2**attempt, 10))
+                continue
             raise InputError(f"{archive.url} answers {error.code} {error.reason}. Download it yourself and give its path.") from None
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             if attempt == tries:
                 kept = f" What was fetched is kept in {part}; the same command goes on from there." if part.exists() else ""
                 raise InputError(f"Can't download {archive.url} ({error}).{kept} Or download it yourself and give its path.") from None

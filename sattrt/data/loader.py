@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, SattrtError
 from .dataset import Dataset, Tile
 from .sources import Source, open_source
 
@@ -87,26 +87,34 @@ class Loader:
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """Batches of epoch `number`, from step `first` on: images uint8 (N, H, W, 3) and class indices int64 (N,), both on the device."""
         self._feed.start(self._plan(number)[first:])  # before the iterator: it reads ahead as soon as it is made or reset
-        if self._iterator is None:
-            self._iterator = DALIGenericIterator([self._pipeline], ["images", "index"], prepare_first_batch=False)
-        else:
-            self._iterator.reset()  # type: ignore[no-untyped-call]
+        try:
+            if self._iterator is None:
+                self._iterator = DALIGenericIterator([self._pipeline], ["images", "index"], prepare_first_batch=False)
+            else:
+                self._iterator.reset()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise self._explained(error) from None
         while True:
             try:
                 output = next(self._iterator)[0]
             except StopIteration:
                 return
             except RuntimeError as error:
-                if self._feed.failure:
-                    raise self._feed.failure from None
-                reason = str(error).splitlines()[0]
-                raise InputError(f"DALI can't decode tiles of {self._source.path} ({reason}). Run `sattrt data` again.") from None
+                raise self._explained(error) from None
             index = output["index"].reshape(-1).cpu().numpy()
             yield output["images"], torch.from_numpy(self._labels[index]).to(self._device)
 
     def close(self) -> None:
         """Let go of the archive."""
         self._source.close()
+
+    def _explained(self, error: RuntimeError) -> SattrtError:
+        if self._feed.failure:
+            return self._feed.failure
+        text = " ".join(str(error).split())
+        if "decode" in text or "nvImageCodec" in text:
+            return InputError(f"DALI can't decode tiles of {self._source.path} ({text[:200]}). Run `sattrt data` again.")
+        return BackendError(f"DALI can't run here ({text[:200]}). Check the driver with `sattrt doctor`.")
 
     def _plan(self, epoch: int) -> Plan:
         """For every batch the tiles' indices and symmetries (bit 0: left-right, 1: up-down, 2: transposed)."""

@@ -1,6 +1,6 @@
 """`sattrt data`: look at every file once, decide its split, and say what is left out and why.
 
-    dataset, report = scan(Path("EuroSAT_RGB.zip"), SplitRule((94, 5, 1)))
+    dataset = scan(Path("EuroSAT_RGB.zip"), SplitRule((94, 5, 1)))
 
 The split follows from the content alone: a tile's sha256, hashed with the seed, is a number in 0..1 that
 is held against the wanted shares. The same tile is thus always in the same split, whatever is added beside
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import posixpath
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,12 +85,12 @@ def scan(
     workers: processes that decode. on_progress: called with files done and files in all.
     Raises InputError for a source that can't be read, an empty class, or fewer than two classes.
     """
+    looks: list[_Look] = []
     with open_source(source_path) as source:
         layout = _Layout.of(source)
-    looks: list[_Look] = []
-    for look in _look_at_all(source_path, layout.names, workers):
-        looks.append(look)
-        on_progress(len(looks), len(layout.names))
+        for look in _look_at_all(source, layout.names, workers):
+            looks.append(look)
+            on_progress(len(looks), len(layout.names))
     left_out = {**layout.left_out, **{look.name: look.fault for look in looks if look.fault}}
     good = [look for look in looks if not look.fault]
     good, size = _same_size(good, left_out)
@@ -164,13 +165,12 @@ class _Layout:
 _worker_source: Source | None = None
 
 
-def _look_at_all(path: Path, names: list[str], workers: int) -> Iterator[_Look]:
-    if workers < 2 or len(names) < 2 * _CHUNK:
-        with open_source(path) as source:
-            yield from (_look(name, source.read(name)) for name in names)
+def _look_at_all(source: Source, names: list[str], workers: int) -> Iterator[_Look]:
+    if workers < 2 or len(names) < 2 * _CHUNK or not source.opens_cheaply:
+        yield from (_look(name, source.read(name)) for name in names)
         return
     # forkserver: no locks or threads of the parent are inherited, and it costs less than spawn for each worker
-    with ProcessPoolExecutor(workers, get_context("forkserver"), _open_in_worker, (path,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("forkserver"), _open_in_worker, (source.path,)) as pool:
         yield from pool.map(_look_in_worker, names, chunksize=_CHUNK)
 
 
@@ -209,7 +209,16 @@ def decode(content: bytes) -> np.ndarray:
             return np.asarray(image)
     except UnidentifiedImageError:
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise InputError(f"corrupt or cut short ({error})") from None
 
 

@@ -11,6 +11,7 @@ is refused as a whole.
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -23,10 +24,12 @@ import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, Generic, Self, TypeVar, cast
 
 from ..errors import InputError
+from ..spec import unwritable
 
+MAX_BYTES = 100 * 10**6
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -34,6 +37,7 @@ class Source(ABC):
     """Files by name, with `/` between the parts, in sorted order."""
 
     path: Path
+    opens_cheaply = True
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -101,39 +105,49 @@ class FolderSource(Source):
             raise InputError(f"Can't read {self.path / name}: {error.strerror}. Run `sattrt data` again.") from None
 
 
-class ArchiveSource(Source):
-    """What zip and tar share: safe names, folders that follow from them."""
+Member = TypeVar("Member", zipfile.ZipInfo, tarfile.TarInfo)
 
-    def __init__(self, path: Path, files: list[str], folders: list[str]) -> None:
+
+class ArchiveSource(Source, Generic[Member]):
+    """What zip and tar share: safe names, folders that follow from them, members by name."""
+
+    def __init__(self, path: Path, files: dict[str, Member], folders: list[str]) -> None:
         self.path = path
-        for name in files + folders:
-            _refuse_unsafe(path, name)
-        self._names = sorted(_normal(name) for name in files if _visible(name))
+        for unchecked in (*files, *folders):
+            _refuse_unsafe(path, unchecked)
+        self._members: dict[str, Member] = {_normal(name): member for name, member in files.items() if _visible(name)}
         found = {_normal(name) for name in folders if _visible(name)}
-        parents = {posixpath.dirname(name) for name in self._names}
-        found.update(str(parent) for name in parents for parent in [name, *PurePosixPath(name).parents])
+        for folder in {posixpath.dirname(name) for name in self._members}:
+            found.update([folder, *map(str, PurePosixPath(folder).parents)])
         self._folders = sorted(found - {"", "."})
 
     def names(self) -> list[str]:
-        return list(self._names)
+        return sorted(self._members)
 
     def folders(self) -> list[str]:
         return list(self._folders)
 
+    def _member(self, name: str) -> Member:
+        try:
+            return self._members[name]
+        except KeyError:
+            raise InputError(f"{name} is no longer in {self.path}. Run `sattrt data` again.") from None
 
-class ZipSource(ArchiveSource):
+
+class ZipSource(ArchiveSource[zipfile.ZipInfo]):
     """Members of a zip archive."""
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
         members = self._zip.infolist()
-        self._members = {_normal(member.filename): member for member in members if not member.is_dir()}
-        files = [member.filename for member in members if not member.is_dir()]
+        files = {member.filename: member for member in members if not member.is_dir()}
         super().__init__(path, files, [member.filename for member in members if member.is_dir()])
 
     def read(self, name: str) -> bytes:
+        member = self._member(name)
+        _refuse_huge(self.path, name, member.file_size)
         try:
-            return self._zip.read(self._members[name])
+            return self._zip.read(member)
         except (*_DAMAGED, OSError) as error:
             raise _damaged(self.path, error, name) from None
 
@@ -141,11 +155,11 @@ class ZipSource(ArchiveSource):
         self._zip.close()
 
 
-class TarSource(ArchiveSource):
+class TarSource(ArchiveSource[tarfile.TarInfo]):
     """Members of a tar archive; a compressed one is unpacked once to an unnamed temporary file, for random access."""
 
     def __init__(self, path: Path) -> None:
-        self._file = _plain_tar(path)
+        self._file, self.opens_cheaply = _plain_tar(path)
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             members = tar.getmembers()
         end = os.fstat(self._file.fileno()).st_size
@@ -154,12 +168,12 @@ class TarSource(ArchiveSource):
                 raise InputError(f"{path} holds {member.name!r}, a link or device, which may lead outside. Pack it again without links.")
             if member.offset_data + member.size > end:
                 raise InputError(f"{path} is cut short at {member.name!r}. Fetch it again.")
-        self._members = {_normal(member.name): member for member in members if member.isfile()}
-        files = [member.name for member in members if member.isfile()]
+        files = {member.name: member for member in members if member.isfile()}
         super().__init__(path, files, [member.name for member in members if member.isdir()])
 
     def read(self, name: str) -> bytes:
-        member = self._members[name]
+        member = self._member(name)
+        _refuse_huge(self.path, name, member.size)
         return os.pread(self._file.fileno(), member.size, member.offset_data)
 
     def close(self) -> None:
@@ -173,19 +187,25 @@ def _is_tar(path: Path) -> bool:
     return tarfile.is_tarfile(path)
 
 
-def _plain_tar(path: Path) -> IO[bytes]:
+def _plain_tar(path: Path) -> tuple[IO[bytes], bool]:
+    """The tar without its compression, and whether that cost nothing."""
     with open(path, "rb") as file:
         magic = file.read(6)
     openers = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
     for start, opener in openers:
         if magic.startswith(start):
             plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the source
-            with cast(IO[bytes], opener(path)) as packed:
-                shutil.copyfileobj(packed, plain, 1 << 20)
-            plain.flush()
+            try:
+                with cast(IO[bytes], opener(path)) as packed:
+                    shutil.copyfileobj(packed, plain, 1 << 20)
+                plain.flush()
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise unwritable(Path(tempfile.gettempdir(), path.name), error) from None
+                raise
             plain.seek(0)
-            return plain
-    return open(path, "rb")
+            return plain, False
+    return open(path, "rb"), True
 
 
 def _normal(name: str) -> str:
@@ -200,6 +220,11 @@ def _refuse_unsafe(path: Path, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
         raise InputError(f"{path} holds {name!r}, a path that leads outside. Don't trust it; pack it again without such names.")
+
+
+def _refuse_huge(path: Path, name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise InputError(f"{path} holds {name!r} of {size / 1e6:.0f} MB, which is no tile. Take it out; at most {MAX_BYTES / 1e6:.0f} MB.")
 
 
 def _damaged(path: Path, error: Exception, name: str = "") -> InputError:

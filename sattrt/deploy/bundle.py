@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError
-from ..runtime import Bundle, EngineRecord, read_bundle
-from ..runtime.bundle import MANIFEST, SCHEMA, manifest_digest
+from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, read_bundle
 from ..spec import ModelSpec, atomic_folder, read_bytes, sha256_file, write_bytes, write_json
 from ..training.run import load_trained
 from .card import model_card

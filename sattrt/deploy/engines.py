@@ -53,6 +53,8 @@ def build_plan(
     tile = (spec.height, spec.width, len(spec.bands))
     shapes.set_shape("input", *((batch, *tile) for batch in (profile.min, profile.opt, profile.max)))
     config.add_optimization_profile(shapes)
+    if precision == "fp32":  # TF32 would round it to 10 bits without a word
+        config.clear_flag(trt.BuilderFlag.TF32)
     capabilities = _set_capabilities(trt, config, RTX_CAPABILITIES[precision])
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -65,7 +67,7 @@ def build_plan(
         "onnx_sha256": sha256_file(onnx_path),
         "compute_capabilities": capabilities,
         "profile": vars(profile),
-        "flags": ["STRONGLY_TYPED"],
+        "flags": ["STRONGLY_TYPED", *(["no TF32"] if precision == "fp32" else [])],
         "build_seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -75,10 +77,7 @@ def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...]) -> 
     if not hasattr(config, "set_compute_capability"):
         from ..runtime.cuda import Device
 
-        device = Device()
-        capability = device.compute_capability
-        device.close()
-        return [capability]
+        return [Device().compute_capability]
     config.num_compute_capabilities = len(wanted)
     for i, capability in enumerate(wanted):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), i):

@@ -7,7 +7,7 @@ with open_bundle("engines/eurosat") as engine:
     print(result.names, result.probabilities.max(1))
 """
 
-from .bundle import Bundle, EngineRecord, open_bundle, read_bundle
+from .bundle import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_bundle, read_bundle
 from .engine import Engine, Prediction
 
-__all__ = ["Bundle", "Engine", "EngineRecord", "Prediction", "open_bundle", "read_bundle"]
+__all__ = ["MANIFEST", "SCHEMA", "Bundle", "Engine", "EngineRecord", "Prediction", "manifest_digest", "open_bundle", "read_bundle"]

@@ -1,11 +1,18 @@
 """The few calls of the CUDA driver that an engine needs, through ctypes: no torch, no CUDA package.
 
-Source: CUDA Driver API reference (cuInit, cuMemAlloc, cuMemcpy*Async, cuStream*).
+    device = Device()                       # asks the driver only
+    memory = Memory(device)                 # takes a context, a stream and buffers
+    with memory.current():
+        address = memory.allocate(1024)
+
+Source: CUDA Driver API reference (cuInit, cuCtx*, cuMem*, cuStream*).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
@@ -17,64 +24,79 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 class Device:
-    """GPU number `index`, its primary context and one stream. BackendError where there is no driver or no GPU."""
+    """GPU number `index`: its name and compute capability. BackendError where there is no driver or no GPU."""
 
     def __init__(self, index: int = 0) -> None:
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
             raise BackendError("No NVIDIA driver (libcuda.so.1) was found. Use an onnxruntime engine, or a machine with a GPU.") from None
-        self._call("cuInit", 0)
-        device, name = c_int(), ctypes.create_string_buffer(100)
-        self._call("cuDeviceGet", byref(device), index)
-        self._call("cuDeviceGetName", name, 100, device)
+        self.call("cuInit", 0)
+        self.handle, name = c_int(), ctypes.create_string_buffer(100)
+        self.call("cuDeviceGet", byref(self.handle), index)
+        self.call("cuDeviceGetName", name, 100, self.handle)
         major, minor = c_int(), c_int()
-        self._call("cuDeviceGetAttribute", byref(major), _MAJOR, device)
-        self._call("cuDeviceGetAttribute", byref(minor), _MINOR, device)
+        self.call("cuDeviceGetAttribute", byref(major), _MAJOR, self.handle)
+        self.call("cuDeviceGetAttribute", byref(minor), _MINOR, self.handle)
         self.name = name.value.decode()
         self.compute_capability = f"{major.value}.{minor.value}"
-        self._device, self._context, stream = device, c_void_p(), c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", byref(self._context), device)
-        self.activate()
-        self._call("cuStreamCreate", byref(stream), 0)
-        self.stream = int(stream.value or 0)
-        self._memory: list[int] = []
 
-    def activate(self) -> None:
-        """Make this GPU's context the calling thread's."""
-        self._call("cuCtxSetCurrent", self._context)
-
-    def allocate(self, size: int) -> int:
-        """Address of `size` bytes on the GPU, freed by `close`."""
-        address = c_uint64()
-        self._call("cuMemAlloc_v2", byref(address), c_size_t(size))
-        self._memory.append(address.value)
-        return address.value
-
-    def copy_in(self, address: int, array: NDArray[Any]) -> None:
-        """Queue a copy from the host."""
-        self._call("cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(array.ctypes.data), c_size_t(array.nbytes), c_void_p(self.stream))
-
-    def copy_out(self, array: NDArray[Any], address: int) -> None:
-        """Queue a copy to the host."""
-        self._call("cuMemcpyDtoHAsync_v2", c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes), c_void_p(self.stream))
-
-    def synchronize(self) -> None:
-        """Wait for everything queued."""
-        self._call("cuStreamSynchronize", c_void_p(self.stream))
-
-    def close(self) -> None:
-        """Free memory, stream and context."""
-        for address in self._memory:
-            self._call("cuMemFree_v2", c_uint64(address))
-        self._memory.clear()
-        self._call("cuStreamDestroy_v2", c_void_p(self.stream))
-        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
-
-    def _call(self, name: str, *arguments: Any) -> None:
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call the driver; BackendError with its own words where it refuses."""
         status = getattr(self._driver, name)(*arguments)
         if status:
             text = c_char_p()
             self._driver.cuGetErrorString(status, byref(text))
             reason = (text.value or b"unknown error").decode()
             raise BackendError(f"The NVIDIA driver refuses {name}: {reason}. Check `nvidia-smi`, or use an onnxruntime engine.")
+
+
+class Memory:
+    """The device's primary context, one stream, and buffers that live until `close`."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._context, stream = device, c_void_p(), c_void_p()
+        device.call("cuDevicePrimaryCtxRetain", byref(self._context), device.handle)
+        with self.current():
+            device.call("cuStreamCreate", byref(stream), 0)
+        self.stream = int(stream.value or 0)
+        self._buffers: list[int] = []
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context the calling thread's for a while; what the host program had there comes back."""
+        self._device.call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            self._device.call("cuCtxPopCurrent_v2", byref(c_void_p()))
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` bytes on the GPU."""
+        address = c_uint64()
+        self._device.call("cuMemAlloc_v2", byref(address), c_size_t(size))
+        self._buffers.append(address.value)
+        return address.value
+
+    def copy_in(self, address: int, array: NDArray[Any]) -> None:
+        """Queue a copy from the host."""
+        host, size = c_void_p(array.ctypes.data), c_size_t(array.nbytes)
+        self._device.call("cuMemcpyHtoDAsync_v2", c_uint64(address), host, size, c_void_p(self.stream))
+
+    def copy_out(self, array: NDArray[Any], address: int) -> None:
+        """Queue a copy to the host."""
+        host, size = c_void_p(array.ctypes.data), c_size_t(array.nbytes)
+        self._device.call("cuMemcpyDtoHAsync_v2", host, c_uint64(address), size, c_void_p(self.stream))
+
+    def synchronize(self) -> None:
+        """Wait for everything queued."""
+        self._device.call("cuStreamSynchronize", c_void_p(self.stream))
+
+    def close(self) -> None:
+        """Free buffers and stream, let go of the context."""
+        with self.current():
+            for address in self._buffers:
+                self._device.call("cuMemFree_v2", c_uint64(address))
+            self._buffers.clear()
+            self._device.call("cuStreamDestroy_v2", c_void_p(self.stream))
+        self._device.call("cuDevicePrimaryCtxRelease_v2", self._device.handle)

@@ -53,7 +53,7 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """Where it runs: "cpu", or a GPU's name."""
+        """Where it really runs: "cpu", "cuda", or the GPU's name."""
         return self._backend.device
 
     @property

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
-from .cuda import Device
+from .cuda import Device, Memory
 from .engine import Outputs, Tiles
 
-MODULES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 
 
 def load_module(backend: str) -> ModuleType:
@@ -24,7 +24,7 @@ def load_module(backend: str) -> ModuleType:
     for name in MODULES[backend]:
         try:
             return importlib.import_module(name)
-        except ImportError:
+        except (ImportError, OSError):  # OSError: its libraries are not there
             continue
     raise BackendError(f"{backend} is not installed. Install it with: pip install 'sattrt[{backend}]'")
 
@@ -34,52 +34,59 @@ class TensorRTBackend:
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         trt = load_module(record["builder"])
-        # before TensorRT is touched: without a driver its lean runtime crashes the process while deserialising
-        self._cuda = Device()
+        # before TensorRT is touched: without a driver deserialising can crash the process
+        device = Device()
         wanted = record["compute_capabilities"]
-        if wanted and self._cuda.compute_capability not in wanted:
+        if device.compute_capability not in wanted:
             raise BackendError(
-                f"{path.name} was built for compute capability {', '.join(wanted)}; {self._cuda.name} has "
-                f"{self._cuda.compute_capability}. Export again on this machine, or use an onnxruntime engine."
+                f"{path.name} was built for compute capability {', '.join(wanted)}; {device.name} has "
+                f"{device.compute_capability}. Export again on this machine, or use an onnxruntime engine."
             )
-        self.device = self._cuda.name
+        self.device = device.name
         self.max_batch = int(record["profile"]["max"])
+        self._memory = Memory(device)
+        try:
+            with self._memory.current():
+                self._load(trt, path, record)
+        except BackendError:
+            self._memory.close()
+            raise
+
+    def _load(self, trt: ModuleType, path: Path, record: dict[str, Any]) -> None:
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
             built = f"{record['builder']} {record['builder_version']}"
             raise BackendError(
                 f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here."
             )
-        self._engine = engine
-        self._context = engine.create_execution_context()
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise BackendError(f"{self.device} has no memory left for {path.name}. Close other programs, or use another engine.")
+        self._classes = tuple(self._engine.get_tensor_shape("logits"))[1]
         self._buffers: dict[str, int] = {}
-        for i in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(i)
-            shape = tuple(engine.get_tensor_shape(name))[1:]
-            size = self.max_batch * int(np.prod(shape)) * (1 if name == "input" else 4)
-            self._buffers[name] = self._cuda.allocate(size)
+        for i in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(i)
+            values = self.max_batch * int(np.prod(tuple(self._engine.get_tensor_shape(name))[1:]))
+            self._buffers[name] = self._memory.allocate(values * (1 if name == "input" else 4))
             self._context.set_tensor_address(name, self._buffers[name])
-        self._classes = tuple(engine.get_tensor_shape("logits"))[1]
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
-        self._cuda.activate()
-        self._context.set_input_shape("input", tiles.shape)
-        self._cuda.copy_in(self._buffers["input"], tiles)
-        if not self._context.execute_async_v3(self._cuda.stream):
-            raise BackendError("TensorRT refused to run the engine. Export the bundle again on this machine.")
-        outputs = []
-        for name in ("logits", "probabilities"):
-            array = np.empty((len(tiles), self._classes), np.float32)
-            self._cuda.copy_out(array, self._buffers[name])
-            outputs.append(array)
-        self._cuda.synchronize()
-        return outputs[0], outputs[1]
+        logits, probabilities = (np.empty((len(tiles), self._classes), np.float32) for _ in range(2))
+        with self._memory.current():
+            self._context.set_input_shape("input", tiles.shape)
+            self._memory.copy_in(self._buffers["input"], tiles)
+            if not self._context.execute_async_v3(self._memory.stream):
+                raise BackendError("TensorRT refused to run the engine. Export the bundle again on this machine.")
+            self._memory.copy_out(logits, self._buffers["logits"])
+            self._memory.copy_out(probabilities, self._buffers["probabilities"])
+            self._memory.synchronize()
+        return logits, probabilities
 
     def close(self) -> None:
         """Free the engine and its memory on the GPU."""
-        self._cuda.activate()
-        del self._context, self._engine, self._runtime
-        self._cuda.close()
+        with self._memory.current():
+            del self._context, self._engine, self._runtime
+        self._memory.close()

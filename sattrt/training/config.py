@@ -59,7 +59,7 @@ class TrainConfig:
             f"tune is {self.tune!r}; choose one of {', '.join(TUNES)}": self.tune not in TUNES,
             f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}": self.precision not in PRECISIONS,
             f"epochs is {self.epochs}; give at least 1": self.epochs < 1,
-            f"minutes is {self.minutes}; give more than 0": self.minutes is not None and not self.minutes > 0,
+            f"minutes is {self.minutes}; give more than 0": self.minutes is not None and not 0 < self.minutes < math.inf,
             f"batch_size is {self.batch_size}; give at least 2": self.batch_size < 2,
             f"learning_rate is {self.learning_rate}; give more than 0": not 0 < self.learning_rate < math.inf,
             f"warmup is {self.warmup}; give 0 to 1": not 0 <= self.warmup <= 1,

@@ -33,8 +33,8 @@ from .log import Row, TrainLog
 from .run import spec_of, write_samples
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-STEPS_BETWEEN_CHECKPOINTS = 200
-SPACE = 700 * 10**6  # best, last, and the new last beside the old one while it is written
+STEPS_BETWEEN_REPORTS = 20
+SECONDS_BETWEEN_CHECKPOINTS = 60
 
 
 class Observer:
@@ -93,7 +93,6 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
     elif (out / "last.safetensors").exists():
         raise InputError(f"{out} holds a run already. Go on with --resume, or choose another --out.")
     dataset.require("valid")
-    require_space(out, SPACE)
     with ranks(config.threads) as rank:
         return _Run(dataset, out, config, rank, started, saved, observer or Observer()).run()
 
@@ -112,7 +111,8 @@ class _Run:
         if config.batch_size % rank.world:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
         self.dataset, self.out, self.config, self.rank, self.started, self.observer = dataset, out, config, rank, started, observer
-        self.precision = choose_precision(config.precision, rank.device)
+        # a run goes on in the precision it was begun with
+        self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
         torch.manual_seed(config.seed)
         self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std)
         if saved is None:
@@ -121,9 +121,10 @@ class _Run:
         self.model.to(rank.device).to(memory_format=torch.channels_last)
         if rank.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         self.optimizer = self._optimizer()
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
-        self.step, self.best, self.best_epoch = 0, -1.0, 0
+        self.step, self.best, self.best_epoch, self.saved_at = 0, -1.0, 0, 0.0
         if saved:
             self._restore(*saved)
         self.plan, self.tiles = self._plan(saved[1] if saved else None)
@@ -133,6 +134,7 @@ class _Run:
 
     def run(self) -> Result:
         if self.rank.is_first:
+            require_space(self.out, self._size_on_disk())
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
             write_samples(self.dataset, self.out)
             self.observer.started(self.plan)
@@ -142,6 +144,7 @@ class _Run:
             self._epoch(train, valid, self.step // self.plan.steps_per_epoch)
         train.close()
         valid.close()
+        self.rank.barrier()
         return Result(self.best, self.best_epoch, self.step)
 
     def _epoch(self, train: Loader, valid: Loader, epoch: int) -> None:
@@ -152,14 +155,15 @@ class _Run:
             window.add(self._step(images, labels, rate), len(labels) * self.rank.world)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0
-            if window.is_due or ends:
+            logged = self.step % STEPS_BETWEEN_REPORTS == 0
+            if logged or ends or self.rank.device.type == "cpu":  # on a GPU every look at the loss waits for it
                 row = self._row(epoch, rate, window)
                 if self.rank.is_first:
                     self.observer.stepped(row, self.plan)
-                    if self.step % 20 == 0 and not ends:
+                    if logged and not ends:
                         self.log.add(row)
-            if self.step % STEPS_BETWEEN_CHECKPOINTS == 0 and not ends:
-                self._save_last()
+                        if self._seconds() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                            self._save_last()
         loss, accuracy = self._validate(valid)
         row = Row(**{**vars(row), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
         improved = accuracy > self.best
@@ -170,7 +174,7 @@ class _Run:
             if improved:
                 self._save_best(loss)
             self.observer.epoch_ended(row, improved)
-        self._save_last()
+            self._save_last()
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> torch.Tensor:
         for group in self.optimizer.param_groups:
@@ -276,17 +280,25 @@ class _Run:
             "step": self.step,
             "best_accuracy": self.best,
             "best_epoch": self.best_epoch,
+            "precision": self.precision,
+            "seconds": self._seconds(),
             "scaler": self.scaler.state_dict(),
         }
 
     def _save_last(self) -> None:
-        if self.rank.is_first:
-            tensors = dict(self.model.state_dict())
-            for name, parameter in self.model.named_parameters():
-                if "momentum_buffer" in self.optimizer.state.get(parameter, {}):
-                    tensors[f"momentum/{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-            checkpoint.save(self.out / "last.safetensors", tensors, self._state())
-        self.rank.barrier()
+        tensors = dict(self.model.state_dict())
+        for name, parameter in self.model.named_parameters():
+            if "momentum_buffer" in self.optimizer.state.get(parameter, {}):
+                tensors[f"momentum/{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        checkpoint.save(self.out / "last.safetensors", tensors, self._state())
+        self.saved_at = self._seconds()
+
+    def _size_on_disk(self) -> int:
+        """Bytes that the run will still need: best, last, and a new last beside the old one while it is written."""
+        weights = 4 * sum(tensor.numel() for tensor in self.model.state_dict().values())
+        momentum = 4 * sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        there = sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
+        return max(0, int(weights + 2 * (weights + momentum) - there))
 
     def _save_best(self, loss: float) -> None:
         checkpoint.save(self.out / "best.safetensors", self.model.state_dict(), self._state())
@@ -313,7 +325,12 @@ class _Run:
             if (momentum := tensors.get(f"momentum/{name}")) is not None:
                 # cloned into the parameter's memory format, as if it had grown beside it
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.started -= state["seconds"]
+        steps = self.rank.sum(state["step"])[0] / self.rank.world
+        if steps != state["step"]:
+            raise ContractError(f"The processes found different checkpoints in {self.out}. Put the run on a disk that all machines share.")
         self.step, self.best, self.best_epoch = state["step"], state["best_accuracy"], state["best_epoch"]
 
 
@@ -331,10 +348,6 @@ class _Window:
     def add(self, loss: torch.Tensor, images: int) -> None:
         self._losses.append(loss)
         self._images += images
-
-    @property
-    def is_due(self) -> bool:
-        return self._losses[-1].device.type == "cpu" or len(self._losses) >= 20
 
     def close(self) -> tuple[float, float]:
         loss = torch.stack(self._losses).mean().item()

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, balanced
-from ..data.loader import decode_tiles
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, check_state
 from ..spec import ModelSpec, atomic_path
@@ -26,6 +25,8 @@ def write_samples(dataset: Dataset, run: Path) -> None:
 
     They make the stages after training independent of the dataset and of DALI.
     """
+    from ..data.loader import decode_tiles  # here, so that what reads a run needs no DALI
+
     arrays: dict[str, NDArray[Any]] = {}
     for split, count in (("train", CALIBRATION_TILES), ("valid", PARITY_TILES)):
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = decode_tiles(dataset, balanced(dataset.tiles(split), count))

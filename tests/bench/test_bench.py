@@ -82,7 +82,7 @@ def test_exported_fp32_and_torch_agree(report: Report, dataset: Dataset) -> None
 def test_the_accuracy_is_that_of_the_engine(report: Report, bundle: Bundle, dataset: Dataset) -> None:
     [fp32] = [row for row in report.rows if row.name == "onnxruntime-fp32"]
     images, labels = (
-        np.concatenate(parts) for parts in zip(*[(i.copy(), y) for i, y in TileReader(dataset, dataset.tiles("test"))], strict=True)
+        np.concatenate(parts) for parts in zip(*[(i.copy(), y) for i, y in TileReader(dataset, dataset.tiles("test"), 2)], strict=True)
     )
     with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
         assert fp32.score.correct == (engine.predict(images).labels == labels).sum()
@@ -96,15 +96,15 @@ def test_the_report_is_written_for_people_and_machines(report: Report, tmp_path:
         assert f"| {row.name} |" in text
         assert f"{row.speed.latency_ms(99):.1f}" in text
     for name in report.absent:
-        assert f"- {name}: " in text
+        assert f"| {name} | not here | {report.absent[name]} |" in text
     assert "decoded by DALI" in text
 
 
 def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = dataset.tiles("test")
-    with_dali = TileReader(dataset, tiles)
+    with_dali = TileReader(dataset, tiles, 2)
     monkeypatch.setitem(sys.modules, "sattrt.data.loader", None)
-    without = TileReader(dataset, tiles)
+    without = TileReader(dataset, tiles, 2)
     assert (with_dali.decoder, without.decoder) == ("DALI", "Pillow")
     for (images, labels), (same, same_labels) in zip(with_dali, without, strict=True):
         np.testing.assert_array_equal(images, same)

@@ -179,3 +179,18 @@ def test_a_share_is_even_over_the_classes(dataset: Dataset) -> None:
     assert [sum(tile.label == label for tile in share) for label in range(3)] == [10, 10, 10]
     assert balanced(list(reversed(tiles)), 30) == share[::-1]
     assert balanced(tiles, 10_000) == tiles
+
+
+def test_a_missing_split_folder_is_said(tiles: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiles, tmp_path / "folders" / "train")
+    dataset = scan(tmp_path / "folders", RULE, workers=1)
+    with pytest.raises(InputError, match=r"valid split .* is empty. Add a valid/ folder"):
+        dataset.require("valid")
+
+
+def test_a_class_that_the_tiles_name_but_the_list_does_not(dataset: Dataset, tmp_path: Path) -> None:
+    path = dataset.write(tmp_path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"classes": data["classes"][:2]}))
+    with pytest.raises(ContractError, match="damaged"):
+        Dataset.read(tmp_path)

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import tarfile
 import zipfile
@@ -79,3 +80,26 @@ def test_hidden_files_and_system_litter_are_left_aside(tiles: Path, tmp_path: Pa
         file.writestr("__MACOSX/tiles/Field/x.jpg", b"")
     with open_source(archive) as source:
         assert len(source.names()) == 36
+
+
+def test_a_member_that_is_no_tile_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file, file.open("a/x.jpg", "w", force_zip64=True) as member:
+        for _ in range(101):
+            member.write(bytes(10**6))
+    with open_source(tmp_path / "bomb.zip") as source, pytest.raises(InputError, match=r"'a/x.jpg' of 101 MB"):
+        source.read("a/x.jpg")
+
+
+def test_an_archive_that_was_replaced_is_said(tiles: Path, tmp_path: Path) -> None:
+    with open_source(pack(tiles, tmp_path / "t.zip")) as source, pytest.raises(InputError, match=r"no longer in .*t.zip"):
+        source.read("tiles/Field/gone.jpg")
+
+
+def test_a_name_that_stands_twice_is_read_once(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as file:
+        for content in (b"old", b"new"):
+            with pytest.warns(UserWarning, match="Duplicate") if content == b"new" else contextlib.nullcontext():
+                file.writestr("a/x.jpg", content)
+    with open_source(tmp_path / "t.zip") as source:
+        assert source.names() == ["a/x.jpg"]
+        assert source.read("a/x.jpg") == b"new"

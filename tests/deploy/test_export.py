@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,3 +168,16 @@ def test_any_batch_can_be_asked_for(run: Path, tmp_path: Path) -> None:
         with torch.inference_mode():
             expected = model(torch.from_numpy(tiles)).numpy()
         np.testing.assert_allclose(session.run(["logits"], {"input": tiles})[0], expected, atol=1e-3)
+
+
+def test_export_needs_no_dali(run: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.modules["nvidia.dali"] = None
+from pathlib import Path
+from sattrt.deploy.bundle import export
+print(len(export(Path({str(run)!r}), Path({str(tmp_path / "b")!r})).bundle.engines))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 2

@@ -150,7 +150,11 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare") / "venv"
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    for arguments in (["numpy", "onnxruntime"], ["--no-deps", str(ROOT)]):
+    source = tmp_path_factory.mktemp("source")  # a build leaves files behind: not in the checkout
+    shutil.copytree(ROOT / "sattrt", source / "sattrt")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for arguments in (["numpy", "onnxruntime"], ["--no-deps", str(source)]):
         done = subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no package registry to install from: {done.stderr.splitlines()[-1]}")

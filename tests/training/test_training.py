@@ -21,7 +21,8 @@ from sattrt.training.config import TrainConfig
 from sattrt.training.loop import Observer, Plan, train
 from sattrt.training.run import load_trained
 
-SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005)
+SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005, precision="fp32")
+ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -48,7 +49,8 @@ def test_the_best_network_scores_what_the_log_says(run: Path, dataset: Dataset) 
     images, labels = decode_tiles(dataset, dataset.tiles("valid"))
     with torch.inference_mode():
         accuracy = (model(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
-    assert accuracy == pytest.approx(spec.training["valid_accuracy"], abs=1e-6)
+    # validated in the precision of training, which may be bf16: one tile on the edge may differ
+    assert accuracy == pytest.approx(spec.training["valid_accuracy"], abs=1.01 / len(labels))
 
 
 def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_two_processes_train_as_one(dataset_folder: Path, tmp_path: Path) -> Non
     (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 16\nepochs = 1\nlearning_rate = 0.005\n')
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sattrt", "train"]
     options = [str(dataset_folder), "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.toml")]
-    done = subprocess.run([*launch, *options], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launch, *options], capture_output=True, text=True, timeout=300, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     assert "2 processes on cpu" in done.stderr
     dataset = Dataset.read(dataset_folder)
@@ -139,14 +141,14 @@ def test_two_processes_train_as_one(dataset_folder: Path, tmp_path: Path) -> Non
 def test_a_killed_run_leaves_whole_files_and_can_go_on(dataset_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 3\nlearning_rate = 0.005\n')
     command = [sys.executable, "-m", "sattrt", "train", str(dataset_folder), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([*command, "--config", str(tmp_path / "c.toml")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--config", str(tmp_path / "c.toml")], stderr=subprocess.DEVNULL, env=ON_CPU)
     end = time.monotonic() + 120
     while not (tmp_path / "run" / "last.json").exists() and time.monotonic() < end:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     step = checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"]
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     assert f"from step {step}" in done.stderr
     assert rows(tmp_path / "run")[-1]["epoch"] == "3"
