@@ -105,7 +105,7 @@ class FolderSource(Source):
             raise InputError(f"Can't read {self.path / name}: {error.strerror}. Run `sattrt data` again.") from None
 
 
-Member = TypeVar("Member", zipfile.ZipInfo, tarfile.TarInfo)
+Member = TypeVar("Member", bound=zipfile.ZipInfo | tarfile.TarInfo)
 
 
 class ArchiveSource(Source, Generic[Member]):
