@@ -34,7 +34,7 @@ EXTRA = $(if $(GPU),gpu,cpu)
 	@test -n "$(PYTHON)" || { echo "sattrt needs Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip
-	.venv/bin/pip install --quiet --editable '.[train,$(EXTRA),tensorrt-rtx]'
+	.venv/bin/pip install --quiet --editable '.[train,$(EXTRA),openvino,tensorrt-rtx]'
 	touch $@
 
 .venv/installed-for-tests: .venv/installed

@@ -29,6 +29,7 @@ _PACKAGES = (
     ),
     ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),
     ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no engine that runs on a CPU", "pip install 'sattrt[cpu]'"),
+    ("OpenVINO", ("openvino",), "no openvino engine", "pip install 'sattrt[openvino]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
     ("TensorRT", ("tensorrt",), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
 )

@@ -69,7 +69,7 @@ def test_who_may_import_whom(path: Path) -> None:
 
 
 def test_the_runtime_needs_numpy_and_one_backend() -> None:
-    backends = {"ort.py": {"onnxruntime"}}
+    backends = {"ort.py": {"onnxruntime"}, "ov.py": {"openvino"}}
     for path in (PACKAGE / "runtime").glob("*.py"):
         assert outside(path) <= {"numpy"} | backends.get(path.name, set()), path
     assert outside(PACKAGE / "errors.py") == outside(PACKAGE / "spec.py") == set()
@@ -91,7 +91,7 @@ def test_there_is_no_cycle() -> None:
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
     script = "import sys, sattrt.cli; print(*sorted(name.split('.')[0] for name in sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
-    assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "PIL", "nvidia"}
+    assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "openvino", "PIL", "nvidia"}
 
 
 def test_only_the_command_line_prints() -> None:

@@ -30,6 +30,8 @@ from .graph import write_onnx
 from .parity import compare, torch_logits
 
 PRECISIONS = ("fp32", "fp16")
+# what runs an ONNX file as it is, in the order of preference; OpenVINO has no fp16 arithmetic on most CPUs
+INTERPRETERS = (("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("openvino", "fp32"))
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 GOLDEN_TILES = 20
 
@@ -66,8 +68,9 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
         for precision in PRECISIONS:
             on_progress(f"ONNX, {precision}")
             write_onnx(model, spec, folder / f"model.{precision}.onnx", precision)
-            record = {"onnx_sha256": sha256_file(folder / f"model.{precision}.onnx")}
-            engines.append(EngineRecord(f"onnxruntime-{precision}", "onnxruntime", precision, f"model.{precision}.onnx", record))
+        for backend, precision in INTERPRETERS:
+            file = f"model.{precision}.onnx"
+            engines.append(EngineRecord(f"{backend}-{precision}", backend, precision, file, {"onnx_sha256": sha256_file(folder / file)}))
         for backend in BUILDERS:
             for precision in PRECISIONS:
                 on_progress(f"{backend}, {precision}")
@@ -86,10 +89,10 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
                     golden[engine.name] = opened.infer(golden["tiles"])[0]
                 measured = {"device": device, **dataclasses.asdict(parity)}
             except BackendError as error:
-                skipped[engine.name] = f"built, not run here: {error}"
+                skipped[engine.name] = f"not run here: {error}"
                 measured = {"not_run": str(error)}
             engines[i] = dataclasses.replace(engine, record={**engine.record, "parity": measured})
-            write_json((folder / engine.file).with_suffix(".json"), dataclasses.asdict(engines[i]))
+            write_json(folder / f"{engine.name}.json", dataclasses.asdict(engines[i]))
         write_bytes(folder / "golden.npz", _npz(golden))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines).encode())
         _seal(folder, spec, engines, run)
@@ -97,7 +100,7 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
 
 
 def _plan(backend: str, precision: str, folder: Path, spec: ModelSpec) -> EngineRecord:
-    plan = folder / f"{precision}.{backend}.plan"
+    plan = folder / f"{backend}-{precision}.plan"
     record = build_plan(backend, precision, folder / f"model.{precision}.onnx", plan, spec)
     return EngineRecord(f"{backend}-{precision}", backend, precision, plan.name, record)
 

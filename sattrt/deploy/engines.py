@@ -1,6 +1,6 @@
 """ONNX to plan: TensorRT 10 and 11 and TensorRT-RTX through one code path.
 
-    record = build_plan("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), Path("fp16.tensorrt-rtx.plan"), spec)
+    record = build_plan("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), Path("tensorrt-rtx-fp16.plan"), spec)
 
 Precision comes from the graph alone (TensorRT 11 knows nothing else; 10 is asked for a strongly typed network).
 """

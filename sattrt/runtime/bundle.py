@@ -24,7 +24,7 @@ MANIFEST = "bundle.json"
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """How an engine was built. file: the model or plan; backend: "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
+    """How an engine was built. file: the model or plan; backend: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"."""
 
     name: str
     backend: str
@@ -125,6 +125,10 @@ def _backend(record: EngineRecord, path: Path, threads: int) -> Backend:
         from .ort import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(path, threads)
+    if record.backend == "openvino":
+        from .ov import OpenVinoBackend
+
+        return OpenVinoBackend(path, record.precision, threads)
     if record.backend in ("tensorrt", "tensorrt-rtx"):
         from .trt import TensorRTBackend
 

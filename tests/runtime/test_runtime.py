@@ -68,7 +68,7 @@ def test_an_array_of_the_wrong_kind_is_one_line(bundle: Bundle, images: np.ndarr
         engine.predict(images)
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "spec.json", "golden.npz", "MODEL_CARD.md", "model.fp32.json", "model.fp32.onnx"])
+@pytest.mark.parametrize("name", ["bundle.json", "spec.json", "golden.npz", "MODEL_CARD.md", "onnxruntime-fp32.json", "model.fp32.onnx"])
 def test_one_changed_byte_is_found(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -119,7 +119,7 @@ def test_a_manifest_can_not_reach_outside(copy: Path) -> None:
 def test_a_plan_without_a_gpu_is_refused_with_the_way_out(bundle: Bundle) -> None:
     from sattrt.machine import gpu
 
-    names = [record.name for record in bundle.engines if record.backend != "onnxruntime"]
+    names = [record.name for record in bundle.engines if record.backend.startswith("tensorrt")]
     if not names:
         pytest.skip("no TensorRT of any kind is installed")
     if gpu():
@@ -135,7 +135,7 @@ def test_plans_run_on_a_gpu(bundle: Bundle) -> None:
     names = [
         record.name
         for record in bundle.engines
-        if record.backend != "onnxruntime" and found and found[1] in record.record["compute_capabilities"]
+        if record.backend.startswith("tensorrt") and found and found[1] in record.record["compute_capabilities"]
     ]
     if not names:
         pytest.skip("no GPU here that a plan of this bundle was built for")

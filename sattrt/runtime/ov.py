@@ -1,0 +1,41 @@
+"""OpenVINO: the same ONNX files on Intel and other CPUs, and on Intel's GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BackendError, ContractError
+from .engine import Outputs, Tiles
+
+
+class OpenVinoBackend:
+    """A model compiled by OpenVINO for the CPU. precision: what it computes in ("fp32"); by itself it would pick bf16 where it can."""
+
+    device = "cpu"
+    max_batch = 256
+
+    def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
+        settings = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16"}[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            self._model = openvino.Core().compile_model(path, "CPU", settings)
+        except RuntimeError as error:
+            raise ContractError(f"OpenVINO can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again.") from None
+        self._request = self._model.create_infer_request()
+
+    def run(self, tiles: Tiles) -> Outputs:
+        """Logits and probabilities of uint8 (N, H, W, bands)."""
+        self._request.infer({"input": tiles})
+        # copied: the request's memory is written over by the next call
+        return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._request, self._model
