@@ -43,7 +43,7 @@ def examine() -> list[Finding]:
         Finding(
             "CPU bf16",
             "yes" if cpu_has_bf16() else None,
-            "training on the CPU runs in fp32, at about half the speed",
+            "training on the CPU runs in fp32, which is slower",
             "none: it is a feature of the CPU (AVX512-BF16, AMX)",
         ),
         Finding(
