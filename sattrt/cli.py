@@ -6,8 +6,10 @@ runs, so that `sattrt --help` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -41,6 +43,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 def main() -> None:
     """The `sattrt` command: a failure that the user can mend is one line and exit code 1."""
+    # SIGTERM unwinds like any exit, so that nothing half-written stays behind
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     try:
         app()
     except SattrtError as error:
@@ -310,12 +317,13 @@ def describe(plan: Plan) -> str:
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as Text, a name in [brackets] is no markup
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no width
         console.width = 200

@@ -112,13 +112,14 @@ def set_training_mode(model: TileClassifier, tune: str) -> None:
 def read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors or a torch file, weights only: nothing in it is ever executed."""
     if not path.is_file():
-        raise InputError(f"--weights {path} does not exist. Give a .safetensors or .pth file, 'imagenet' or 'none'.")
+        raise InputError(f"--weights {path} is not a file. Give a .safetensors or .pth file, 'imagenet' or 'none'.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+        reason = reason or "not a file of tensors alone"
         raise InputError(f"{path} can't be read as weights ({reason}). Give a .safetensors file, or a .pth state dict.") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

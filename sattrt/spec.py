@@ -104,7 +104,8 @@ class ModelSpec:
 
 def _tuple_of(value: Any, kind: type, name: str, path: Path) -> tuple[Any, ...]:
     accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
-    if not isinstance(value, list) or not all(isinstance(item, accepted) for item in value):
+    sound = isinstance(value, list) and all(isinstance(item, accepted) for item in value)
+    if not sound or (kind is float and not all(abs(item) < 1e6 for item in value)):
         raise ContractError(f"{path}: {name!r} is not a list of {kind.__name__}. The file was changed or is damaged.")
     return tuple(kind(item) for item in value)
 
@@ -129,6 +130,8 @@ def read_json(path: Path) -> Any:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file; InputError where it can't be read."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file. Check the path.")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -162,7 +165,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A killed process leaves the old file or the new one, never half. InputError where the folder can't be
     written or the disk is full; the old file is still there then.
     """
-    path = path.absolute()
+    path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole."""
-    path, token = path.resolve(), secrets.token_hex(4)
+    path, token = Path(os.path.abspath(path)), secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)

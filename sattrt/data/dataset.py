@@ -131,9 +131,19 @@ class Dataset:
             all_tiles=tuple(Tile(*row) for row in data["tiles"]),
             left_out=dict(data["left_out"]),
         )
+        dataset._check_types(path)
         if dataset.digest != data["digest"]:
             raise ContractError(f"{path} was changed: its tiles don't match its digest. Run `sattrt data` again.")
         return dataset
+
+    def _check_types(self, path: Path) -> None:
+        texts = [self.source, self.split, *self.classes, *(tile.name for tile in self.all_tiles), *(tile.sha256 for tile in self.all_tiles)]
+        sides = [type(side) is int and 0 < side <= 65536 for side in (self.height, self.width)]
+        numbers = [isinstance(value, float) and 0 <= value <= 1 for value in (*self.mean, *self.std)]
+        labels = [type(tile.label) is int and 0 <= tile.label < len(self.classes) for tile in self.all_tiles]
+        sound = all(isinstance(text, str) for text in texts) and all(sides + numbers + labels) and len(numbers) == 6 and min(self.std) > 0
+        if not sound or not {tile.split for tile in self.all_tiles} <= set(SPLITS):
+            raise ContractError(f"{path} was changed: a field has the wrong type or range. Run `sattrt data` again.")
 
 
 def balanced(tiles: list[Tile], count: int) -> list[Tile]:

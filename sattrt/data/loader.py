@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import BackendError, InputError, SattrtError
+from ..errors import BackendError, ContractError, InputError, SattrtError
 from .dataset import Dataset, Tile
 from .sources import Source, open_source
 
@@ -61,6 +61,7 @@ class Loader:
         self._labels = np.fromiter((tile.label for tile in tiles), np.int64, len(tiles))
         self._batch_size, self._augment, self._seed = batch_size, augment, seed
         self._rank, self._world = rank, world
+        self._size = (dataset.height, dataset.width)
         self._square = dataset.height == dataset.width
         self._source = open_source(Path(dataset.source))
         self._feed = _Feed(self._source, tiles, augment)
@@ -101,6 +102,8 @@ class Loader:
                 return
             except RuntimeError as error:
                 raise self._explained(error) from None
+            if output["images"].shape[1:3] != self._size:
+                raise ContractError(f"The tiles of {self._source.path} are not {self._size[1]}x{self._size[0]}. Run `sattrt data` again.")
             index = output["index"].reshape(-1).cpu().numpy()
             yield output["images"], torch.from_numpy(self._labels[index]).to(self._device)
 

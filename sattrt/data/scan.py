@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import posixpath
+import signal
 import struct
 import warnings
 from collections import Counter
@@ -130,6 +131,9 @@ class _Layout:
     @classmethod
     def of(cls, source: Source) -> _Layout:
         files = source.names()
+        for name in (*files, *source.folders(), *source.irregular):
+            if not name.isprintable():
+                raise InputError(f"{source.path} holds the name {name!a}, which is not readable text in UTF-8. Rename it.")
         images = [name for name in files if posixpath.splitext(name)[1].lower() in EXTENSIONS]
         if not images:
             raise InputError(f"{source.path} holds no image ({', '.join(sorted(EXTENSIONS))}). Give a folder of class folders.")
@@ -137,7 +141,8 @@ class _Layout:
         depth = depths.most_common(1)[0][0]
         if depth < 2:
             raise InputError(f"{source.path} has its images in no class folder. Put those of each class in a folder of its own.")
-        left_out = dict.fromkeys(set(files).difference(images), "not an image file")
+        left_out = dict.fromkeys(source.irregular, "not a regular file")
+        left_out |= dict.fromkeys(set(files).difference(images), "not an image file")
         left_out |= {name: "not in a class folder" for name in images if name.count("/") + 1 != depth}
         names = [name for name in images if name not in left_out]
         class_folders = {folder for folder in source.folders() if len(PurePosixPath(folder).parts) == depth - 1}
@@ -171,10 +176,15 @@ def _look_at_all(source: Source, names: list[str], workers: int) -> Iterator[_Lo
         return
     # forkserver: no locks or threads of the parent are inherited, and it costs less than spawn for each worker
     with ProcessPoolExecutor(workers, get_context("forkserver"), _open_in_worker, (source.path,)) as pool:
-        yield from pool.map(_look_in_worker, names, chunksize=_CHUNK)
+        try:
+            yield from pool.map(_look_in_worker, names, chunksize=_CHUNK)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _open_in_worker(path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     global _worker_source  # an archive's directory is read once a process, not once a tile
     _worker_source = open_source(path)
 

@@ -38,6 +38,7 @@ class Source(ABC):
 
     path: Path
     opens_cheaply = True
+    irregular: tuple[str, ...] = ()  # names of what is no file: pipes, devices, links that lead nowhere
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -67,6 +68,8 @@ def open_source(path: Path) -> Source:
         return FolderSource(path)
     if not path.exists():
         raise InputError(f"{path} does not exist. Give a folder, a zip or a tar of tiles (or the word 'eurosat').")
+    if not path.is_file():
+        raise InputError(f"{path} is neither a folder nor a file. Give a folder, a zip or a tar of tiles.")
     try:
         if zipfile.is_zipfile(path):
             return ZipSource(path)
@@ -91,6 +94,8 @@ class FolderSource(Source):
             base = Path(root).relative_to(path)
             self._folders += [(base / name).as_posix() for name in folders]
             self._names += [(base / name).as_posix() for name in files if _visible(name)]
+        self.irregular = tuple(name for name in self._names if not os.path.isfile(path / name))
+        self._names = [name for name in self._names if name not in self.irregular]
 
     def names(self) -> list[str]:
         return sorted(self._names)
@@ -102,7 +107,7 @@ class FolderSource(Source):
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise InputError(f"Can't read {self.path / name}: {error.strerror}. Run `sattrt data` again.") from None
+            raise InputError(f"Can't read {self.path / name}: {error.strerror}. Check its permissions, or take it out.") from None
 
 
 Member = TypeVar("Member", bound=zipfile.ZipInfo | tarfile.TarInfo)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +127,12 @@ def _parity_tiles(run: Path, spec: ModelSpec) -> tuple[NDArray[np.uint8], NDArra
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as samples:
             tiles, labels = samples["valid_images"], samples["valid_labels"]
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise ContractError(f"{path} is damaged ({error}). Train again, or restore it.") from None
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise ContractError(f"{path} is damaged. Train again, or restore it.") from None
     if tiles.shape[1:] != (spec.height, spec.width, len(spec.bands)) or tiles.dtype != np.uint8 or not len(tiles):
         raise ContractError(f"{path} holds tiles of {tiles.shape[1:]}, not what {run / 'spec.json'} promises. Train again, or restore it.")
+    if labels.shape != (len(tiles),) or labels.dtype.kind not in "iu":
+        raise ContractError(f"{path} holds labels that don't match its tiles. Train again, or restore it.")
     rank_in_class = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)])
     order = np.lexsort((labels, rank_in_class))
     return tiles[order], labels[order]

@@ -68,7 +68,14 @@ class Bundle:
         record = self.engine(name)
         path = self.path / record.file
         self.verify(record.file)
-        return Engine(record.name, self.spec, _backend(record, path, threads))
+        backend = _backend(record, path, threads)
+        tile = (self.spec.height, self.spec.width, len(self.spec.bands))
+        if (backend.tile, backend.classes) != (tile, len(self.spec.classes)):
+            raise ContractError(
+                f"{path} takes tiles of {backend.tile} and knows {backend.classes} classes; {self.path / 'spec.json'} promises {tile} and "
+                f"{len(self.spec.classes)}. Export the bundle again."
+            )
+        return Engine(record.name, self.spec, backend)
 
     def open_best(self, threads: int = 0) -> Engine:
         """Open the first engine, in the bundle's order of preference, that can run here. BackendError with every reason."""
@@ -105,6 +112,10 @@ def read_bundle(path: Path) -> Bundle:
         files, source = dict(data["files"]), dict(data["source"])
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"{path / MANIFEST} lacks or misnames a field ({error}). Export the bundle again.") from None
+    texts: list[Any] = [text for engine in engines for text in (engine.name, engine.backend, engine.precision, engine.file)]
+    texts += [*files, *files.values(), source.get("run"), source.get("checkpoint_sha256")]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(engine.record, dict) for engine in engines) or not engines:
+        raise ContractError(f"{path / MANIFEST} has a field of the wrong type, or no engine. Export the bundle again.")
     for name in files:
         if PurePosixPath(name).name != name:
             raise ContractError(f"{path / MANIFEST} names {name!r}, a path outside the bundle. Don't use this bundle.")

@@ -20,10 +20,15 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class Backend(Protocol):
-    """What one inference library does for an engine: `run` for at most `max_batch` tiles, and where it really runs."""
+    """What one inference library does for an engine: `run` for at most `max_batch` tiles, and where it really runs.
+
+    tile: (H, W, bands) that the file takes. classes: how many it knows.
+    """
 
     device: str
     max_batch: int
+    tile: tuple[int, ...]
+    classes: int
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities, float32 (N, classes) each, of uint8 (N, H, W, bands)."""

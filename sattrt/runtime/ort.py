@@ -39,6 +39,12 @@ class OnnxRuntimeBackend:
             raise ContractError(
                 f"ONNX Runtime can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again."
             ) from None
+        outputs = {output.name: output for output in self._session.get_outputs()}
+        inputs = [(each.name, each.type) for each in self._session.get_inputs()]
+        if inputs != [("input", "tensor(uint8)")] or not {"logits", "probabilities"} <= outputs.keys():
+            raise ContractError(f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again.")
+        self.tile = tuple(self._session.get_inputs()[0].shape[1:])
+        self.classes = int(outputs["logits"].shape[-1])
         # a provider that failed to start is dropped without an error: say what really runs
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
 

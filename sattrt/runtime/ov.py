@@ -9,6 +9,8 @@ import numpy as np
 from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
+_HINTS = {"fp32": "f32", "fp16": "f16"}
+
 
 class OpenVinoBackend:
     """A model compiled by OpenVINO for the CPU. precision: what it computes in ("fp32"); by itself it would pick bf16 where it can."""
@@ -21,11 +23,15 @@ class OpenVinoBackend:
             import openvino
         except ImportError:
             raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
-        settings = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16"}[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if precision not in _HINTS:
+            raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
+        settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             self._model = openvino.Core().compile_model(path, "CPU", settings)
+            tile, logits = self._model.input("input").partial_shape, self._model.output("logits").partial_shape
+            self.tile, self.classes = tuple(side.get_length() for side in list(tile)[1:]), int(logits[1].get_length())
         except RuntimeError as error:
             raise ContractError(f"OpenVINO can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again.") from None
         self._request = self._model.create_infer_request()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError
+from ..errors import BackendError, ContractError
 from .cuda import Device, Memory
 from .engine import Outputs, Tiles
 
@@ -33,38 +33,41 @@ class TensorRTBackend:
     """An execution context over one plan, with its input and output memory on the GPU."""
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        trt = load_module(record["builder"])
+        try:
+            builder, wanted, self.max_batch = record["builder"], list(record["compute_capabilities"]), int(record["profile"]["max"])
+            built = f"{MODULES[builder][0]} {record['builder_version']}"
+        except (LookupError, TypeError, ValueError) as error:
+            raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
+        trt = load_module(builder)
         # before TensorRT is touched: without a driver deserialising can crash the process
         device = Device()
-        wanted = record["compute_capabilities"]
         if device.compute_capability not in wanted:
             raise BackendError(
                 f"{path.name} was built for compute capability {', '.join(wanted)}; {device.name} has "
                 f"{device.compute_capability}. Export again on this machine, or use an onnxruntime engine."
             )
         self.device = device.name
-        self.max_batch = int(record["profile"]["max"])
         self._memory = Memory(device)
         try:
             with self._memory.current():
-                self._load(trt, path, record)
+                self._load(trt, path, built)
         except BackendError:
             self._memory.close()
             raise
 
-    def _load(self, trt: ModuleType, path: Path, record: dict[str, Any]) -> None:
+    def _load(self, trt: ModuleType, path: Path, built: str) -> None:
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            built = f"{record['builder']} {record['builder_version']}"
             raise BackendError(
                 f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here."
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise BackendError(f"{self.device} has no memory left for {path.name}. Close other programs, or use another engine.")
-        self._classes = tuple(self._engine.get_tensor_shape("logits"))[1]
+        self.classes = int(self._engine.get_tensor_shape("logits")[1])
+        self.tile = tuple(self._engine.get_tensor_shape("input"))[1:]
         self._buffers: dict[str, int] = {}
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
@@ -74,7 +77,7 @@ class TensorRTBackend:
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
-        logits, probabilities = (np.empty((len(tiles), self._classes), np.float32) for _ in range(2))
+        logits, probabilities = (np.empty((len(tiles), self.classes), np.float32) for _ in range(2))
         with self._memory.current():
             self._context.set_input_shape("input", tiles.shape)
             self._memory.copy_in(self._buffers["input"], tiles)

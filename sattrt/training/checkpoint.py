@@ -32,13 +32,17 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) ->
     write_json(path.with_suffix(".json"), state)
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and state of a checkpoint. InputError where there is none, ContractError where it is not ours."""
+def load(path: Path, needed: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint; `needed`: keys that the state must have. InputError where there is none, ContractError where it is not ours."""
     if not path.is_file():
         raise InputError(f"{path} does not exist. Train first: sattrt train DATASET --out {path.parent}")
     try:
         with safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {})["sattrt"])
+            if not isinstance(state, dict) or not isinstance(state.get("classes", []), list):
+                raise ValueError("its state is not one")
+            if missing := [key for key in needed if key not in state]:
+                raise ValueError(f"its state lacks {missing[0]!r}")
             return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ContractError(f"{path} is not a sattrt checkpoint, or is damaged ({error}). Train again, or restore it.") from None

@@ -58,16 +58,16 @@ class TrainConfig:
         faults = {
             f"tune is {self.tune!r}; choose one of {', '.join(TUNES)}": self.tune not in TUNES,
             f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}": self.precision not in PRECISIONS,
-            f"epochs is {self.epochs}; give at least 1": self.epochs < 1,
-            f"minutes is {self.minutes}; give more than 0": self.minutes is not None and not 0 < self.minutes < math.inf,
-            f"batch_size is {self.batch_size}; give at least 2": self.batch_size < 2,
-            f"learning_rate is {self.learning_rate}; give more than 0": not 0 < self.learning_rate < math.inf,
+            f"epochs is {self.epochs}; give 1 to 1,000,000": not 1 <= self.epochs <= 10**6,
+            f"minutes is {self.minutes}; give more than 0, at most 1,000,000": self.minutes is not None and not 0 < self.minutes <= 10**6,
+            f"batch_size is {self.batch_size}; give 2 to 65,536": not 2 <= self.batch_size <= 65536,
+            f"learning_rate is {self.learning_rate}; give more than 0, at most 1e6": not 0 < self.learning_rate <= 1e6,
             f"warmup is {self.warmup}; give 0 to 1": not 0 <= self.warmup <= 1,
             f"momentum is {self.momentum}; give more than 0 and less than 1": not 0 < self.momentum < 1,
-            f"weight_decay is {self.weight_decay}; give 0 or more": not 0 <= self.weight_decay < math.inf,
+            f"weight_decay is {self.weight_decay}; give 0 to 1": not 0 <= self.weight_decay <= 1,
             f"label_smoothing is {self.label_smoothing}; give 0 to 1": not 0 <= self.label_smoothing < 1,
-            f"seed is {self.seed}; give 0 or more": self.seed < 0,
-            f"threads is {self.threads}; give 0 or more": self.threads < 0,
+            f"seed is {self.seed}; give 0 to 2**63 - 1": not 0 <= self.seed < 2**63,
+            f"threads is {self.threads}; give 0 to 1024": not 0 <= self.threads <= 1024,
         }
         for fault, found in faults.items():
             if found:

@@ -33,6 +33,7 @@ from .log import Row, TrainLog
 from .run import spec_of, write_samples
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+STATE = ("config", "classes", "dataset_digest", "epochs", "tiles", "step", "best_accuracy", "best_epoch", "precision", "seconds", "scaler")
 STEPS_BETWEEN_REPORTS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
@@ -87,11 +88,11 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
     started = time.perf_counter()
     saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
     if config is None:
-        saved = checkpoint.load(out / "last.safetensors")
+        saved = checkpoint.load(out / "last.safetensors", STATE)
         _check_same_data(saved[1], dataset, out)
         config = TrainConfig.from_dict(saved[1]["config"], str(out / "last.safetensors"))
-    elif (out / "last.safetensors").exists():
-        raise InputError(f"{out} holds a run already. Go on with --resume, or choose another --out.")
+    else:
+        _refuse_to_overwrite(out)
     dataset.require("valid")
     with ranks(config.threads) as rank:
         return _Run(dataset, out, config, rank, started, saved, observer or Observer()).run()
@@ -354,6 +355,17 @@ class _Window:
         speed = self._images / (time.perf_counter() - self._begin)
         self._reset()
         return loss, speed
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    """A new run takes a folder that is absent, empty, or left by a run that was stopped before its first checkpoint."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, not a folder. Choose another --out.")
+    if (out / "last.safetensors").exists():
+        raise InputError(f"{out} holds a run already. Go on with --resume, or choose another --out.")
+    found = {path.name for path in out.glob("[!.]*")} - {"config.json", "log.csv", "samples.npz"}
+    if found:
+        raise InputError(f"{out} holds {min(found)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
 
 
 def _check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:

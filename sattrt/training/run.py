@@ -54,7 +54,7 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
     """
     if not run.is_dir():
         raise InputError(f"{run} does not exist. Train first: sattrt train DATASET --out {run}")
-    tensors, state = checkpoint.load(run / "best.safetensors")
+    tensors, state = checkpoint.load(run / "best.safetensors", ("classes", "dataset_digest"))
     spec = ModelSpec.read(run / "spec.json")
     if tuple(state["classes"]) != spec.classes or state["dataset_digest"] != spec.dataset_digest:
         raise ContractError(

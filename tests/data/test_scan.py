@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -192,5 +193,38 @@ def test_a_class_that_the_tiles_name_but_the_list_does_not(dataset: Dataset, tmp
     path = dataset.write(tmp_path)
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {"classes": data["classes"][:2]}))
-    with pytest.raises(ContractError, match="damaged"):
+    with pytest.raises(ContractError, match="was changed"):
         Dataset.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": 5},
+        {"height": "64"},
+        {"height": -1},
+        {"mean": ["a", 0.1, 0.1]},
+        {"mean": [0.5]},
+        {"std": [0.0, 0.1, 0.1]},
+        {"split": None},
+    ],
+)
+def test_a_field_of_the_wrong_type_is_refused(dataset: Dataset, tmp_path: Path, change: dict[str, object]) -> None:
+    path = dataset.write(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ContractError, match="was changed"):
+        Dataset.read(tmp_path)
+
+
+def test_what_is_no_file_is_left_out_and_never_waited_for(tiles: Path) -> None:
+    os.mkfifo(tiles / "Field" / "pipe.jpg")
+    (tiles / "Field" / "loop.jpg").symlink_to(tiles / "Field" / "loop.jpg")
+    assert scan(tiles, RULE, workers=1).left_out == {"Field/loop.jpg": "not a regular file", "Field/pipe.jpg": "not a regular file"}
+    with pytest.raises(InputError, match="neither a folder nor a file"):
+        scan(tiles / "Field" / "pipe.jpg", RULE, workers=1)
+
+
+def test_a_name_that_is_no_text_is_refused(tiles: Path) -> None:
+    os.mkdir(os.fsencode(tiles) + b"/caf\xe9")
+    with pytest.raises(InputError, match=r"caf.*Rename it"):
+        scan(tiles, RULE, workers=1)

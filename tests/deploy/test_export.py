@@ -181,3 +181,26 @@ print(json.dumps([[engine.name for engine in report.bundle.engines], report.skip
     assert names == ["onnxruntime-fp32", "onnxruntime-fp16", "openvino-fp32"]
     for backend in ("tensorrt", "tensorrt-rtx"):
         assert f"pip install 'sattrt[{backend}]'" in skipped[f"{backend}-fp32"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", "half", "npy", "labels"])
+def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content: bytes | str) -> None:
+    other = tmp_path / "run"
+    other.mkdir()
+    for path in run.iterdir():
+        (other / path.name).hardlink_to(path)
+    samples = (other / "samples.npz").read_bytes()
+    arrays = dict(np.load(run / "samples.npz"))
+    (other / "samples.npz").unlink()
+    if content == "half":
+        content = samples[: len(samples) // 2]
+    if content == "npy":
+        with open(other / "samples.npz", "wb") as file:
+            np.save(file, np.zeros(3))
+    elif content == "labels":
+        np.savez(other / "samples.npz", **arrays | {"valid_labels": arrays["valid_labels"][:-1]})
+    else:
+        (other / "samples.npz").write_bytes(content)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match=r"samples.npz"):
+        export(other, tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import subprocess
@@ -193,3 +194,56 @@ def test_importing_the_runtime_loads_no_other_part() -> None:
     script = "import sys, sattrt.runtime; print(*sorted(name.split('.')[0] for name in sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"torch", "onnx", "onnxruntime", "typer", "rich", "PIL", "nvidia", "tensorrt", "tensorrt_rtx"}
+
+
+def spoilt(copy: Path, **changes: object) -> None:
+    """Change the manifest and give it a digest that fits, as somebody with intent would."""
+    data = json.loads((copy / "bundle.json").read_text()) | changes
+    data.pop("digest")
+    (copy / "bundle.json").write_text(json.dumps(data | {"digest": manifest_digest(data)}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engines": []},
+        {"engines": [{"name": 5, "backend": "onnxruntime", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
+        {"engines": [{"name": "a", "backend": "onnxruntime", "precision": "fp32", "file": ["a"], "record": {}}]},
+        {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
+        {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {"builder": "x"}}]},
+        {"engines": [{"name": "a", "backend": "abacus", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
+        {"files": [[1, 2]]},
+        {"source": {}},
+        {"source": {"run": 5, "checkpoint_sha256": ""}},
+        {"schema": 2},
+    ],
+)
+def test_a_manifest_of_wrong_types_is_refused(copy: Path, change: dict[str, object]) -> None:
+    spoilt(copy, **change)
+    with pytest.raises(ContractError):
+        open_bundle(copy)
+
+
+def test_another_network_under_the_same_name_is_refused(copy: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    tiles = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [tiles], [answer])
+    (copy / "model.fp32.onnx").unlink()
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), copy / "model.fp32.onnx")
+    files = json.loads((copy / "bundle.json").read_text())["files"]
+    digest = hashlib.sha256((copy / "model.fp32.onnx").read_bytes()).hexdigest()
+    spoilt(copy, files=files | {"model.fp32.onnx": digest})
+    with pytest.raises(ContractError, match="not a graph that sattrt exported"):
+        open_bundle(copy, "onnxruntime-fp32")
+
+
+def test_a_contract_of_other_classes_than_the_graph_is_refused(copy: Path) -> None:
+    spec = json.loads((copy / "spec.json").read_text())
+    (copy / "spec.json").write_text(json.dumps(spec | {"classes": ["a", "b", "c", "d"]}))
+    files = json.loads((copy / "bundle.json").read_text())["files"]
+    spoilt(copy, files=files | {"spec.json": hashlib.sha256((copy / "spec.json").read_bytes()).hexdigest()})
+    with pytest.raises(ContractError, match="knows 3 classes"):
+        open_bundle(copy)

@@ -95,7 +95,7 @@ def test_a_run_is_never_overwritten(run: Path, dataset: Dataset) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Lower learning_rate"):
-        train(dataset, tmp_path / "run", replace(SMALL, learning_rate=1e30, warmup=0.0))
+        train(dataset, tmp_path / "run", replace(SMALL, learning_rate=1e6, warmup=0.0))
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
@@ -173,3 +173,22 @@ def test_a_disk_that_fills_up_on_the_way_keeps_the_last_checkpoint(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.load(path)[1] == {"step": 1}
     assert sorted(each.name for each in tmp_path.iterdir()) == ["last.json", "last.safetensors"]
+
+
+def test_a_folder_of_something_else_is_not_written_into(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text("mine")
+    with pytest.raises(InputError, match=r"'spec.json', which is not of a run"):
+        train(dataset, tmp_path, SMALL)
+    assert (tmp_path / "spec.json").read_text() == "mine"
+    with pytest.raises(InputError, match="is a file"):
+        train(dataset, tmp_path / "spec.json", SMALL)
+
+
+@pytest.mark.parametrize("state", [[], {}, {"classes": None}])
+def test_a_checkpoint_of_another_state_is_refused(dataset: Dataset, tmp_path: Path, state: object) -> None:
+    for name in ("last", "best"):
+        checkpoint.save(tmp_path / f"{name}.safetensors", {"a": torch.ones(1)}, state)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="its state"):
+        train(dataset, tmp_path, None)
+    with pytest.raises(ContractError, match="its state"):
+        load_trained(tmp_path)
