@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import ContractError, InputError
 from ..spec import check_schema, read_json, write_bytes
 
@@ -158,8 +156,3 @@ def balanced(tiles: list[Tile], count: int) -> list[Tile]:
         chosen.update(tile.name for tile in group[:quota])
         left -= quota
     return [tile for tile in tiles if tile.name in chosen]
-
-
-def labels_of(tiles: list[Tile]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Class indices, shape (N,), int64."""
-    return np.fromiter((tile.label for tile in tiles), np.int64, len(tiles))
