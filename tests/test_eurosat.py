@@ -1,5 +1,10 @@
 """The whole flow on a small share of the real EuroSAT tiles: scan, train, export, bench."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,3 +57,14 @@ def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path) -> None:
     assert onnx.score.correct == torch.score.correct
     assert onnx.largest_logit_error < 1e-3
     assert rows["onnxruntime-fp16"].score.accuracy > torch.score.accuracy - 0.02
+
+
+def test_an_interrupted_scan_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sattrt", "data", str(EUROSAT), "--out", str(tmp_path / "dataset")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(2)  # past the imports, within the scan
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

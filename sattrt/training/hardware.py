@@ -7,9 +7,7 @@ with ranks() as rank:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,8 +16,7 @@ import torch.distributed as dist
 
 from ..errors import BackendError, InputError
 from ..machine import cores, cpu_has_bf16
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+from .cpu import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -85,14 +82,3 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted not in ("auto", "fp32", native):
         raise BackendError(f"This CPU has no {wanted} arithmetic, emulating it is far slower than fp32. Use --precision {native}, or auto.")
     return native if wanted == "auto" else wanted
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a training step frees instead of giving it back and faulting it in again at the next one.
-
-    A step allocates the same large activations every time; see benchmarks/results for what it brings.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -28,6 +28,7 @@ from ..model import TileClassifier, check_state, load_weights, set_trainable, se
 from ..spec import require_space, write_json
 from . import checkpoint
 from .config import TrainConfig, fit_in_time, learning_rate_at
+from .cpu import use_products
 from .hardware import Rank, choose_precision, ranks
 from .log import Row, TrainLog
 from .run import spec_of, write_samples
@@ -123,6 +124,8 @@ class _Run:
         if rank.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
+        else:
+            use_products(self.model)
         self.optimizer = self._optimizer()
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
         self.step, self.best, self.best_epoch, self.saved_at = 0, -1.0, 0, 0.0
@@ -219,7 +222,7 @@ class _Run:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.SGD(groups, lr=self.config.learning_rate, momentum=self.config.momentum, nesterov=True)
+        return torch.optim.SGD(groups, lr=self.config.learning_rate, momentum=self.config.momentum, nesterov=True, fused=True)
 
     def _loader(self, tiles: list[Tile], augment: bool) -> Loader:
         return Loader(

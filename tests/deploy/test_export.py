@@ -1,7 +1,9 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,3 +206,16 @@ def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content
     with pytest.raises(ContractError, match=r"samples.npz"):
         export(other, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_an_export_that_is_told_to_stop_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines" / "small"
+    process = subprocess.Popen([sys.executable, "-m", "sattrt", "export", str(run), "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(out.parent.glob(".small.*.tmp/*.onnx")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert list(out.parent.iterdir()) == []
