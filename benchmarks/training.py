@@ -89,10 +89,11 @@ def loader_alone(dataset: Dataset) -> float:
     """Images a second of the training loader over one epoch, nothing behind it; the second epoch, once it runs."""
     import torch
 
+    from sattrt.data.augment import Augmentation
     from sattrt.data.loader import Loader
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = Loader(dataset, dataset.tiles("train"), batch_size=BATCH, device=device, augment=True, threads=cores())
+    loader = Loader(dataset, dataset.tiles("train"), batch_size=BATCH, device=device, augmentation=Augmentation(), threads=cores())
     speed = 0.0
     for epoch in range(2):
         begin, count = time.perf_counter(), 0

@@ -115,44 +115,58 @@ def data(
 def train(
     dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
+    recipe: Annotated[str | None, typer.Option(help="default, quick or full.  [default: default]", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'.  [default: imagenet]", show_default=False)] = None,
     tune: Annotated[str | None, typer.Option(help="What is trained: all, head, or bn.  [default: all]", show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.  [default: 20]", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.  [default: the recipe's]", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than this; says what it left out.", show_default=False)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.  [default: auto]", show_default=False)] = None,
+    cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB.  [default: 4]", show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any setting of TrainConfig.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
+    verify_resume: Annotated[bool, typer.Option("--verify-resume", help="Prove on a short run that a killed run ends the same.")] = False,
 ) -> None:
     """Train ResNet-50. Several GPUs: torchrun --nproc-per-node N -m sattrt train ..."""
     from .data.dataset import Dataset
     from .errors import InputError
 
     tiles = Dataset.read(dataset)
-    options = {"weights": weights, "tune": tune, "epochs": epochs, "minutes": minutes, "precision": precision}
-    given = [f"--{name}" for name, value in {**options, "config": config}.items() if value is not None]
+    options = {"recipe": recipe, "weights": weights, "tune": tune, "epochs": epochs, "minutes": minutes, "cache_gb": cache_gb}
+    given = [f"--{name.replace('_', '-')}" for name, value in {**options, "config": config}.items() if value is not None]
     if resume and given:
         raise InputError(f"--resume goes on with the settings the run was begun with; leave {', '.join(given)} out, or start anew.")
     from .training.config import TrainConfig
     from .training.loop import train as run_training
 
     settings = None if resume else TrainConfig.from_toml(config, **options)
+    if verify_resume:
+        from .training.verify import verify_resume as verify
+
+        report = verify(tiles, settings or TrainConfig())
+        print(f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes of a run of {report.steps} steps")
+        return
     with _bar("[progress.description]{task.description}", "steps") as bar:
         result = run_training(tiles, out, settings, _observer(bar))
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+        if result.stopped:
+            print(f"stopped after step {result.steps}; go on with: sattrt train {dataset} --out {out} --resume")
+        else:
+            print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+    if result.stopped:
+        raise typer.Exit(128 + signal.SIGTERM)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `sattrt train` wrote.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("engines/model"),
+    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = False,
 ) -> None:
     """Export the best checkpoint: ONNX, engines, and the proof that they agree with it."""
     from .deploy.bundle import export as run_export
 
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Exporting", total=None)
-        report = run_export(run, out, lambda what: bar.update(task, description=f"Exporting: {what}"))
+        report = run_export(run, out, tta, lambda what: bar.update(task, description=f"Exporting: {what}"))
     rows = []
     for engine in report.bundle.engines:
         parity = engine.record["parity"]
@@ -301,6 +315,9 @@ def _observer(bar: Progress) -> Observer:
             accuracy = f"validation accuracy {100 * (row.valid_accuracy or 0):.2f} %, loss {row.valid_loss:.3f}"
             bar.console.print(f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False)
 
+        def finishing(self) -> None:
+            bar.update(self._task, description="Examining the best network")
+
     return Screen()
 
 
@@ -311,7 +328,7 @@ def describe(plan: Plan) -> str:
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
-    return f"{epochs} of {share} tiles, {plan.precision} on {where}{resumed}"
+    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

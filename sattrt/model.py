@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from .errors import ContractError, InputError
 
 TUNES = ("all", "head", "bn")
+STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")  # from the input to the head
 # what torch and safetensors raise for a file that is damaged or none of theirs
 _UNREADABLE = (
     SafetensorError,
@@ -41,13 +43,16 @@ class TileClassifier(nn.Module):
     """uint8 (N, H, W, 3) tiles in, logits (N, classes) out; scaling and normalisation are part of the network.
 
     mean, std: per channel, of values scaled to 0..1.
+    size: side in pixels that tiles are resized to, bilinear; 0 leaves them as they are.
+    views: with 8, the logits are the mean over the eight symmetries of a tile (4 where it is not square), in evaluation only.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], size: int = 0, views: int = 1) -> None:
         super().__init__()
+        self.size, self.views = size, views
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(-1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(std).mul(255).reciprocal().view(-1, 1, 1), persistent=False)
         self.backbone = resnet50(num_classes=classes)
@@ -55,8 +60,23 @@ class TileClassifier(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         # cast before the permutation: TensorRT refuses to transpose uint8. The view is channels_last already.
         values = tiles.to(self.mean.dtype).permute(0, 3, 1, 2)
-        logits: Tensor = self.backbone((values - self.mean) * self.scale)
-        return logits
+        values = (resized(values, self.size) - self.mean) * self.scale
+        if self.training or self.views == 1:
+            logits: Tensor = self.backbone(values)
+            return logits
+        views = symmetries(values)
+        return self.backbone(torch.cat(views)).unflatten(0, (len(views), -1)).mean(0)  # type: ignore[no-any-return]
+
+
+def resized(values: Tensor, size: int) -> Tensor:
+    """Float (N, C, H, W) resized to `size` x `size`, bilinear; 0 leaves it as it is."""
+    return F.interpolate(values, (size, size), mode="bilinear", align_corners=False) if size else values
+
+
+def symmetries(values: Tensor) -> list[Tensor]:
+    """The eight symmetries of (N, C, H, W), or the four flips where it is not square."""
+    flips = [values, values.flip(3), values.flip(2), values.flip(2, 3)]
+    return flips + [view.transpose(2, 3) for view in flips] if values.shape[2] == values.shape[3] else flips
 
 
 def load_weights(model: TileClassifier, weights: str) -> None:

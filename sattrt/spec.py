@@ -35,6 +35,8 @@ class ModelSpec:
     height, width: of the tile that the graph takes, in pixels.
     bands: names of the channels, in order.
     mean, std: per band, of values scaled to 0..1; applied inside the graph.
+    resize: side in pixels that the graph resizes a tile to (bilinear) before the network; 0 leaves it as it is.
+    views: how many symmetries of a tile the graph averages the logits over (test-time augmentation); 1 is the tile alone.
     temperature: the logits are divided by it before the softmax.
     dataset_digest: sha256 of the split that the network was trained on.
     training: a summary for people (epochs, best accuracy, precision, device).
@@ -49,7 +51,8 @@ class ModelSpec:
     bands: tuple[str, ...] = ("red", "green", "blue")
     layout: str = "NHWC"
     dtype: str = "uint8"
-    resize: str = "none"
+    resize: int = 0
+    views: int = 1
     output: str = "probabilities"
     output_meaning: str = "softmax over the classes, in index order"
     architecture: str = "resnet50"
@@ -82,7 +85,7 @@ class ModelSpec:
         return spec
 
     def _check(self, path: Path) -> None:
-        texts = (self.dataset_digest, self.layout, self.dtype, self.resize, self.output, self.architecture)
+        texts = (self.dataset_digest, self.layout, self.dtype, self.output, self.architecture)
         fault = None
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.training, dict):
             fault = "has a field of the wrong type"
@@ -94,8 +97,10 @@ class ModelSpec:
             fault = "has bands, mean and std that don't match"
         elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
             fault = f"has the temperature {self.temperature!r}"
-        elif (self.layout, self.dtype, self.resize) != ("NHWC", "uint8", "none"):
-            fault = f"asks for {self.dtype} {self.layout} input, resize {self.resize}, which this sattrt does not know"
+        elif (self.layout, self.dtype) != ("NHWC", "uint8"):
+            fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
+        elif not isinstance(self.resize, int) or not 0 <= self.resize <= 65536 or self.views not in (1, 4, 8):
+            fault = f"asks for a resize to {self.resize!r} and {self.views!r} views, which this sattrt does not know"
         elif (self.architecture, self.output) != ("resnet50", "probabilities"):
             fault = f"describes a {self.architecture} that gives {self.output}, which this sattrt does not know"
         if fault:

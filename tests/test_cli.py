@@ -114,7 +114,7 @@ def test_train_refuses_what_it_can_not_use(dataset_folder: Path, run: Path, tmp_
     (tmp_path / "w.pth").write_text("no weights")
     assert "can't be read as weights" in refusal("train", dataset_folder, "--out", out, "--weights", tmp_path / "w.pth")
     assert "tune is 'tail'" in refusal("train", dataset_folder, "--out", out, "--tune", "tail")
-    assert "holds a run already" in refusal("train", dataset_folder, "--out", run)
+    assert "Go on with --resume" in refusal("train", dataset_folder, "--out", run)
     assert "leave --epochs out" in refusal("train", dataset_folder, "--out", run, "--resume", "--epochs", "3")
     assert "last.safetensors does not exist" in refusal("train", dataset_folder, "--out", out, "--resume")
     assert not out.exists()

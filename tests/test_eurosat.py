@@ -61,7 +61,9 @@ def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path) -> None:
 
 def test_an_interrupted_scan_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sattrt", "data", str(EUROSAT), "--out", str(tmp_path / "dataset")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # a job in the background has Ctrl-C switched off, and its children inherit that
+    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listens)
     time.sleep(2)  # past the imports, within the scan
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, said = process.communicate(timeout=60)

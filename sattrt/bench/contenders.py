@@ -66,7 +66,8 @@ def _torch_eager(bundle: Bundle, run: Path, threads: int) -> tuple[Infer, str]:
         raise InputError(f"The run {run} that the bundle was exported from is not here. Name it with --run.")
     if sha256_file(checkpoint) != bundle.source["checkpoint_sha256"]:
         raise InputError(f"{checkpoint} is not the checkpoint that the bundle was exported from. Name that run with --run.")
-    model, spec = load_trained(run)
+    model, _ = load_trained(run)
+    model.views = bundle.spec.views
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # fp32 as the name says
     if threads:
@@ -75,7 +76,7 @@ def _torch_eager(bundle: Bundle, run: Path, threads: int) -> tuple[Infer, str]:
 
     @torch.inference_mode()
     def infer(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits = model(torch.from_numpy(tiles).to(device)) / spec.temperature
+        logits = model(torch.from_numpy(tiles).to(device)) / bundle.spec.temperature
         return logits.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()
 
     return infer, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

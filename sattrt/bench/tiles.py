@@ -26,14 +26,17 @@ class TileReader:
 
             from ..data.loader import Loader
 
-            self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), augment=False, threads=threads)
-            self.decoder = "DALI"
-        except (ImportError, BackendError):
+            self._loader: Loader | None = Loader(
+                dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), threads=threads, cache_gb=0
+            )
+            self.decoder = self._loader.decoder
+        except (ImportError, BackendError):  # an edge machine
+            self._loader = None
             self.decoder = "Pillow"
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of uint8 (N, H, W, 3) and class indices (N,), read from the source anew."""
-        if self.decoder == "DALI":
+        if self._loader:
             for batch in self._loader.epoch(0):
                 yield batch[0].numpy(), batch[1].numpy()
             return

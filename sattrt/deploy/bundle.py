@@ -46,9 +46,10 @@ class ExportReport:
     skipped: dict[str, str]
 
 
-def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda what: None) -> ExportReport:
+def export(run: Path, out: Path, symmetric: bool = False, on_progress: Callable[[str], None] = lambda what: None) -> ExportReport:
     """Export the best checkpoint of `run` into the bundle folder `out`, replacing an older bundle there.
 
+    symmetric: average the logits over the symmetries of a tile, inside the graph (test-time augmentation: eight times the work).
     on_progress: called with a line before each step. Raises InputError for a missing run or a target that is
     something else than a bundle, ContractError for artefacts that don't belong together, ParityError where an
     engine answers differently from the network.
@@ -56,6 +57,9 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is no bundle: it is not overwritten. Choose another --out.")
     model, spec = load_trained(run)
+    if symmetric:
+        spec = _with_symmetries(spec, run)
+        model.views = spec.views
     tiles, labels = _parity_tiles(run, spec)
     expected = torch_logits(model, tiles, spec.temperature)
     skipped: dict[str, str] = {}
@@ -99,6 +103,14 @@ def export(run: Path, out: Path, on_progress: Callable[[str], None] = lambda wha
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines).encode())
         _seal(folder, spec, engines, run)
     return ExportReport(read_bundle(out), skipped)
+
+
+def _with_symmetries(spec: ModelSpec, run: Path) -> ModelSpec:
+    try:
+        found = spec.training["calibration_symmetries"]
+        return dataclasses.replace(spec, views=int(found["views"]), temperature=float(found["temperature"]))
+    except (LookupError, TypeError, ValueError):
+        raise ContractError(f"{run} was stopped before its end: it has no temperature for the symmetries. Go on with --resume.") from None
 
 
 def _plan(backend: str, precision: str, folder: Path, spec: ModelSpec) -> EngineRecord:

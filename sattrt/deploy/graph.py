@@ -20,7 +20,7 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
 from ..errors import ParityError
-from ..model import TileClassifier
+from ..model import TileClassifier, resized, symmetries
 from ..spec import ModelSpec
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
@@ -36,7 +36,7 @@ class DeployedClassifier(nn.Module):
 
     def __init__(self, model: TileClassifier, temperature: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.temperature, self.dtype = temperature, dtype
+        self.temperature, self.dtype, self.size, self.views = temperature, dtype, model.size, model.views
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("scale", model.scale.clone())
         self.backbone = fold_batchnorm(copy.deepcopy(model.backbone).eval()).to(dtype).to(memory_format=torch.contiguous_format)
@@ -44,7 +44,12 @@ class DeployedClassifier(nn.Module):
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         # cast, permute, then contiguous: TensorRT refuses a transposed uint8, and a strided view exports as many nodes
         values = tiles.to(torch.float32).permute(0, 3, 1, 2).contiguous()
-        logits = self.backbone(((values - self.mean) * self.scale).to(self.dtype)).float() / self.temperature
+        values = ((resized(values, self.size) - self.mean) * self.scale).to(self.dtype)
+        if self.views == 1:
+            logits = self.backbone(values).float() / self.temperature
+        else:
+            views = symmetries(values)
+            logits = self.backbone(torch.cat(views)).float().unflatten(0, (len(views), -1)).mean(0) / self.temperature
         return logits, torch.softmax(logits, 1)
 
 

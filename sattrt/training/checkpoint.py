@@ -18,7 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import ContractError, InputError
+from ..model import TileClassifier, check_state
 from ..spec import atomic_path, unwritable, write_json
+from .optimizer import MovingAverage
+
+# what the state of a run that can go on has to hold
+STATE = ("config", "classes", "dataset_digest", "epochs", "tiles", "step", "best_accuracy", "best_epoch", "precision", "seconds", "scaler")
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -38,11 +43,58 @@ def load(path: Path, needed: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tens
         raise InputError(f"{path} does not exist. Train first: sattrt train DATASET --out {path.parent}")
     try:
         with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {})["sattrt"])
-            if not isinstance(state, dict) or not isinstance(state.get("classes", []), list):
-                raise ValueError("its state is not one")
-            if missing := [key for key in needed if key not in state]:
-                raise ValueError(f"its state lacks {missing[0]!r}")
-            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - not a dict
+            return {key: file.get_tensor(key) for key in file.keys()}, _state(file, needed)  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ContractError(f"{path} is not a sattrt checkpoint, or is damaged ({error}). Train again, or restore it.") from None
+
+
+def steps_done(path: Path) -> int:
+    """Optimizer steps that a checkpoint was written after; 0 too where there is none, or none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(_state(file, ("step",))["step"])
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        return 0
+
+
+def _state(file: Any, needed: tuple[str, ...]) -> dict[str, Any]:
+    state = json.loads((file.metadata() or {})["sattrt"])
+    if not isinstance(state, dict) or not isinstance(state.get("classes", []), list):
+        raise ValueError("its state is not one")
+    if missing := [key for key in needed if key not in state]:
+        raise ValueError(f"its state lacks {missing[0]!r}")
+    return state
+
+
+def collect(model: TileClassifier, optimizer: torch.optim.Optimizer, average: MovingAverage | None) -> dict[str, torch.Tensor]:
+    """Every tensor that a run needs to go on: weights, `optimizer/KIND/PARAMETER`, `average/WEIGHT`."""
+    tensors = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"optimizer/{kind}/{name}"] = value
+    if average:
+        tensors |= {f"average/{name}": value for name, value in average.model.state_dict().items()}
+    return tensors
+
+
+def restore(
+    tensors: dict[str, torch.Tensor], model: TileClassifier, optimizer: torch.optim.Optimizer, average: MovingAverage | None, path: Path
+) -> None:
+    """Put back what `collect` took. ContractError for tensors of another network; `path` is named."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"": {}, "optimizer": {}, "average": {}}
+    for name, value in tensors.items():
+        part, slash, rest = name.partition("/")
+        parts.setdefault(part if slash else "", {})[rest if slash else name] = value
+    for network, weights in [(model, parts[""]), *([(average.model, parts["average"])] if average else [])]:
+        check_state(network.state_dict(), weights, path)
+        network.load_state_dict(weights)
+    parameters = dict(model.named_parameters())
+    for key, value in parts["optimizer"].items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            raise ContractError(f"{path} has the unknown key {key!r}. Train anew with another --out.")
+        parameter = parameters[name]
+        # in the parameter's memory format, as if it had grown beside it
+        own = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)
+        optimizer.state[parameter][kind] = own

@@ -1,13 +1,12 @@
-"""How a run is trained: one frozen dataclass, saved with the run, overridable from a TOML file.
+"""How a run is trained: one frozen dataclass, saved with the run, overridable from a TOML file; and the named recipes.
 
-config = TrainConfig.from_toml(Path("my.toml"), epochs=5)
+config = TrainConfig.from_toml(Path("my.toml"), recipe="quick", epochs=5)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import tomllib
 import types
 import typing
@@ -15,72 +14,132 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..data.augment import Augmentation
+from ..data.loader import CACHE_GB, DECODERS
 from ..errors import InputError
 from ..model import TUNES
 from ..spec import read_bytes
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+OPTIMIZERS = ("sgd", "adamw", "adam")
+SCHEDULES = ("one-cycle", "exponential", "step", "constant")
+# what a recipe sets over the defaults of TrainConfig; benchmarks/results has the ablation behind each
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quick": {"epochs": 14, "ema": 0.998},
+    "full": {"epochs": 60, "batch_size": 256, "learning_rate": 0.08, "image_size": 128, "crop": 0.5, "cutmix": 1.0, "ema": 0.999},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Every choice of a training run.
 
+    recipe: a name out of `RECIPES`: defaults for the settings below.
     weights: "imagenet", "none" or a path. tune: "all", "head" or "bn".
     epochs: passes over the train split. minutes: a bound on the training time; as many epochs are run as fit
     in it, and a class-balanced share of the train split where not even one does.
     batch_size: tiles per optimizer step, over all ranks together.
-    learning_rate: the peak of a one-cycle schedule: linear warm-up over the share `warmup` of all steps, then
-    half a cosine to zero (Smith and Topin, 2018; Loshchilov and Hutter, 2017).
-    momentum: of SGD, in Nesterov's form. weight_decay: on weights of two or more dimensions only.
+    image_size: side in pixels that tiles are resized to inside the network (bilinear); 0 leaves them as they are.
+    optimizer: "sgd" (Nesterov momentum), "adamw" (Loshchilov and Hutter, 2017), "adam".
+    learning_rate: the peak of the schedule. momentum: of SGD; the first beta of Adam.
+    schedule: after a linear warm-up over the share `warmup` of all steps, "one-cycle" is half a cosine to zero (Smith and
+    Topin, 2018), "exponential" multiplies by `gamma` every epoch, "step" multiplies by `gamma` every `step_epochs` epochs.
+    layer_decay: the learning rate of each of the network's six stages, from the head down, is that of the one above times
+    this. weight_decay: on weights of two or more dimensions only.
     label_smoothing: Szegedy et al., 2016.
+    ema: decay a step of the exponential moving average of the weights, which is what is validated and kept; 0 is none.
+    symmetries, crop, colour: see `Augmentation`. mixup, cutmix: alpha of each; 0 is none.
     precision: "auto" is bf16 where the hardware has it, fp16 with a gradient scaler on older GPUs, else fp32.
     seed: of the new head, the order of tiles and their augmentation.
-    threads: CPU threads per rank for DALI and torch; 0 divides the machine's cores among its ranks.
+    threads: CPU threads per rank for decoding and torch; 0 divides the machine's cores among its ranks.
+    decoder: "dali", "pillow", or "auto". cache_gb: memory for decoded tiles, in 10**9 bytes a rank; beyond it they are
+    decoded in every epoch.
     """
 
+    recipe: str = "default"
     weights: str = "imagenet"
     tune: str = "all"
     epochs: int = 20
     minutes: float | None = None
     batch_size: int = 64
+    image_size: int = 0
+    optimizer: str = "sgd"
     learning_rate: float = 0.02
-    warmup: float = 0.1
     momentum: float = 0.9
+    schedule: str = "one-cycle"
+    warmup: float = 0.1
+    gamma: float = 0.95
+    step_epochs: int = 10
+    layer_decay: float = 1.0
     weight_decay: float = 5e-5
     label_smoothing: float = 0.1
+    ema: float = 0.0
+    symmetries: bool = True
+    crop: float = 1.0
+    colour: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     precision: str = "auto"
     seed: int = 0
     threads: int = 0
+    decoder: str = "auto"
+    cache_gb: float = CACHE_GB
 
     def __post_init__(self) -> None:
         """InputError for a value that can't be trained with."""
+        choices = {
+            "recipe": RECIPES,
+            "tune": TUNES,
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "precision": PRECISIONS,
+            "decoder": DECODERS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"The training setting {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
         faults = {
-            f"tune is {self.tune!r}; choose one of {', '.join(TUNES)}": self.tune not in TUNES,
-            f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}": self.precision not in PRECISIONS,
             f"epochs is {self.epochs}; give 1 to 1,000,000": not 1 <= self.epochs <= 10**6,
             f"minutes is {self.minutes}; give more than 0, at most 1,000,000": self.minutes is not None and not 0 < self.minutes <= 10**6,
             f"batch_size is {self.batch_size}; give 2 to 65,536": not 2 <= self.batch_size <= 65536,
+            f"image_size is {self.image_size}; give 32 to 1024, or 0 for the tile's own": self.image_size
+            and not 32 <= self.image_size <= 1024,
             f"learning_rate is {self.learning_rate}; give more than 0, at most 1e6": not 0 < self.learning_rate <= 1e6,
             f"warmup is {self.warmup}; give 0 to 1": not 0 <= self.warmup <= 1,
+            f"gamma is {self.gamma}; give more than 0, at most 1": not 0 < self.gamma <= 1,
+            f"step_epochs is {self.step_epochs}; give 1 to 1,000,000": not 1 <= self.step_epochs <= 10**6,
             f"momentum is {self.momentum}; give more than 0 and less than 1": not 0 < self.momentum < 1,
+            f"layer_decay is {self.layer_decay}; give more than 0, at most 1": not 0 < self.layer_decay <= 1,
             f"weight_decay is {self.weight_decay}; give 0 to 1": not 0 <= self.weight_decay <= 1,
             f"label_smoothing is {self.label_smoothing}; give 0 to 1": not 0 <= self.label_smoothing < 1,
+            f"ema is {self.ema}; give 0, or more and less than 1": not 0 <= self.ema < 1,
+            f"crop is {self.crop}; give more than 0, at most 1": not 0 < self.crop <= 1,
+            f"colour is {self.colour}; give 0 to 1": not 0 <= self.colour < 1,
+            f"mixup is {self.mixup}; give 0 to 100": not 0 <= self.mixup <= 100,
+            f"cutmix is {self.cutmix}; give 0 to 100": not 0 <= self.cutmix <= 100,
             f"seed is {self.seed}; give 0 to 2**63 - 1": not 0 <= self.seed < 2**63,
             f"threads is {self.threads}; give 0 to 1024": not 0 <= self.threads <= 1024,
+            f"cache_gb is {self.cache_gb}; give 0 to 1e6": not 0 <= self.cache_gb <= 1e6,
         }
         for fault, found in faults.items():
             if found:
                 raise InputError(f"The training setting {fault}.")
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """How tiles are varied."""
+        return Augmentation(symmetries=self.symmetries, crop=self.crop, colour=self.colour)
+
     @classmethod
     def from_toml(cls, path: Path | None, **options: Any) -> Self:
-        """Settings of a TOML file, then `options` that are not None over them. InputError names an unknown key."""
+        """The recipe's settings, then those of a TOML file, then `options` that are not None. InputError names an unknown key."""
         try:
             values = tomllib.loads(read_bytes(path).decode()) if path else {}
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML ({error}). Write lines such as: epochs = 20") from None
-        return cls.from_dict(values | {key: value for key, value in options.items() if value is not None}, str(path))
+        values |= {key: value for key, value in options.items() if value is not None}
+        return cls.from_dict({**RECIPES.get(str(values.get("recipe")), {}), **values}, str(path))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], name: str) -> Self:
@@ -93,30 +152,11 @@ class TrainConfig:
                 raise InputError(f"{name} has the unknown setting {key!r}. {hint}")
             kind = kinds[key]
             allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-            if isinstance(value, bool) or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+            fits = isinstance(value, (*allowed, int) if float in allowed else allowed)
+            if not fits or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{name}: {key} is {value!r}; give a {getattr(kind, '__name__', kind)}.")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for JSON."""
         return dataclasses.asdict(self)
-
-
-def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
-    """Learning rate of step `step` (0-based) of `steps`."""
-    warm = config.warmup * steps
-    if step < warm:
-        return config.learning_rate * (step + 1) / (warm + 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
-
-
-def fit_in_time(epochs: int, tiles: int, validation: int, rate: float, seconds: float) -> tuple[int, int]:
-    """Epochs and tiles per epoch that fit in `seconds` at `rate` training tiles a second.
-
-    A validated tile counts as a third of a trained one (one pass of three). At least one epoch of one tile.
-    """
-    room = rate * seconds
-    whole = int(room / (tiles + validation / 3))
-    if whole >= 1:
-        return min(epochs, whole), tiles
-    return 1, max(1, min(tiles, int(room - validation / 3)))

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -17,6 +21,8 @@ import torch.distributed as dist
 from ..errors import BackendError, InputError
 from ..machine import cores, cpu_has_bf16
 from .cpu import keep_freed_memory
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,29 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted not in ("auto", "fp32", native):
         raise BackendError(f"This CPU has no {wanted} arithmetic, emulating it is far slower than fp32. Use --precision {native}, or auto.")
     return native if wanted == "auto" else wanted
+
+
+class StopRequest:
+    """While it is open, SIGTERM and the first Ctrl-C set `asked` instead of ending the process; a second Ctrl-C ends it.
+
+    Signals can be caught in the main thread only; elsewhere, and where Ctrl-C is switched off (nohup), nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""`log.csv`: one row every few steps, and one with the validation at the end of each epoch.
+"""`log.csv`: a row for every step, the last of each epoch with the validation; the same as TensorBoard events.
 
-log = TrainLog(run / "log.csv", resume_at=0)
+log = TrainLog(run, resume_at=0)
 log.add(Row(epoch=1, step=20, ...))
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..spec import read_bytes, unwritable, write_bytes
 
@@ -24,6 +25,7 @@ class Row:
     seconds: float
     learning_rate: float
     train_loss: float
+    gradient_norm: float
     images_per_second: float
     valid_loss: float | None = None
     valid_accuracy: float | None = None
@@ -35,8 +37,8 @@ FIELDS = [field.name for field in dataclasses.fields(Row)]
 class TrainLog:
     """Appends rows; after a resume at step n the rows past it are dropped, since those steps are made again."""
 
-    def __init__(self, path: Path, resume_at: int) -> None:
-        self._path = path
+    def __init__(self, run: Path, resume_at: int) -> None:
+        self._path = path = run / "log.csv"
         kept = []
         if resume_at and path.exists():
             for line in csv.DictReader(io.StringIO(read_bytes(path).decode())):
@@ -48,11 +50,35 @@ class TrainLog:
         writer.writerows(kept)
         write_bytes(path, text.getvalue().encode())
 
-    def add(self, row: Row) -> None:
-        """Append a row. InputError where the disk is full."""
-        cells = ["" if value is None else round(value, 6) if isinstance(value, float) else value for value in dataclasses.astuple(row)]
+        self._events = _events(run / "tensorboard", resume_at)
+
+    def add(self, *rows: Row) -> None:
+        """Append rows. InputError where the disk is full."""
+        lines = [
+            ["" if value is None else round(value, 6) if isinstance(value, float) else value for value in dataclasses.astuple(row)]
+            for row in rows
+        ]
         try:
             with open(self._path, "a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(cells)
+                csv.writer(file, lineterminator="\n").writerows(lines)
         except OSError as error:
             raise unwritable(self._path, error) from None
+        for row in rows if self._events else ():
+            for name, value in vars(row).items():
+                if name not in ("epoch", "step", "seconds") and value is not None:
+                    self._events.add_scalar(name, value, row.step)
+
+
+def read_log(path: Path) -> list[dict[str, float | None]]:
+    """Rows of a log, numbers as numbers, absent ones None."""
+    lines = csv.DictReader(io.StringIO(read_bytes(path).decode()))
+    return [{key: float(value) if value else None for key, value in line.items()} for line in lines]
+
+
+def _events(folder: Path, resume_at: int) -> Any:
+    """A TensorBoard writer, or None where TensorBoard is not installed; events past the resumed step are hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=resume_at + 1 if resume_at else None)

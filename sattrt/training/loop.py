@@ -3,8 +3,8 @@
     result = train(Dataset.read(Path("dataset")), Path("run"), TrainConfig(epochs=1))
 
 The run folder holds `best.safetensors` (the network of the best validation accuracy), `last.safetensors`
-(everything needed to go on), `spec.json`, `config.json`, `log.csv` and `samples.npz` (decoded tiles for the
-stages after this one).
+(everything needed to go on), `spec.json`, `config.json`, `log.csv`, `samples.npz` (decoded tiles for the stages
+after this one), and what `finish` draws at the end.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.augment import mix
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader
 from ..errors import ContractError, InputError
-from ..model import TileClassifier, check_state, load_weights, set_trainable, set_training_mode
+from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import require_space, write_json
 from . import checkpoint
-from .config import TrainConfig, fit_in_time, learning_rate_at
+from .config import TrainConfig
 from .cpu import use_products
-from .hardware import Rank, choose_precision, ranks
+from .finish import finish
+from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks
 from .log import Row, TrainLog
-from .run import spec_of, write_samples
+from .optimizer import MovingAverage, make_optimizer, set_learning_rate
+from .run import check_same_data, check_splits, refuse_to_overwrite, spec_of, write_samples
+from .schedule import fit_in_time, learning_rate_at
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-STATE = ("config", "classes", "dataset_digest", "epochs", "tiles", "step", "best_accuracy", "best_epoch", "precision", "seconds", "scaler")
-STEPS_BETWEEN_REPORTS = 20
+STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
 SECONDS_BETWEEN_CHECKPOINTS = 60
+DIVERGED = 1e4  # a loss of this many times that of a guess
 
 
 class Observer:
@@ -51,6 +55,9 @@ class Observer:
     def epoch_ended(self, row: Row, best: bool) -> None:
         """An epoch was validated."""
 
+    def finishing(self) -> None:
+        """All epochs are over; the best network is examined."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -64,6 +71,7 @@ class Plan:
     device: str
     world: int
     first_step: int
+    decoder: str
 
     @property
     def steps(self) -> int:
@@ -73,30 +81,32 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """Best validation accuracy (0..1), the epoch it was reached in (from 1), steps made in all."""
+    """Best validation accuracy (0..1), the epoch it was reached in (from 1), steps made in all; stopped: by a signal, before the end."""
 
     accuracy: float
     epoch: int
     steps: int
+    stopped: bool = False
 
 
 def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Observer | None = None) -> Result:
     """Train into the folder `out`; config None goes on from `out/last.safetensors` with the settings it was begun with.
 
-    Raises InputError for an empty split, a folder that holds another run, a loss that is not finite;
+    SIGTERM and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
+    Raises InputError for an empty split, a folder that holds another run, a loss that is not finite or diverges;
     ContractError for a resume with another dataset or weights that don't fit.
     """
     started = time.perf_counter()
     saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
     if config is None:
-        saved = checkpoint.load(out / "last.safetensors", STATE)
-        _check_same_data(saved[1], dataset, out)
+        saved = checkpoint.load(out / "last.safetensors", checkpoint.STATE)
+        check_same_data(saved[1], dataset, out)
         config = TrainConfig.from_dict(saved[1]["config"], str(out / "last.safetensors"))
     else:
-        _refuse_to_overwrite(out)
-    dataset.require("valid")
-    with ranks(config.threads) as rank:
-        return _Run(dataset, out, config, rank, started, saved, observer or Observer()).run()
+        refuse_to_overwrite(out)
+    check_splits(dataset)
+    with ranks(config.threads) as rank, StopRequest() as stop:
+        return _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop).run()
 
 
 class _Run:
@@ -109,14 +119,16 @@ class _Run:
         started: float,
         saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None,
         observer: Observer,
+        stop: StopRequest,
     ) -> None:
         if config.batch_size % rank.world:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
-        self.dataset, self.out, self.config, self.rank, self.started, self.observer = dataset, out, config, rank, started, observer
+        self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
+        self.observer, self.stop = observer, stop
         # a run goes on in the precision it was begun with
         self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
         torch.manual_seed(config.seed)
-        self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std)
+        self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size)
         if saved is None:
             load_weights(self.model, config.weights)
         set_trainable(self.model, config.tune)
@@ -126,12 +138,15 @@ class _Run:
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         else:
             use_products(self.model)
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(self.model, config)
+        self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
         self.step, self.best, self.best_epoch, self.saved_at = 0, -1.0, 0, 0.0
         if saved:
             self._restore(*saved)
-        self.plan, self.tiles = self._plan(saved[1] if saved else None)
+        self.valid = self._loader(dataset.tiles("valid"), training=False)
+        self.plan, tiles = self._plan(saved[1] if saved else None)
+        self.train = self._loader(tiles, training=True)
         self.net: nn.Module = self.model
         if rank.world > 1:
             self.net = DistributedDataParallel(self.model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None)
@@ -140,101 +155,135 @@ class _Run:
         if self.rank.is_first:
             require_space(self.out, self._size_on_disk())
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
-            write_samples(self.dataset, self.out)
+            if not (self.out / "samples.npz").exists():
+                write_samples(self.dataset, self.out, self.config.decoder)
             self.observer.started(self.plan)
-            self.log = TrainLog(self.out / "log.csv", self.step)
-        train, valid = self._loader(self.tiles, augment=True), self._loader(self.dataset.tiles("valid"), augment=False)
-        while self.step < self.plan.steps:
-            self._epoch(train, valid, self.step // self.plan.steps_per_epoch)
-        train.close()
-        valid.close()
+            self.log = TrainLog(self.out, self.step)
+            if self.step == 0:
+                self._save_last()  # from here on every moment is one to resume from
+        stopped = False
+        while self.step < self.plan.steps and not stopped:
+            stopped = self._epoch(self.step // self.plan.steps_per_epoch)
+        self.train.close()
+        if self.rank.is_first and not stopped:
+            self.observer.finishing()
+            finish(self.dataset, self.out, self.rank, self.precision, self.config)
+        self.valid.close()
         self.rank.barrier()
-        return Result(self.best, self.best_epoch, self.step)
+        return Result(self.best, self.best_epoch, self.step, stopped)
 
-    def _epoch(self, train: Loader, valid: Loader, epoch: int) -> None:
+    def _epoch(self, epoch: int) -> bool:
+        """Train to the end of an epoch and validate; True where it was told to stop on the way."""
         set_training_mode(self.model, self.config.tune)
         window = _Window()
-        for images, labels in train.epoch(epoch, self.step - epoch * self.plan.steps_per_epoch):
-            rate = learning_rate_at(self.config, self.step, self.plan.steps)
-            window.add(self._step(images, labels, rate), len(labels) * self.rank.world)
+        for images, labels in self.train.epoch(epoch, self.step - epoch * self.plan.steps_per_epoch):
+            rate = learning_rate_at(self.config, self.step, self.plan.steps, self.plan.steps_per_epoch)
+            window.add(rate, *self._step(images, labels, rate), len(labels) * self.rank.world)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0
-            logged = self.step % STEPS_BETWEEN_REPORTS == 0
-            if logged or ends or self.rank.device.type == "cpu":  # on a GPU every look at the loss waits for it
-                row = self._row(epoch, rate, window)
+            if ends or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
+                rows, stop = self._report(epoch, window)
                 if self.rank.is_first:
-                    self.observer.stepped(row, self.plan)
-                    if logged and not ends:
-                        self.log.add(row)
-                        if self._seconds() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                    self.observer.stepped(rows[-1], self.plan)
+                    if not ends:
+                        self.log.add(*rows)
+                        if stop or self._seconds() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                             self._save_last()
-        loss, accuracy = self._validate(valid)
-        row = Row(**{**vars(row), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
+                if stop and not ends:
+                    return True
+        loss, accuracy = self._validate()
+        last = Row(**{**vars(rows[-1]), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
         improved = accuracy > self.best
         if improved:
             self.best, self.best_epoch = accuracy, epoch + 1
         if self.rank.is_first:
-            self.log.add(row)
+            self.log.add(*rows[:-1], last)
             if improved:
                 self._save_best(loss)
-            self.observer.epoch_ended(row, improved)
+            self.observer.epoch_ended(last, improved)
             self._save_last()
+        return stop and self.step < self.plan.steps
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> torch.Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step; the loss, and the norm of the gradient."""
+        config = self.config
+        if config.mixup or config.cutmix:
+            rng = np.random.default_rng([config.seed, self.step, self.rank.number])
+            images, labels = mix(images, labels, len(self.dataset.classes), rng, config.mixup, config.cutmix)
         with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
-            loss = F.cross_entropy(self.net(images), labels, label_smoothing=self.config.label_smoothing)
+            loss = F.cross_entropy(self.net(images), labels, label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad()
+        set_learning_rate(self.optimizer, rate)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
+        if self.average:
+            self.average.update(self.step + 1)
+        return loss.detach(), norm
+
+    @property
+    def judged(self) -> TileClassifier:
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.average.model if self.average else self.model
 
     @torch.inference_mode()
-    def _validate(self, valid: Loader) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float]:
+        model = self.judged
         if self.rank.world > 1:  # every rank judges the same network: BatchNorm statistics are the first rank's
-            for buffer in self.model.buffers():
+            for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        self.model.eval()
+        model.eval()
         total = torch.zeros(3, dtype=torch.float64, device=self.rank.device)
-        for images, labels in valid.epoch(0):
+        for images, labels in self.valid.epoch(0):
             with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
-                logits = self.model(images)
+                logits = model(images)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
             total += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels), device=loss.device)])
         loss_sum, correct, count = self.rank.sum(*total.tolist())
         return loss_sum / count, correct / count
 
-    def _row(self, epoch: int, rate: float, window: _Window) -> Row:
-        loss, speed = window.close()
-        loss = self.rank.sum(loss)[0] / self.rank.world
-        if not math.isfinite(loss):
-            raise InputError(
-                f"The loss is {loss} at step {self.step} (learning rate {rate:.2g}). Lower learning_rate or use --precision fp32; "
-                f"what is in {self.out} is as it was."
+    def _report(self, epoch: int, window: _Window) -> tuple[list[Row], bool]:
+        """A row for each step since the last report, and whether any rank was told to stop. InputError where the loss has gone astray."""
+        rates, losses, norms, speed = window.close()
+        *losses, stops = self.rank.sum(*losses, float(self.stop.asked))
+        first = self.step - len(losses) + 1
+        rows = [
+            Row(
+                epoch=epoch + 1,
+                step=first + i,
+                seconds=self._seconds(),
+                learning_rate=rates[i],
+                train_loss=losses[i] / self.rank.world,
+                gradient_norm=norms[i],
+                images_per_second=speed,
             )
-        return Row(epoch=epoch + 1, step=self.step, seconds=self._seconds(), learning_rate=rate, train_loss=loss, images_per_second=speed)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            for i in range(len(losses))
         ]
-        return torch.optim.SGD(groups, lr=self.config.learning_rate, momentum=self.config.momentum, nesterov=True, fused=True)
+        limit = DIVERGED * math.log(len(self.dataset.classes))
+        for row in rows:
+            if not row.train_loss <= limit:
+                what = "diverges" if math.isfinite(row.train_loss) else "is no number"
+                raise InputError(
+                    f"The loss {what} ({row.train_loss:.3g} at step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate"
+                    f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; what is in {self.out} is as it was."
+                )
+        return rows, stops > 0
 
-    def _loader(self, tiles: list[Tile], augment: bool) -> Loader:
+    def _loader(self, tiles: list[Tile], training: bool) -> Loader:
         return Loader(
             self.dataset,
             tiles,
             batch_size=self.config.batch_size // self.rank.world,
             device=self.rank.device,
-            augment=augment,
+            augmentation=self.config.augmentation if training else None,
             seed=self.config.seed,
             rank=self.rank.number,
             world=self.rank.world,
             threads=self.rank.threads,
+            decoder=self.config.decoder,
+            cache_gb=self.config.cache_gb,
         )
 
     def _plan(self, state: dict[str, Any] | None) -> tuple[Plan, list[Tile]]:
@@ -252,13 +301,14 @@ class _Run:
         chosen = balanced(tiles, share)
         steps = max(1, len(chosen) // config.batch_size)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
-        return Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step), chosen
+        plan = Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, self.valid.decoder)
+        return plan, chosen
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""
-        own = self.model, self.optimizer
+        own = self.model, self.optimizer, self.average
         self.model = self.net = copy.deepcopy(self.model)
-        self.optimizer = self._optimizer()
+        self.optimizer, self.average = make_optimizer(self.model, self.config), None
         set_training_mode(self.model, self.config.tune)
         size, on_gpu = self.config.batch_size // self.rank.world, self.rank.device.type == "cuda"
         images = torch.randint(0, 256, (size, self.dataset.height, self.dataset.width, 3), dtype=torch.uint8, device=self.rank.device)
@@ -267,8 +317,8 @@ class _Run:
         for step in range(warm_up + timed):
             if step == warm_up:
                 begin = time.perf_counter()
-            self._step(images, labels, 1e-3).item()  # .item() waits for the device
-        self.model, self.optimizer = own
+            self._step(images, labels, 1e-3)[0].item()  # .item() waits for the device
+        self.model, self.optimizer, self.average = own
         return timed * size / (time.perf_counter() - begin)
 
     def _seconds(self) -> float:
@@ -290,22 +340,18 @@ class _Run:
         }
 
     def _save_last(self) -> None:
-        tensors = dict(self.model.state_dict())
-        for name, parameter in self.model.named_parameters():
-            if "momentum_buffer" in self.optimizer.state.get(parameter, {}):
-                tensors[f"momentum/{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        checkpoint.save(self.out / "last.safetensors", tensors, self._state())
+        checkpoint.save(self.out / "last.safetensors", checkpoint.collect(self.model, self.optimizer, self.average), self._state())
         self.saved_at = self._seconds()
 
     def _size_on_disk(self) -> int:
         """Bytes that the run will still need: best, last, and a new last beside the old one while it is written."""
         weights = 4 * sum(tensor.numel() for tensor in self.model.state_dict().values())
-        momentum = 4 * sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        moments = (1 if self.config.optimizer == "sgd" else 2) * sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad)
         there = sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
-        return max(0, int(weights + 2 * (weights + momentum) - there))
+        return max(0, int(weights + 2 * (weights + moments + (weights if self.average else 0)) - there))
 
     def _save_best(self, loss: float) -> None:
-        checkpoint.save(self.out / "best.safetensors", self.model.state_dict(), self._state())
+        checkpoint.save(self.out / "best.safetensors", self.judged.state_dict(), self._state())
         summary = {
             "valid_accuracy": self.best,
             "valid_loss": loss,
@@ -313,22 +359,16 @@ class _Run:
             "epoch": self.best_epoch,
             "epochs": self.plan.epochs,
             "train_tiles": self.plan.tiles,
+            "recipe": self.config.recipe,
             "tune": self.config.tune,
             "weights": Path(self.config.weights).name,
             "precision": self.precision,
             "device": self.plan.device,
         }
-        spec_of(self.dataset, summary).write(self.out / "spec.json")
+        spec_of(self.dataset, self.config.image_size, summary).write(self.out / "spec.json")
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        own = self.model.state_dict()
-        weights = {key: value for key, value in tensors.items() if not key.startswith("momentum/")}
-        check_state(own, weights, self.out / "last.safetensors")
-        self.model.load_state_dict(weights)
-        for name, parameter in self.model.named_parameters():
-            if (momentum := tensors.get(f"momentum/{name}")) is not None:
-                # cloned into the parameter's memory format, as if it had grown beside it
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        checkpoint.restore(tensors, self.model, self.optimizer, self.average, self.out / "last.safetensors")
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.started -= state["seconds"]
@@ -339,42 +379,24 @@ class _Run:
 
 
 class _Window:
-    """Loss and speed since the last report; the loss is fetched from a GPU only when one is due."""
+    """Losses, gradient norms and speed since the last report; they are fetched from a GPU only when one is due."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self._losses: list[torch.Tensor] = []
+        self._rates: list[float] = []
+        self._values: list[torch.Tensor] = []
         self._images = 0
         self._begin = time.perf_counter()
 
-    def add(self, loss: torch.Tensor, images: int) -> None:
-        self._losses.append(loss)
+    def add(self, rate: float, loss: torch.Tensor, norm: torch.Tensor, images: int) -> None:
+        self._rates.append(rate)
+        self._values.append(torch.stack([loss, norm]))
         self._images += images
 
-    def close(self) -> tuple[float, float]:
-        loss = torch.stack(self._losses).mean().item()
-        speed = self._images / (time.perf_counter() - self._begin)
+    def close(self) -> tuple[list[float], list[float], list[float], float]:
+        losses, norms = torch.stack(self._values).T.tolist()
+        found = self._rates, losses, norms, self._images / (time.perf_counter() - self._begin)
         self._reset()
-        return loss, speed
-
-
-def _refuse_to_overwrite(out: Path) -> None:
-    """A new run takes a folder that is absent, empty, or left by a run that was stopped before its first checkpoint."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file, not a folder. Choose another --out.")
-    if (out / "last.safetensors").exists():
-        raise InputError(f"{out} holds a run already. Go on with --resume, or choose another --out.")
-    found = {path.name for path in out.glob("[!.]*")} - {"config.json", "log.csv", "samples.npz"}
-    if found:
-        raise InputError(f"{out} holds {min(found)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
-
-
-def _check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
-    if tuple(state["classes"]) != dataset.classes:
-        raise ContractError(
-            f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset."
-        )
-    if state["dataset_digest"] != dataset.digest:
-        raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start anew with another --out.")
+        return found

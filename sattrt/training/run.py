@@ -18,9 +18,10 @@ from ..spec import ModelSpec, atomic_path
 from . import checkpoint
 
 CALIBRATION_TILES, PARITY_TILES = 512, 256
+_OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json"}
 
 
-def write_samples(dataset: Dataset, run: Path) -> None:
+def write_samples(dataset: Dataset, run: Path, decoder: str = "auto") -> None:
     """samples.npz: decoded tiles and labels, balanced over the classes, of train (for calibration) and valid (for parity).
 
     They make the stages after training independent of the dataset and of DALI.
@@ -29,12 +30,12 @@ def write_samples(dataset: Dataset, run: Path) -> None:
 
     arrays: dict[str, NDArray[Any]] = {}
     for split, count in (("train", CALIBRATION_TILES), ("valid", PARITY_TILES)):
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = decode_tiles(dataset, balanced(dataset.tiles(split), count))
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = decode_tiles(dataset, balanced(dataset.tiles(split), count), decoder)
     with atomic_path(run / "samples.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def spec_of(dataset: Dataset, training: dict[str, Any]) -> ModelSpec:
+def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> ModelSpec:
     """The contract of a network trained on this dataset."""
     return ModelSpec(
         classes=dataset.classes,
@@ -42,6 +43,7 @@ def spec_of(dataset: Dataset, training: dict[str, Any]) -> ModelSpec:
         width=dataset.width,
         mean=dataset.mean,
         std=dataset.std,
+        resize=image_size,
         dataset_digest=dataset.digest,
         training=training,
     )
@@ -60,7 +62,40 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
         raise ContractError(
             f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them."
         )
-    model = TileClassifier(len(spec.classes), spec.mean, spec.std)
+    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize)
     check_state(model.state_dict(), tensors, run / "best.safetensors")
     model.load_state_dict(tensors)
     return model.eval(), spec
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    """A new run takes a folder that is absent, empty, or left by a run that did not make a single step."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, not a folder. Choose another --out.")
+    last = out / "last.safetensors"
+    if last.exists() and (steps := checkpoint.steps_done(last)):
+        raise InputError(f"{out} holds a run of {steps} steps already. Go on with --resume, or choose another --out.")
+    found = {path.name for path in out.glob("[!.]*")} - _OF_A_START
+    if found:
+        raise InputError(f"{out} holds {min(found)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
+
+
+def check_splits(dataset: Dataset) -> None:
+    """InputError where a class has no tile to train on or to validate with."""
+    for split in ("train", "valid"):
+        dataset.require(split)
+        if missing := [name for name, count in dataset.counts()[split].items() if not count]:
+            raise InputError(
+                f"The {split} split of {dataset.source} has no tile of {', '.join(missing)}. Add tiles or give that split a larger share, "
+                "and run `sattrt data` again."
+            )
+
+
+def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
+    """ContractError where a run is to go on with other classes, tiles or another split."""
+    if tuple(state["classes"]) != dataset.classes:
+        raise ContractError(
+            f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset."
+        )
+    if state["dataset_digest"] != dataset.digest:
+        raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start anew with another --out.")

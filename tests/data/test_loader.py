@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import EUROSAT
 
+from sattrt.data.augment import Augmentation
 from sattrt.data.dataset import Dataset
 from sattrt.data.loader import Loader, decode_tiles
 from sattrt.data.scan import SplitRule, decode, scan
@@ -25,13 +26,13 @@ def pixels(loader: Loader, epoch: int = 0) -> np.ndarray:
 
 
 def training(dataset: Dataset, **changes: object) -> Loader:
-    options: dict = {"batch_size": 8, "device": CPU, "augment": True, "seed": 5} | changes
+    options: dict = {"batch_size": 8, "device": CPU, "augmentation": Augmentation(), "seed": 5} | changes
     return Loader(dataset, dataset.tiles("train"), **options)
 
 
 def test_evaluation_sees_every_tile_once_in_order(dataset: Dataset) -> None:
     tiles = dataset.tiles("valid")
-    loader = Loader(dataset, tiles, batch_size=7, device=CPU, augment=False)
+    loader = Loader(dataset, tiles, batch_size=7, device=CPU)
     for _ in range(2):
         got = batches(loader)
         assert len(got) == loader.steps
@@ -59,7 +60,7 @@ def test_an_epoch_can_begin_at_any_step(dataset: Dataset) -> None:
 
 def test_augmentation_shows_the_eight_symmetries_and_nothing_else(dataset: Dataset) -> None:
     tile = dataset.tiles("train")[:1] * 64
-    shown = pixels(Loader(dataset, tile, batch_size=64, device=CPU, augment=True))
+    shown = pixels(Loader(dataset, tile, batch_size=64, device=CPU, augmentation=Augmentation()))
     with open_source(Path(dataset.source)) as source:
         original = decode(source.read(tile[0].name))
     symmetries = {np.rot90(side, turns).tobytes() for side in (original, original[:, ::-1]) for turns in range(4)}
@@ -88,13 +89,13 @@ def test_ranks_share_an_epoch(dataset: Dataset) -> None:
 
 def test_ranks_count_every_validation_tile_once(dataset: Dataset) -> None:
     tiles = dataset.tiles("valid")
-    loaders = [Loader(dataset, tiles, batch_size=4, device=CPU, augment=False, rank=rank, world=3) for rank in range(3)]
+    loaders = [Loader(dataset, tiles, batch_size=4, device=CPU, rank=rank, world=3) for rank in range(3)]
     seen = [image.tobytes() for loader in loaders for image in pixels(loader)]
     assert sorted(seen) == sorted(image.tobytes() for image in decode_tiles(dataset, tiles)[0])
 
 
 def test_a_split_smaller_than_a_batch_fills_one(dataset: Dataset) -> None:
-    loader = Loader(dataset, dataset.tiles("train")[:5], batch_size=8, device=CPU, augment=True)
+    loader = Loader(dataset, dataset.tiles("train")[:5], batch_size=8, device=CPU, augmentation=Augmentation())
     assert [len(images) for images, _ in batches(loader)] == [8]
 
 
@@ -120,3 +121,31 @@ def test_dali_decodes_real_tiles_as_pillow_does() -> None:
     with open_source(EUROSAT) as source:
         expected = np.stack([decode(source.read(tile.name)) for tile in dataset.all_tiles])
     assert np.abs(images.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(crop=0.5, colour=0.2)])
+def test_tiles_that_are_kept_and_tiles_that_stream_are_the_same(dataset: Dataset, augmentation: Augmentation | None) -> None:
+    options = {"batch_size": 8, "device": CPU, "augmentation": augmentation, "seed": 2, "rank": 1, "world": 2}
+    kept, streamed = (Loader(dataset, dataset.tiles("train"), cache_gb=gb, **options) for gb in (1.0, 0.0))  # type: ignore[arg-type]
+    assert (kept.keeps, streamed.keeps) == (True, False)
+    for epoch in range(2):
+        for (images, labels), (same, same_labels) in zip(batches(kept, epoch), batches(streamed, epoch), strict=True):
+            np.testing.assert_array_equal(images, same)
+            np.testing.assert_array_equal(labels, same_labels)
+
+
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_without_dali_the_batches_are_the_same(dataset: Dataset, cache_gb: float) -> None:
+    options = {"augmentation": Augmentation(crop=0.6), "cache_gb": cache_gb}
+    dali, pillow = (training(dataset, decoder=name, **options) for name in ("dali", "pillow"))
+    assert (dali.decoder, pillow.decoder) == ("DALI", "Pillow")
+    for (images, labels), (same, same_labels) in zip(batches(dali, 1), batches(pillow, 1), strict=True):
+        np.testing.assert_array_equal(labels, same_labels)
+        assert np.abs(images - same).max() <= 1  # the decoders' rounding
+
+
+def test_pillow_names_a_tile_that_changed(tiles: Path) -> None:
+    dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
+    (tiles / "Field" / "Field_3.jpg").write_bytes((tiles / "Field" / "Field_4.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"Field_3.jpg .*changed since"):
+        pixels(training(dataset, batch_size=4, decoder="pillow"))

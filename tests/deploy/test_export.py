@@ -59,7 +59,7 @@ def test_the_bundle_proves_that_it_agrees(bundle: Bundle, run: Path) -> None:
     model, spec = load_trained(run)
     golden = np.load(bundle.path / "golden.npz")
     with torch.inference_mode():
-        expected = model(torch.from_numpy(golden["tiles"])).numpy()
+        expected = (model(torch.from_numpy(golden["tiles"])) / spec.temperature).numpy()
     np.testing.assert_allclose(golden["torch-fp32"], expected, atol=1e-4)
     for name in golden.keys() - {"tiles", "labels", "torch-fp32"}:
         proof = records(bundle)[name].record["parity"]
@@ -79,6 +79,34 @@ def test_temperature_is_applied_in_the_graph(run: Path, tmp_path: Path) -> None:
         logits, probabilities = DeployedClassifier(model, 2.5, torch.float32).eval()(tiles)
         torch.testing.assert_close(logits, model(tiles) / 2.5, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(probabilities, logits.softmax(1))
+
+
+def test_a_resize_is_part_of_the_graph(run: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    _, spec = load_trained(run)
+    torch.manual_seed(1)
+    model = TileClassifier(3, spec.mean, spec.std, size=96).eval()
+    write_onnx(model, replace(spec, temperature=1.0), tmp_path / "m.onnx", "fp32")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    tiles = np.load(run / "samples.npz")["valid_images"][:3]
+    assert "Resize" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(tiles)).numpy()
+    np.testing.assert_allclose(session.run(["logits"], {"input": tiles})[0], expected, atol=1e-3)
+
+
+def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+    symmetric = export(run, tmp_path / "b", symmetric=True)
+    assert set(records(symmetric.bundle)) == set(records(bundle))  # every builder takes the graph
+    assert symmetric.bundle.spec.views == 8
+    assert symmetric.bundle.spec.temperature == bundle.spec.training["calibration_symmetries"]["temperature"]
+    tiles = np.load(run / "samples.npz")["valid_images"][:4]
+    turned = np.ascontiguousarray(np.rot90(tiles, axes=(1, 2)))
+    with open_bundle(tmp_path / "b", "onnxruntime-fp32") as engine:
+        np.testing.assert_allclose(engine.predict(turned).logits, engine.predict(tiles).logits, atol=1e-3)
+    with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
+        assert np.abs(engine.predict(turned).logits - engine.predict(tiles).logits).max() > 1e-3
 
 
 def test_folding_changes_no_answer(run: Path) -> None:
@@ -164,7 +192,7 @@ def test_any_batch_can_be_asked_for(run: Path, tmp_path: Path) -> None:
     for batch in (1, 2, 5, 33):
         tiles = np.random.default_rng(batch).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8)
         with torch.inference_mode():
-            expected = model(torch.from_numpy(tiles)).numpy()
+            expected = (model(torch.from_numpy(tiles)) / spec.temperature).numpy()
         np.testing.assert_allclose(session.run(["logits"], {"input": tiles})[0], expected, atol=1e-3)
 
 

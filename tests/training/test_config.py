@@ -4,7 +4,8 @@ import pytest
 
 from sattrt.errors import BackendError, InputError
 from sattrt.machine import cpu_has_bf16
-from sattrt.training.config import TrainConfig, fit_in_time, learning_rate_at
+from sattrt.training.config import RECIPES, TrainConfig
+from sattrt.training.schedule import fit_in_time, learning_rate_at
 
 
 def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
@@ -26,6 +27,12 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
         ("learning_rate = nan", "learning_rate is nan"),
         ("minutes = -1", "minutes is -1"),
         ("epochs", "is not TOML"),
+        ("recipe = 'slow'", "recipe is 'slow'; choose one of default, quick, full"),
+        ("optimizer = 'lion'", "optimizer is 'lion'"),
+        ("schedule = 'linear'", "schedule is 'linear'"),
+        ("image_size = 8", "image_size is 8"),
+        ("ema = 1.0", "ema is 1.0"),
+        ("symmetries = 1", "symmetries is 1; give a bool"),
     ],
 )
 def test_a_wrong_setting_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -36,11 +43,11 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, text: str, message: str) ->
 
 def test_the_schedule_warms_up_and_falls_to_zero() -> None:
     config = TrainConfig(learning_rate=1.0, warmup=0.1)
-    rates = [learning_rate_at(config, step, 100) for step in range(100)]
+    rates = [learning_rate_at(config, step, 100, 10) for step in range(100)]
     assert 0 < rates[0] < rates[5] < rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.01
-    assert learning_rate_at(TrainConfig(warmup=0.0, learning_rate=1.0), 0, 1) == 1.0
+    assert learning_rate_at(TrainConfig(warmup=0.0, learning_rate=1.0), 0, 1, 1) == 1.0
 
 
 def test_time_buys_epochs_then_a_share() -> None:
@@ -63,3 +70,22 @@ def test_precision_is_what_the_hardware_has() -> None:
     if not cpu_has_bf16():
         with pytest.raises(BackendError, match="emulating"):
             choose_precision("bf16", cpu)
+
+
+def test_a_recipe_gives_way_to_a_file_and_a_file_to_options(tmp_path: Path) -> None:
+    assert TrainConfig.from_toml(None, recipe="quick").epochs == RECIPES["quick"]["epochs"]
+    (tmp_path / "c.toml").write_text("recipe = 'quick'\nema = 0.5\n")
+    config = TrainConfig.from_toml(tmp_path / "c.toml", epochs=3)
+    assert (config.recipe, config.ema, config.epochs) == ("quick", 0.5, 3)
+    for name, settings in RECIPES.items():
+        assert TrainConfig.from_dict({"recipe": name, **settings}, name).recipe == name
+
+
+def test_schedules_follow_the_epochs() -> None:
+    def rates(**settings: object) -> list[float]:
+        config = TrainConfig(learning_rate=1.0, warmup=0.0, **settings)  # type: ignore[arg-type]
+        return [learning_rate_at(config, step, 40, 10) for step in range(40)]
+
+    assert rates(schedule="exponential", gamma=0.5)[::10] == [1, 0.5, 0.25, 0.125]
+    assert rates(schedule="step", gamma=0.1, step_epochs=2)[5::10] == pytest.approx([1, 1, 0.1, 0.1])
+    assert set(rates(schedule="constant")) == {1.0}

@@ -20,6 +20,7 @@ from sattrt.training import checkpoint
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import Observer, Plan, train
 from sattrt.training.run import load_trained
+from sattrt.training.verify import verify_resume
 
 SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005, precision="fp32")
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -31,12 +32,19 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Dataset) -> None:
     wanted = {"best.safetensors", "best.json", "last.safetensors", "last.json", "config.json", "log.csv", "samples.npz", "spec.json"}
+    wanted |= {"curves.png", "curves.svg", "confusion.png", "worst.png", "tensorboard"}
     assert {path.name for path in run.iterdir()} == wanted
     spec = ModelSpec.read(run / "spec.json")
     assert (spec.classes, spec.mean, spec.dataset_digest) == (dataset.classes, dataset.mean, dataset.digest)
     last = rows(run)[-1]
     assert float(last["valid_accuracy"]) == pytest.approx(spec.training["valid_accuracy"], abs=1e-6)
     assert float(last["train_loss"]) > 0
+    assert float(last["gradient_norm"]) > 0
+    assert [int(row["step"]) for row in rows(run)] == list(range(1, len(dataset.tiles("train")) // 8 + 1))
+    calibration = spec.training["calibration"]
+    assert calibration["temperature"] == spec.temperature
+    assert calibration["valid_accuracy"] == pytest.approx(spec.training["valid_accuracy"])
+    assert spec.training["calibration_symmetries"]["views"] == 8
     with np.load(run / "samples.npz") as samples:
         assert samples["train_images"].shape[1:] == (64, 64, 3)
         assert samples["valid_images"].dtype == np.uint8
@@ -89,7 +97,7 @@ def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Datase
 
 
 def test_a_run_is_never_overwritten(run: Path, dataset: Dataset) -> None:
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match=r"holds a run of \d+ steps already"):
         train(dataset, run, SMALL)
 
 
@@ -97,6 +105,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, tmp_path: Pat
     with pytest.raises(InputError, match="Lower learning_rate"):
         train(dataset, tmp_path / "run", replace(SMALL, learning_rate=1e6, warmup=0.0))
     assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_loss_that_runs_away_stops_the_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sattrt.training.loop.DIVERGED", 0.1)  # any loss at the start is larger
+    with pytest.raises(InputError, match="The loss diverges"):
+        train(dataset, tmp_path / "run", SMALL)
+    assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") == 0
+    monkeypatch.undo()
+    train(dataset, tmp_path / "run", replace(SMALL, epochs=1))  # nothing is lost, so the folder can be taken
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_class_that_a_split_lacks_is_named(dataset: Dataset, tmp_path: Path, split: str) -> None:
+    without = tuple(tile for tile in dataset.all_tiles if (tile.split, tile.label) != (split, 1))
+    with pytest.raises(InputError, match=f"The {split} split of .* has no tile of Forest"):
+        train(replace(dataset, all_tiles=without), tmp_path / "run", SMALL)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "exponential", "layer_decay": 0.7},
+        {"optimizer": "adam", "learning_rate": 1e-3, "schedule": "step", "crop": 0.5, "colour": 0.2, "image_size": 96},
+        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "cache_gb": 0.0, "decoder": "pillow"},
+    ],
+)
+def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) -> None:
+    result = train(dataset, tmp_path / "run", replace(SMALL, precision="auto", **changes))
+    assert result.accuracy > 0.2
+    spec = ModelSpec.read(tmp_path / "run" / "spec.json")
+    assert spec.resize == changes.get("image_size", 0)
+    first, *_, last = (float(row["learning_rate"]) for row in rows(tmp_path / "run"))
+    assert first > 0
+    assert last > 0
 
 
 def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_path: Path) -> None:
@@ -138,20 +180,28 @@ def test_two_processes_train_as_one(dataset_folder: Path, tmp_path: Path) -> Non
     assert accuracy == pytest.approx(round(accuracy), abs=1e-4)
 
 
-def test_a_killed_run_leaves_whole_files_and_can_go_on(dataset_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 3\nlearning_rate = 0.005\n')
+def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(dataset: Dataset) -> None:
+    verified = verify_resume(dataset, replace(SMALL, ema=0.9, precision="auto", mixup=0.2), kills=20, seed=1)
+    assert verified.kills == 20
+    assert verified.tensors > 4 * 161  # weights, momentum and average of every parameter, and the best network
+
+
+def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 30\nlearning_rate = 0.005\n')
     command = [sys.executable, "-m", "sattrt", "train", str(dataset_folder), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([*command, "--config", str(tmp_path / "c.toml")], stderr=subprocess.DEVNULL, env=ON_CPU)
+    process = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "c.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ON_CPU
+    )
+    log = tmp_path / "run" / "log.csv"
     end = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.json").exists() and time.monotonic() < end:
+    while not (log.exists() and len(log.read_text().splitlines()) > 4) and time.monotonic() < end:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    step = checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"]
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, env=ON_CPU)
-    assert done.returncode == 0, done.stderr
-    assert f"from step {step}" in done.stderr
-    assert rows(tmp_path / "run")[-1]["epoch"] == "3"
+    process.terminate()
+    said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, wrong
+    steps = int(rows(tmp_path / "run")[-1]["step"])
+    assert f"stopped after step {steps}; go on with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
+    assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"] == steps
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, run: Path) -> None:

@@ -1,0 +1,47 @@
+"""Whether a probability means what it says: calibration error, and the temperature that mends it.
+
+    temperature = fit_temperature(logits, labels)
+    expected_calibration_error(softmax(logits / temperature), labels)
+
+Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+_LOWEST, _HIGHEST = math.log(0.25), math.log(10.0)
+
+
+def softmax(logits: Floats) -> NDArray[np.float64]:
+    """Probabilities (N, classes) of logits (N, classes), in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return probabilities
+
+
+def expected_calibration_error(probabilities: Floats, labels: NDArray[np.integer], bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy, 0..1, over `bins` equal ranges of confidence, each weighted by its tiles."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(place, confidence - right, bins)  # in each bin: tiles times (confidence - accuracy)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def fit_temperature(logits: Floats, labels: NDArray[np.integer]) -> float:
+    """The temperature, 0.25 to 10, that gives the labels the highest likelihood; accuracy is untouched by it."""
+
+    def loss(log_temperature: float) -> float:
+        chosen = softmax(logits / math.exp(log_temperature))[np.arange(len(labels)), labels]
+        return float(-np.log(chosen.clip(1e-300)).mean())
+
+    # golden section: the loss has one minimum in the temperature
+    low, high, share = _LOWEST, _HIGHEST, (math.sqrt(5) - 1) / 2
+    for _ in range(40):
+        left, right = high - share * (high - low), low + share * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return math.exp((low + high) / 2)

@@ -1,0 +1,96 @@
+"""Pictures of a run, with matplotlib: `curves.png` and `.svg`, `confusion.png`, `worst.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..spec import atomic_path
+
+_BLUE, _ORANGE, _GREY, _RED = "#1f6f8b", "#d9822b", "#8a8f98", "#b3362b"
+
+
+def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
+    """Loss, accuracy, learning rate and gradient norm over the steps, from the rows of log.csv."""
+    steps = [row["step"] for row in rows]
+    ends = [row for row in rows if row["valid_accuracy"] is not None]
+    figure = Figure((10, 6.5), layout="constrained")
+    (loss, accuracy), (rate, norm) = figure.subplots(2, 2)
+    train = np.array([row["train_loss"] for row in rows], float)
+    loss.plot(steps, train, color=_BLUE, alpha=0.25, linewidth=0.8)
+    loss.plot(steps, _smooth(train), color=_BLUE, label="train (with label smoothing, augmentation)")
+    loss.plot([row["step"] for row in ends], [row["valid_loss"] for row in ends], "o-", color=_ORANGE, label="validation")
+    loss.set(title="Loss", ylim=(0, None))
+    loss.legend(frameon=False)
+    shares = [100 * (row["valid_accuracy"] or 0) for row in ends]
+    accuracy.plot([row["step"] for row in ends], shares, "o-", color=_ORANGE)
+    accuracy.set(title=f"Validation accuracy, %: at best {max(shares):.2f}")
+    rate.plot(steps, [row["learning_rate"] for row in rows], color=_GREY)
+    rate.set(title="Learning rate of the head", xlabel="step", ylim=(0, None))
+    norms = np.array([row["gradient_norm"] for row in rows], float)
+    norm.semilogy(steps, norms, color=_GREY, alpha=0.4, linewidth=0.8)
+    norm.semilogy(steps, _smooth(norms), color=_GREY)
+    norm.set(title="Norm of the gradient", xlabel="step")
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, folder / "curves.png")
+    _save(figure, folder / "curves.svg")
+
+
+def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: Sequence[str], folder: Path) -> None:
+    """Counts of true class (rows) by answer (columns) on the validation split; shades are shares of the row."""
+    count = len(classes)
+    matrix = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
+    shares = matrix / matrix.sum(1, keepdims=True).clip(1)
+    side = 3.5 + 0.55 * count
+    figure = Figure((side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(matrix):
+        dark = shares[row, column] > 0.5
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.set_xticks(range(count), classes, rotation=45, ha="right")
+    axes.set_yticks(range(count), classes)
+    right = int(np.trace(matrix))
+    axes.set(
+        xlabel="answer", ylabel="true class", title=f"{right} of {len(labels)} validation tiles right ({100 * right / len(labels):.2f} %)"
+    )
+    _save(figure, folder / "confusion.png")
+
+
+def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Sequence[bool], folder: Path) -> None:
+    """The tiles (N, H, W, 3) that were given the least probability of their class, least first; wrong answers have a red frame."""
+    across = min(8, len(images))
+    down = -(-len(images) // across)
+    figure = Figure((1.65 * across, 2.15 * down), layout="constrained")
+    for place, axes in enumerate(np.ravel(figure.subplots(down, across))):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if place >= len(images):
+            axes.set_visible(False)
+            continue
+        axes.imshow(images[place])
+        axes.set_xlabel(captions[place], fontsize=6)
+        for spine in axes.spines.values():
+            spine.set(color=_GREY if right[place] else _RED, linewidth=1 if right[place] else 2.5)
+    _save(figure, folder / "worst.png")
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A running mean over a fiftieth of the values, shorter at the ends."""
+    width = max(1, len(values) // 50)
+    window = np.ones(width)
+    finite = np.nan_to_num(values, posinf=0, neginf=0)
+    return np.convolve(finite, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=130)

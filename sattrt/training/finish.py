@@ -1,0 +1,79 @@
+"""What follows the last epoch, on the first rank: the best network is examined on the validation split, its temperature is
+fitted, and the run is drawn.
+
+    finish(dataset, Path("run"), rank, "bf16", config)
+
+It may be run again: it reads best.safetensors and log.csv, and replaces what it wrote before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..calibration import expected_calibration_error, fit_temperature, softmax
+from ..data.dataset import Dataset
+from ..data.loader import Loader
+from ..model import TileClassifier
+from . import figures
+from .config import TrainConfig
+from .hardware import DTYPES, Rank
+from .log import read_log
+from .run import load_trained
+
+WORST_TILES = 40
+
+
+def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: TrainConfig) -> None:
+    """Write temperature and calibration into spec.json; curves, confusion matrix and the worst tiles as pictures."""
+    model, spec = load_trained(run)
+    model.to(rank.device).to(memory_format=torch.channels_last)
+    tiles = dataset.tiles("valid")
+    loader = Loader(
+        dataset, tiles, batch_size=128, device=rank.device, threads=rank.threads, decoder=config.decoder, cache_gb=config.cache_gb
+    )
+    labels = np.array([tile.label for tile in tiles])
+    found: dict[int, dict[str, Any]] = {}
+    views = 8 if dataset.height == dataset.width else 4
+    for model.views in (1, views):
+        logits = _logits(model, loader, rank.device, precision)
+        temperature = fit_temperature(logits, labels)
+        found[model.views] = {
+            "views": model.views,
+            "valid_accuracy": float((logits.argmax(1) == labels).mean()),
+            "temperature": temperature,
+            "ece": expected_calibration_error(softmax(logits), labels),
+            "ece_calibrated": expected_calibration_error(softmax(logits / temperature), labels),
+        }
+        if model.views == 1:
+            plain = logits
+    training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views]}
+    replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
+
+    predicted = plain.argmax(1)
+    figures.curves(read_log(run / "log.csv"), run)
+    figures.confusion(predicted, labels, dataset.classes, run)
+    probabilities = softmax(plain / found[1]["temperature"])
+    worst = probabilities[np.arange(len(labels)), labels].argsort()[:WORST_TILES]
+    images = np.concatenate([batch.cpu().numpy() for batch, _ in loader.epoch(0)])[worst]
+    captions = [
+        f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"
+        for i in worst
+    ]
+    figures.contact_sheet(images, captions, (predicted == labels)[worst].tolist(), run)
+    loader.close()
+
+
+@torch.inference_mode()
+def _logits(model: TileClassifier, loader: Loader, device: torch.device, precision: str) -> NDArray[np.float32]:
+    model.eval()
+    parts = []
+    for images, _ in loader.epoch(0):
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            parts.append(model(images).float().cpu())
+    return torch.cat(parts).numpy()

@@ -1,0 +1,76 @@
+import copy
+
+import pytest
+import torch
+
+from sattrt.model import TileClassifier, set_trainable
+from sattrt.training import checkpoint
+from sattrt.training.config import OPTIMIZERS, TrainConfig
+from sattrt.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
+
+
+@pytest.fixture
+def model() -> TileClassifier:
+    torch.manual_seed(0)
+    return TileClassifier(3, (0.3, 0.4, 0.5), (0.2, 0.2, 0.2))
+
+
+def test_each_stage_takes_its_share_of_the_learning_rate(model: TileClassifier) -> None:
+    optimizer = make_optimizer(model, TrainConfig(layer_decay=0.5, weight_decay=0.1))
+    set_learning_rate(optimizer, 1.0)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(found) == len(list(model.parameters()))
+    backbone = model.backbone
+    rates = [
+        backbone.conv1,
+        backbone.layer1[0].conv1,
+        backbone.layer2[0].conv1,
+        backbone.layer3[0].conv1,
+        backbone.layer4[0].conv1,
+        backbone.fc,
+    ]
+    assert [found[id(layer.weight)]["lr"] for layer in rates] == [0.5**i for i in (5, 4, 3, 2, 1, 0)]
+    assert found[id(backbone.conv1.weight)]["weight_decay"] == 0.1
+    assert found[id(backbone.bn1.weight)]["weight_decay"] == found[id(backbone.fc.bias)]["weight_decay"] == 0
+
+
+def test_frozen_layers_are_not_in_it(model: TileClassifier) -> None:
+    set_trainable(model, "head")
+    assert sum(len(group["params"]) for group in make_optimizer(model, TrainConfig()).param_groups) == 2
+
+
+def test_the_average_follows_the_weights(model: TileClassifier) -> None:
+    average = MovingAverage(model, 0.5)
+    bias = model.backbone.fc.bias
+    start = bias.detach().clone()
+    with torch.no_grad():
+        bias += 1
+    average.update(1)  # at the first step a tenth is kept
+    torch.testing.assert_close(average.model.backbone.fc.bias, start + 0.9)
+    average.update(1000)
+    torch.testing.assert_close(average.model.backbone.fc.bias, start + 0.95)
+    assert not average.model.backbone.fc.bias.requires_grad
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_state_that_is_put_back_goes_on_the_same(model: TileClassifier, kind: str) -> None:
+    config = TrainConfig(optimizer=kind, learning_rate=1e-6)
+    tiles = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+
+    def steps(model: TileClassifier, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            model(tiles).square().mean().backward()
+            optimizer.step()
+
+    model.eval()
+    optimizer, average = make_optimizer(model, config), MovingAverage(model, 0.9)
+    steps(model, optimizer, 2)
+    tensors = {key: value.clone() for key, value in checkpoint.collect(model, optimizer, average).items()}
+    other = copy.deepcopy(model)
+    second = make_optimizer(other, config)
+    checkpoint.restore(tensors, other, second, MovingAverage(other, 0.9), path=None)  # type: ignore[arg-type]
+    steps(model, optimizer, 2)
+    steps(other, second, 2)
+    for (name, expected), found in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(expected, found), name
