@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import BackendError, ContractError, InputError
-from ..machine import version
 from .augment import Augmentation, Views, look
 from .dataset import Dataset, Tile
 from .sources import open_source
@@ -145,17 +144,19 @@ class Loader:
             yield images
 
     def _open(self, decoder: str, batch_size: int, threads: int) -> Decoder:
-        if decoder == "pillow" or (decoder == "auto" and not version("nvidia-dali-cuda130") and not version("nvidia-dali-cuda120")):
-            from .pillow import PillowDecoder
+        if decoder != "pillow":
+            try:
+                from .dali import DaliDecoder
 
-            return PillowDecoder(self._read, self._device, threads)
-        try:
-            from .dali import DaliDecoder
-        except ImportError as error:
-            raise BackendError(
-                f"NVIDIA DALI is not installed ({error}). Install it with: pip install 'sattrt[train]', or set decoder to \"pillow\"."
-            ) from None
-        return DaliDecoder(self._read, self._device, batch_size, threads)
+                return DaliDecoder(self._read, self._device, batch_size, threads)
+            except ImportError as error:
+                if decoder == "dali":
+                    raise BackendError(
+                        f"NVIDIA DALI is not installed ({error}). Install it with: pip install 'sattrt[train]', or set decoder to pillow."
+                    ) from None
+        from .pillow import PillowDecoder
+
+        return PillowDecoder(self._read, self._device, threads)
 
     def _read(self, index: int) -> bytes:
         tile = self._tiles[index]

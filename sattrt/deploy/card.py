@@ -21,6 +21,7 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord]) -> str:
         f"from weights `{training['weights']}`, {training['precision']} on {training['device']}. "
         f"Validation accuracy of the trained network: {100 * accuracy:.2f} % of {tiles} tiles. "
         f"Dataset digest `{spec.dataset_digest[:16]}`.",
+        *_confidence(spec),
         "",
         "## Engines",
         "Compared with the trained network on validation tiles, at several batch sizes:",
@@ -43,3 +44,16 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord]) -> str:
         "neighbouring tiles flatters the accuracy; other regions, seasons or sensors need a test of their own.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _confidence(spec: ModelSpec) -> list[str]:
+    found = spec.training.get("calibration" if spec.views == 1 else "calibration_symmetries")
+    if not found:
+        return []
+    views = "" if spec.views == 1 else f", the logits averaged over {spec.views} symmetries of a tile"
+    return [
+        "",
+        "## Confidence",
+        f"Temperature {spec.temperature:.3f}, fitted on the validation split and applied in the graph{views}: expected calibration error "
+        f"{100 * found['ece']:.2f} % without it, {100 * found['ece_calibrated']:.2f} % with it, accuracy {100 * found['valid_accuracy']:.2f} %.",
+    ]

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -22,6 +23,8 @@ from ..errors import BackendError, InputError
 from ..machine import cores, cpu_has_bf16
 from .cpu import keep_freed_memory
 
+# torch's and gloo's words for a process that went away
+_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo", "Timed out waiting")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -69,9 +72,18 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
     else:
         keep_freed_memory()
     if world > 1:
+        # a 1x1 convolution's gradient as a product has other strides; that costs a copy
+        warnings.filterwarnings("ignore", "Grad strides do not match")
         dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield Rank(number, world, device, threads)
+    except RuntimeError as error:
+        if world > 1 and any(word in str(error) for word in _LOST):
+            raise BackendError(
+                f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
+                "below; start the same command again with --resume."
+            ) from None
+        raise
     finally:
         if world > 1:
             dist.destroy_process_group()
@@ -82,11 +94,13 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
         if wanted == "bf16" and native != "bf16":
-            raise BackendError(f"{torch.cuda.get_device_name(device)} has no bf16. Use --precision fp16, or auto.")
+            raise BackendError(f"{torch.cuda.get_device_name(device)} has no bf16. Set precision to fp16, or auto.")
         return native if wanted == "auto" else wanted
     native = "bf16" if cpu_has_bf16() else "fp32"
     if wanted not in ("auto", "fp32", native):
-        raise BackendError(f"This CPU has no {wanted} arithmetic, emulating it is far slower than fp32. Use --precision {native}, or auto.")
+        raise BackendError(
+            f"This CPU has no {wanted} arithmetic, emulating it is far slower than fp32. Set precision to {native}, or auto."
+        )
     return native if wanted == "auto" else wanted
 
 

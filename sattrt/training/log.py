@@ -67,6 +67,8 @@ class TrainLog:
             for name, value in vars(row).items():
                 if name not in ("epoch", "step", "seconds") and value is not None:
                     self._events.add_scalar(name, value, row.step)
+            if row.valid_loss is not None:
+                self._events.flush()
 
 
 def read_log(path: Path) -> list[dict[str, float | None]]:

@@ -37,6 +37,7 @@ from .log import Row, TrainLog
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
 from .run import check_same_data, check_splits, refuse_to_overwrite, spec_of, write_samples
 from .schedule import fit_in_time, learning_rate_at
+from .syncnorm import synchronise_batchnorm
 
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
 SECONDS_BETWEEN_CHECKPOINTS = 60
@@ -138,6 +139,8 @@ class _Run:
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         else:
             use_products(self.model)
+        if rank.world > 1:
+            self.model = synchronise_batchnorm(self.model, rank.device)
         self.optimizer = make_optimizer(self.model, config)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
@@ -149,13 +152,14 @@ class _Run:
         self.train = self._loader(tiles, training=True)
         self.net: nn.Module = self.model
         if rank.world > 1:
-            self.net = DistributedDataParallel(self.model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None)
+            gpu = [rank.device.index] if rank.device.type == "cuda" else None
+            self.net = DistributedDataParallel(self.model, gpu, broadcast_buffers=False)  # the statistics are synchronised already
 
     def run(self) -> Result:
         if self.rank.is_first:
             require_space(self.out, self._size_on_disk())
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
-            if not (self.out / "samples.npz").exists():
+            if self.step == 0 or not (self.out / "samples.npz").exists():
                 write_samples(self.dataset, self.out, self.config.decoder)
             self.observer.started(self.plan)
             self.log = TrainLog(self.out, self.step)
@@ -165,11 +169,11 @@ class _Run:
         while self.step < self.plan.steps and not stopped:
             stopped = self._epoch(self.step // self.plan.steps_per_epoch)
         self.train.close()
+        self.valid.close()
+        self.rank.barrier()  # the others needn't wait for what the first does alone
         if self.rank.is_first and not stopped:
             self.observer.finishing()
             finish(self.dataset, self.out, self.rank, self.precision, self.config)
-        self.valid.close()
-        self.rank.barrier()
         return Result(self.best, self.best_epoch, self.step, stopped)
 
     def _epoch(self, epoch: int) -> bool:
@@ -231,9 +235,6 @@ class _Run:
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:
         model = self.judged
-        if self.rank.world > 1:  # every rank judges the same network: BatchNorm statistics are the first rank's
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, 0)
         model.eval()
         total = torch.zeros(3, dtype=torch.float64, device=self.rank.device)
         for images, labels in self.valid.epoch(0):

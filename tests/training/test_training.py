@@ -166,20 +166,6 @@ def test_frozen_layers_stay_as_they_were(dataset: Dataset, tmp_path: Path, run: 
     assert not torch.equal(start["backbone.fc.weight"], end["backbone.fc.weight"])
 
 
-def test_two_processes_train_as_one(dataset_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 16\nepochs = 1\nlearning_rate = 0.005\n')
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sattrt", "train"]
-    options = [str(dataset_folder), "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.toml")]
-    done = subprocess.run([*launch, *options], capture_output=True, text=True, timeout=300, env=ON_CPU)
-    assert done.returncode == 0, done.stderr
-    assert "2 processes on cpu" in done.stderr
-    dataset = Dataset.read(dataset_folder)
-    assert int(rows(tmp_path / "run")[-1]["step"]) == len(dataset.tiles("train")) // 16
-    # a count of validation tiles other than the true one would give no multiple of 1/n
-    accuracy = float(rows(tmp_path / "run")[-1]["valid_accuracy"]) * len(dataset.tiles("valid"))
-    assert accuracy == pytest.approx(round(accuracy), abs=1e-4)
-
-
 def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(dataset: Dataset) -> None:
     verified = verify_resume(dataset, replace(SMALL, ema=0.9, precision="auto", mixup=0.2), kills=20, seed=1)
     assert verified.kills == 20

@@ -1,0 +1,114 @@
+"""Several processes with gloo on this machine's CPU, started as a user would start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from sattrt.data.dataset import Dataset
+from sattrt.model import TileClassifier
+from sattrt.training import checkpoint
+from sattrt.training.cpu import use_products
+from sattrt.training.log import read_log
+from sattrt.training.syncnorm import synchronise_batchnorm
+
+ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+CPU = torch.device("cpu")
+
+
+def launch(dataset_folder: Path, tmp_path: Path, epochs: int, *options: str) -> list[str]:
+    settings = f'weights = "none"\nbatch_size = 16\nepochs = {epochs}\nlearning_rate = 0.005\nprecision = "fp32"\n'
+    (tmp_path / "c.toml").write_text(settings)
+    run = [str(dataset_folder), "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.toml")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    return [*torchrun, "-m", "sattrt", "train", *run]
+
+
+def kill_rank(number: int, run: Path, epoch: int) -> None:
+    """SIGKILL to the process of a rank, once the run has a checkpoint of that epoch."""
+    end = time.monotonic() + 180
+    while not (run / "log.csv").exists() or not [row for row in read_log(run / "log.csv") if row["valid_loss"] and row["epoch"] == epoch]:
+        assert time.monotonic() < end, "the run did not begin"
+        time.sleep(0.1)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (entry / "environ").read_bytes().split(b"\0"), (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"RANK={number}".encode() in environment and str(run).encode() in command:
+            os.kill(int(entry.name), signal.SIGKILL)
+            return
+    pytest.fail("the rank's process was not found")
+
+
+def test_two_processes_make_the_steps_of_one_and_count_each_tile_once(dataset_folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(launch(dataset_folder, tmp_path, 1), capture_output=True, text=True, timeout=300, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    dataset = Dataset.read(dataset_folder)
+    last = read_log(tmp_path / "run" / "log.csv")[-1]
+    assert last["step"] == len(dataset.tiles("train")) // 16
+    # a count of validation tiles other than the true one would give no multiple of 1/n
+    correct = (last["valid_accuracy"] or 0) * len(dataset.tiles("valid"))
+    assert correct == pytest.approx(round(correct), abs=1e-4)
+
+
+def test_a_rank_that_dies_ends_the_run_and_is_named(dataset_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(launch(dataset_folder, tmp_path, 1000), stderr=subprocess.PIPE, text=True, env=ON_CPU)
+    kill_rank(1, tmp_path / "run", epoch=1)
+    begin = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 60
+    assert process.returncode != 0
+    assert "rank      : 1 (local_rank: 1)" in said
+    assert "Signal 9 (SIGKILL)" in said
+    assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") > 0
+
+
+def test_a_restart_goes_on_from_the_last_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(launch(dataset_folder, tmp_path, 6, "--max-restarts", "1"), stderr=subprocess.PIPE, text=True, env=ON_CPU)
+    kill_rank(1, tmp_path / "run", epoch=2)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert ", from step " in said
+    rows = read_log(tmp_path / "run" / "log.csv")
+    assert [row["step"] for row in rows] == list(range(1, 6 * (len(Dataset.read(dataset_folder).tiles("train")) // 16) + 1))
+
+
+def gradients(rank: int, world: int, folder: str) -> None:
+    """One backward pass over this rank's share of 16 tiles; the first rank saves gradients and statistics."""
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = TileClassifier(3, (0.3, 0.4, 0.5), (0.2, 0.2, 0.2)).double().to(memory_format=torch.channels_last).train()
+    use_products(model)
+    tiles, labels = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8), torch.arange(16) % 3
+    share = slice(rank * 16 // world, (rank + 1) * 16 // world)
+    net: torch.nn.Module = model
+    if world > 1:
+        net = DistributedDataParallel(synchronise_batchnorm(model, CPU), broadcast_buffers=False)
+    torch.nn.functional.cross_entropy(net(tiles[share]), labels[share]).backward()
+    if rank == 0:
+        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.save({**found, **{name: value for name, value in model.state_dict().items() if "running" in name}}, f"{folder}/{world}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_two_halves_of_a_batch_give_the_gradients_of_the_whole(tmp_path: Path) -> None:
+    for world in (1, 2):
+        torch.multiprocessing.spawn(gradients, (world, str(tmp_path)), nprocs=world)
+    one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        difference = float((two[name] - expected).norm() / expected.norm())
+        assert difference < 1e-9, (name, difference)  # in float64: BatchNorm blows rounding up
