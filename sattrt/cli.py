@@ -301,7 +301,7 @@ def _observer(bar: Progress) -> Observer:
         """The bar on a terminal; a line every half minute elsewhere; a line an epoch in both."""
 
         def started(self, plan: Plan) -> None:
-            bar.console.print(describe(plan), highlight=False)
+            bar.console.print(describe(plan), highlight=False, soft_wrap=True)
             self._task = bar.add_task("Training", total=plan.steps, completed=plan.first_step)
             self._said = time.monotonic()
 
@@ -311,11 +311,13 @@ def _observer(bar: Progress) -> Observer:
             if bar.disable and time.monotonic() - self._said > 30:
                 self._said = time.monotonic()
                 left = (plan.steps - row.step) * row.seconds / max(1, row.step - plan.first_step)
-                bar.console.print(f"step {row.step}/{plan.steps}  {text}  {left:.0f} s left", highlight=False)
+                bar.console.print(f"step {row.step}/{plan.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
 
         def epoch_ended(self, row: Row, best: bool) -> None:
             accuracy = f"validation accuracy {100 * (row.valid_accuracy or 0):.2f} %, loss {row.valid_loss:.3f}"
-            bar.console.print(f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False)
+            bar.console.print(
+                f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False, soft_wrap=True
+            )
 
         def finishing(self) -> None:
             bar.update(self._task, description="Examining the best network")
@@ -343,7 +345,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         column.justify = "right"
     for row in rows:
         table.add_row(*map(Text, row))  # as Text, a name in [brackets] is no markup
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:  # a file has no width
         console.width = 200
     console.print(table)

@@ -153,7 +153,7 @@ class _Run:
         self.net: nn.Module = self.model
         if rank.world > 1:
             gpu = [rank.device.index] if rank.device.type == "cuda" else None
-            self.net = DistributedDataParallel(self.model, gpu, broadcast_buffers=False)  # the statistics are synchronised already
+            self.net = DistributedDataParallel(self.model, gpu)
 
     def run(self) -> Result:
         if self.rank.is_first:

@@ -95,7 +95,7 @@ def gradients(rank: int, world: int, folder: str) -> None:
     share = slice(rank * 16 // world, (rank + 1) * 16 // world)
     net: torch.nn.Module = model
     if world > 1:
-        net = DistributedDataParallel(synchronise_batchnorm(model, CPU), broadcast_buffers=False)
+        net = DistributedDataParallel(synchronise_batchnorm(model, CPU))
     torch.nn.functional.cross_entropy(net(tiles[share]), labels[share]).backward()
     if rank == 0:
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
