@@ -23,7 +23,7 @@ from ..spec import read_bytes
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "adam")
 SCHEDULES = ("one-cycle", "exponential", "step", "constant")
-# what a recipe sets over the defaults of TrainConfig; benchmarks/results has the ablation behind each
+# what a recipe sets over the defaults of TrainConfig; docs/training.md says which were measured
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "quick": {"epochs": 14, "ema": 0.998},

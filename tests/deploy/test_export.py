@@ -217,7 +217,7 @@ print(json.dumps([[engine.name for engine in report.bundle.engines], report.skip
 def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content: bytes | str) -> None:
     other = tmp_path / "run"
     other.mkdir()
-    for path in run.iterdir():
+    for path in filter(Path.is_file, run.iterdir()):
         (other / path.name).hardlink_to(path)
     samples = (other / "samples.npz").read_bytes()
     arrays = dict(np.load(run / "samples.npz"))
