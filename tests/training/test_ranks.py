@@ -73,16 +73,6 @@ def test_a_rank_that_dies_ends_the_run_and_is_named(dataset_folder: Path, tmp_pa
     assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") > 0
 
 
-def test_a_restart_goes_on_from_the_last_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(launch(dataset_folder, tmp_path, 6, "--max-restarts", "1"), stderr=subprocess.PIPE, text=True, env=ON_CPU)
-    kill_rank(1, tmp_path / "run", epoch=2)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert ", from step " in said
-    rows = read_log(tmp_path / "run" / "log.csv")
-    assert [row["step"] for row in rows] == list(range(1, 6 * (len(Dataset.read(dataset_folder).tiles("train")) // 16) + 1))
-
-
 def gradients(rank: int, world: int, folder: str) -> None:
     """One backward pass over this rank's share of 16 tiles; the first rank saves gradients and statistics."""
     if world > 1:

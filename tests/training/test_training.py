@@ -133,7 +133,7 @@ def test_a_class_that_a_split_lacks_is_named(dataset: Dataset, tmp_path: Path, s
 )
 def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) -> None:
     result = train(dataset, tmp_path / "run", replace(SMALL, precision="auto", **changes))
-    assert result.accuracy > 0.2
+    assert result.steps == 2 * (len(dataset.tiles("train")) // 16)
     spec = ModelSpec.read(tmp_path / "run" / "spec.json")
     assert spec.resize == changes.get("image_size", 0)
     first, *_, last = (float(row["learning_rate"]) for row in rows(tmp_path / "run"))
