@@ -191,7 +191,7 @@ def main() -> None:
     dataset = scan(options.tiles, SplitRule(), cores())
     # the plain loop needs loose files; both loops see the same tiles
     tiles = balanced(dataset.tiles("train"), BATCH * (STEPS + WARM_UP))
-    share = replace(dataset, all_tiles=(*tiles, *dataset.tiles("valid")[:BATCH]))
+    share = replace(dataset, all_tiles=(*tiles, *balanced(dataset.tiles("valid"), BATCH)))
     plain, timms, ours, ceilings, precision = [], [], [], [], "fp32"
     with tempfile.TemporaryDirectory() as folder:
         with open_source(options.tiles) as source:
