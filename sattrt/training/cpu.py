@@ -35,15 +35,19 @@ def use_products(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Conv2d and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1), "zeros"):
             module.__class__ = ProductConv2d
+            if module.kernel_size == (1, 1):  # the memory is the same; with a matrix's strides its gradient fits it without a copy
+                module.weight.data = module.weight.data.flatten(1)[:, :, None, None]
 
 
 class ProductConv2d(nn.Conv2d):
-    """nn.Conv2d for channels_last input: 1x1 kernels as one product, and the weight gradient of larger ones on small maps."""
+    """nn.Conv2d for channels_last input: 1x1 kernels as one product, larger ones on small maps as several."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (rows, columns), (down, right) = self.kernel_size, self.stride
         if rows == columns == 1 and self.padding == (0, 0):
-            return F.linear(input.permute(0, 2, 3, 1)[:, ::down, ::right], weight.flatten(1), bias).permute(0, 3, 1, 2)
+            # contiguous: without a gradient to take, torch has a slow way with strided products
+            seen = input.permute(0, 2, 3, 1)[:, ::down, ::right].contiguous()
+            return F.linear(seen, weight.flatten(1), bias).permute(0, 3, 1, 2)
         positions = (input.shape[2] // down) * (input.shape[3] // right)
         if positions > SMALL_MAP or bias is not None:
             return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
@@ -55,36 +59,70 @@ class ProductConv2d(nn.Conv2d):
 
 
 class _SmallMap(torch.autograd.Function):
-    """A convolution whose weight gradient is the product of the output's gradient and the unfolded input."""
+    """A convolution whose weight gradient is made tap by tap, each the product of the positions that the tap joins.
+
+    Where the kernel reaches the whole map from every position (3x3 on 2x2), all of it is one dense layer: no product with padding.
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(input, weight)
+        size, kernel = input.shape[2:], weight.shape[2:]
+        dense = None
+        if stride == (1, 1) and all(k == 2 * s - 1 and p == s - 1 for k, s, p in zip(kernel, size, padding, strict=True)):
+            dense = _dense(weight, *size)
+        ctx.save_for_backward(input, weight, dense)
         ctx.stride, ctx.padding = stride, padding
-        return torch.conv2d(input, weight, None, stride, padding)
+        if dense is None:
+            return torch.conv2d(input, weight, None, stride, padding)
+        return _flat(input).mm(dense.T).view(len(input), *size, -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         [gradient] = gradients
-        input, weight = ctx.saved_tensors
+        input, weight, dense = ctx.saved_tensors
         wants_input, wants_weight, *_ = ctx.needs_input_grad
         of_input = of_weight = None
-        if wants_input:
+        if wants_input and dense is not None:
+            of_input = _flat(gradient).mm(dense).view(input.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        elif wants_input:
             mask = [True, False, False]
             of_input, *_ = torch.ops.aten.convolution_backward(
                 gradient, input, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, mask
             )
         if wants_weight:
-            outputs, inputs, *kernel = weight.shape
-            rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)
-            product = rows.T @ _unfolded(input, kernel, ctx.stride, ctx.padding)
-            of_weight = product.view(outputs, *kernel, inputs).permute(0, 3, 1, 2)
+            of_weight = _weight_gradient(gradient, input, weight, ctx.stride, ctx.padding)
         return of_input, of_weight, None, None
 
 
-def _unfolded(input: Tensor, kernel: list[int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """For every output position what the kernel saw: (N * H * W, kernel height * kernel width * C)."""
-    (rows, columns), (down, right) = kernel, stride
-    padded = F.pad(input.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    windows = padded.unfold(1, rows, down).unfold(2, columns, right)  # (N, H, W, C, rows, columns)
-    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, rows * columns * input.shape[1])
+def _flat(images: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H * W * C)."""
+    return images.permute(0, 2, 3, 1).flatten(1)
+
+
+def _dense(weight: Tensor, height: int, width: int) -> Tensor:
+    """The convolution as a matrix over whole maps: (height * width * outputs, height * width * inputs)."""
+    taps = weight.permute(0, 2, 3, 1)
+    rows = [taps[:, height - 1 - i : 2 * height - 1 - i, width - 1 - j : 2 * width - 1 - j] for i in range(height) for j in range(width)]
+    return torch.stack(rows).flatten(2).flatten(0, 1)
+
+
+def _weight_gradient(gradient: Tensor, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    outputs, inputs, rows, columns = weight.shape
+    of_output, seen = gradient.permute(0, 2, 3, 1), input.permute(0, 2, 3, 1)
+    of_weight = weight.new_zeros(outputs, rows, columns, inputs)
+    for row in range(rows):
+        down, high = _joined(row, stride[0], padding[0], seen.shape[1], of_output.shape[1])
+        for column in range(columns):
+            across, wide = _joined(column, stride[1], padding[1], seen.shape[2], of_output.shape[2])
+            left, right = of_output[:, down, across].reshape(-1, outputs), seen[:, high, wide].reshape(-1, inputs)
+            if len(left):
+                torch.mm(left.T, right, out=of_weight[:, row, column])
+    return of_weight.permute(0, 3, 1, 2)
+
+
+def _joined(tap: int, stride: int, padding: int, size_in: int, size_out: int) -> tuple[slice, slice]:
+    """Along one axis: the output positions that a tap of the kernel serves, and the input positions it sees for them."""
+    first = max(0, -((tap - padding) // stride))
+    last = min(size_out - 1, (size_in - 1 - tap + padding) // stride)
+    begin = first * stride + tap - padding
+    return slice(first, last + 1), slice(begin, begin + max(0, last - first) * stride + 1, stride)

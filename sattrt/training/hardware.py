@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -72,8 +71,6 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
     else:
         keep_freed_memory()
     if world > 1:
-        # a 1x1 convolution's gradient as a product has other strides; that costs a copy
-        warnings.filterwarnings("ignore", "Grad strides do not match")
         dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield Rank(number, world, device, threads)
