@@ -137,9 +137,7 @@ def train(
     from .training.config import TrainConfig
     from .training.loop import train as run_training
 
-    # torchrun --max-restarts starts the same command again
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (out / "last.safetensors").exists()
-    settings = None if resume or restarted else TrainConfig.from_toml(config, **options)
+    settings = None if resume else TrainConfig.from_toml(config, **options)
     if verify_resume:
         from .training.verify import verify_resume as verify
 

@@ -22,6 +22,7 @@ from ..model import TileClassifier, check_state
 from ..spec import atomic_path, unwritable, write_json
 from .optimizer import MovingAverage
 
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors, and the run's state
 # what the state of a run that can go on has to hold
 STATE = ("config", "classes", "dataset_digest", "epochs", "tiles", "step", "best_accuracy", "best_epoch", "precision", "seconds", "scaler")
 
@@ -37,7 +38,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) ->
     write_json(path.with_suffix(".json"), state)
 
 
-def load(path: Path, needed: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load(path: Path, needed: tuple[str, ...] = ()) -> Checkpoint:
     """Tensors and state of a checkpoint; `needed`: keys that the state must have. InputError where there is none, ContractError where it is not ours."""
     if not path.is_file():
         raise InputError(f"{path} does not exist. Train first: sattrt train DATASET --out {path.parent}")

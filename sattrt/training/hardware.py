@@ -11,30 +11,34 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import BackendError, InputError
 from ..machine import cores, cpu_has_bf16
 from .cpu import keep_freed_memory
 
 # torch's and gloo's words for a process that went away
-_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo", "Timed out waiting")
+_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo", "Gloo", "Timed out waiting")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those of the run: its number, how many there are, its device, its share of the cores."""
+    """This process among those of the run: its number, how many there are, its device, its share of the cores; whether its launcher
+    started the processes anew after one was lost."""
 
     number: int
     world: int
     device: torch.device
     threads: int
+    restarted: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -70,10 +74,13 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    if world > 1:
-        dist.init_process_group("nccl" if gpus else "gloo")
     try:
-        yield Rank(number, world, device, threads)
+        if world > 1:
+            dist.init_process_group("nccl" if gpus else "gloo", store=_store(), rank=number, world_size=world)
+        rank = Rank(number, world, device, threads)
+        # torchrun counts restarts where the process was lost, not on the other machines
+        [restarts] = rank.sum(float(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+        yield replace(rank, restarted=restarts > 0)
     except RuntimeError as error:
         if world > 1 and any(word in str(error) for word in _LOST):
             raise BackendError(
@@ -82,8 +89,20 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
             ) from None
         raise
     finally:
-        if world > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store() -> Store:
+    """Where the processes find each other.
+
+    torchrun hands a restarted run the store of the one before, with the addresses of dead processes in it (pytorch issue 135712):
+    each restart has a prefix of its own. On several machines torchrun's count may differ, docs/training.md says what to set there.
+    """
+    store: Store = next(rendezvous("env://"))[0]
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return store
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

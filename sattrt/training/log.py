@@ -9,9 +9,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..spec import read_bytes, unwritable, write_bytes
 
@@ -69,6 +72,30 @@ class TrainLog:
                     self._events.add_scalar(name, value, row.step)
             if row.valid_loss is not None:
                 self._events.flush()
+
+
+class Window:
+    """Losses, gradient norms and speed since the last report; they are fetched from a GPU only when one is due."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._rates: list[float] = []
+        self._values: list[torch.Tensor] = []
+        self._images = 0
+        self._begin = time.perf_counter()
+
+    def add(self, rate: float, loss: torch.Tensor, norm: torch.Tensor, images: int) -> None:
+        self._rates.append(rate)
+        self._values.append(torch.stack([loss, norm]))
+        self._images += images
+
+    def close(self) -> tuple[list[float], list[float], list[float], float]:
+        losses, norms = torch.stack(self._values).T.tolist()
+        found = self._rates, losses, norms, self._images / (time.perf_counter() - self._begin)
+        self._reset()
+        return found
 
 
 def read_log(path: Path) -> list[dict[str, float | None]]:

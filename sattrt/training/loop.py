@@ -33,9 +33,9 @@ from .config import TrainConfig
 from .cpu import use_products
 from .finish import finish
 from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks
-from .log import Row, TrainLog
+from .log import Row, TrainLog, Window
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
-from .run import check_same_data, check_splits, refuse_to_overwrite, spec_of, write_samples
+from .run import check_splits, load_last, refuse_to_overwrite, spec_of, write_samples
 from .schedule import fit_in_time, learning_rate_at
 from .syncnorm import synchronise_batchnorm
 
@@ -98,15 +98,15 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
     ContractError for a resume with another dataset or weights that don't fit.
     """
     started = time.perf_counter()
-    saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+    saved = None
     if config is None:
-        saved = checkpoint.load(out / "last.safetensors", checkpoint.STATE)
-        check_same_data(saved[1], dataset, out)
-        config = TrainConfig.from_dict(saved[1]["config"], str(out / "last.safetensors"))
-    else:
-        refuse_to_overwrite(out)
+        config, saved = load_last(dataset, out)
     check_splits(dataset)
     with ranks(config.threads) as rank, StopRequest() as stop:
+        if saved is None and rank.restarted and (out / "last.safetensors").exists():  # the launcher repeats the command it was given
+            config, saved = load_last(dataset, out)
+        elif saved is None:
+            refuse_to_overwrite(out)
         return _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop).run()
 
 
@@ -118,7 +118,7 @@ class _Run:
         config: TrainConfig,
         rank: Rank,
         started: float,
-        saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None,
+        saved: checkpoint.Checkpoint | None,
         observer: Observer,
         stop: StopRequest,
     ) -> None:
@@ -179,7 +179,7 @@ class _Run:
     def _epoch(self, epoch: int) -> bool:
         """Train to the end of an epoch and validate; True where it was told to stop on the way."""
         set_training_mode(self.model, self.config.tune)
-        window = _Window()
+        window = Window()
         for images, labels in self.train.epoch(epoch, self.step - epoch * self.plan.steps_per_epoch):
             rate = learning_rate_at(self.config, self.step, self.plan.steps, self.plan.steps_per_epoch)
             window.add(rate, *self._step(images, labels, rate), len(labels) * self.rank.world)
@@ -245,7 +245,7 @@ class _Run:
         loss_sum, correct, count = self.rank.sum(*total.tolist())
         return loss_sum / count, correct / count
 
-    def _report(self, epoch: int, window: _Window) -> tuple[list[Row], bool]:
+    def _report(self, epoch: int, window: Window) -> tuple[list[Row], bool]:
         """A row for each step since the last report, and whether any rank was told to stop. InputError where the loss has gone astray."""
         rates, losses, norms, speed = window.close()
         *losses, stops = self.rank.sum(*losses, float(self.stop.asked))
@@ -377,27 +377,3 @@ class _Run:
         if steps != state["step"]:
             raise ContractError(f"The processes found different checkpoints in {self.out}. Put the run on a disk that all machines share.")
         self.step, self.best, self.best_epoch = state["step"], state["best_accuracy"], state["best_epoch"]
-
-
-class _Window:
-    """Losses, gradient norms and speed since the last report; they are fetched from a GPU only when one is due."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._rates: list[float] = []
-        self._values: list[torch.Tensor] = []
-        self._images = 0
-        self._begin = time.perf_counter()
-
-    def add(self, rate: float, loss: torch.Tensor, norm: torch.Tensor, images: int) -> None:
-        self._rates.append(rate)
-        self._values.append(torch.stack([loss, norm]))
-        self._images += images
-
-    def close(self) -> tuple[list[float], list[float], list[float], float]:
-        losses, norms = torch.stack(self._values).T.tolist()
-        found = self._rates, losses, norms, self._images / (time.perf_counter() - self._begin)
-        self._reset()
-        return found

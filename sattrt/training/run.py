@@ -16,6 +16,7 @@ from ..errors import ContractError, InputError
 from ..model import TileClassifier, check_state
 from ..spec import ModelSpec, atomic_path
 from . import checkpoint
+from .config import TrainConfig
 
 CALIBRATION_TILES, PARITY_TILES = 512, 256
 _OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json"}
@@ -66,6 +67,14 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
     check_state(model.state_dict(), tensors, run / "best.safetensors")
     model.load_state_dict(tensors)
     return model.eval(), spec
+
+
+def load_last(dataset: Dataset, run: Path) -> tuple[TrainConfig, checkpoint.Checkpoint]:
+    """What a run needs to go on, and the settings it was begun with. ContractError where it was trained on something else."""
+    path = run / "last.safetensors"
+    tensors, state = checkpoint.load(path, checkpoint.STATE)
+    check_same_data(state, dataset, run)
+    return TrainConfig.from_dict(state["config"], str(path)), (tensors, state)
 
 
 def refuse_to_overwrite(out: Path) -> None:
