@@ -87,11 +87,13 @@ class Window:
         self._begin = time.perf_counter()
 
     def add(self, rate: float, loss: torch.Tensor, norm: torch.Tensor, images: int) -> None:
+        """Take in a step: its learning rate, its loss and gradient norm (scalars, on the device), its tiles."""
         self._rates.append(rate)
         self._values.append(torch.stack([loss, norm]))
         self._images += images
 
     def close(self) -> tuple[list[float], list[float], list[float], float]:
+        """Learning rates, losses and gradient norms by step, and images a second; the window begins anew."""
         losses, norms = torch.stack(self._values).T.tolist()
         found = self._rates, losses, norms, self._images / (time.perf_counter() - self._begin)
         self._reset()
