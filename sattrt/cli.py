@@ -21,7 +21,7 @@ from . import __version__
 from .errors import SattrtError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.progress import Progress
 
@@ -159,25 +159,38 @@ def train(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `sattrt train` wrote.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("engines/model"),
-    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="Some of fp32, fp16, bf16, int8, fp8, or all.  [default: all but fp8]", show_default=False)
+    ] = None,
+    gate: Annotated[float | None, typer.Option(help="Points below fp32 that pass.  [default: 0.2]", show_default=False)] = None,
+    best_effort: Annotated[bool | None, typer.Option("--best-effort", help="Take a simpler precision for what fails the gate.")] = None,
+    tta: Annotated[bool | None, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = None,
+    rebuild: Annotated[bool | None, typer.Option("--rebuild", help="Build plans anew that the old bundle holds.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of ExportConfig.", show_default=False)] = None,
 ) -> None:
-    """Export the best checkpoint: ONNX, engines, and the proof that they agree with it."""
+    """Export the best checkpoint: ONNX, engines in every precision, and the proof that they agree with it."""
     from .deploy.bundle import export as run_export
+    from .deploy.config import ExportConfig
 
+    settings = ExportConfig.from_toml(config, precision=precision, gate=gate, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Exporting", total=None)
-        report = run_export(run, out, tta, lambda what: bar.update(task, description=f"Exporting: {what}"))
+        report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
     rows = []
     for engine in report.bundle.engines:
-        parity = engine.record["parity"]
-        proof = (
-            ("not run here", "", "") if "not_run" in parity else (parity["device"], str(parity["flips"]), f"{parity['largest_error']:.2g}")
-        )
-        rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *proof))
-    _table(("engine", "size", "compared on", "top-1 flips", "largest logit error"), rows)
-    for name, reason in report.skipped.items():
+        found, figures = engine.record["validation"], ("", "", "", "")
+        if "accuracy" in found:
+            where = f"graph on {found['graph_on']}" if "not_run" in found else found["device"]
+            figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
+        rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
+    _table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
+    for name, reason in (report.skipped | report.plans).items():
         print(f"{name}: {reason}")
+    for name, reason in report.failed.items():
+        print(f"{name}: failed the gate and was left out: {reason}")
     print(out)
+    if report.failed and not settings.best_effort:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -259,6 +272,24 @@ def predict(
 
 
 @app.command()
+def selftest(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Prove that every engine which runs here answers as it did where it was exported."""
+    from dataclasses import asdict
+
+    from .runtime import read_bundle
+    from .runtime import selftest as run_selftest
+
+    checks = run_selftest(read_bundle(bundle))
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        for check in checks:
+            print(f"{check.engine}: {({True: 'passed', False: 'FAILED', None: 'not run'})[check.passed]}: {check.says}")
+    if not any(check.passed for check in checks) or any(check.passed is False for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what hardware was found, and what each absence costs."""
     from dataclasses import asdict
@@ -333,7 +364,7 @@ def describe(plan: Plan) -> str:
     return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

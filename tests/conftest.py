@@ -12,6 +12,7 @@ from PIL import Image
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
+from sattrt.deploy.config import ExportConfig
 from sattrt.runtime import Bundle
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
@@ -68,5 +69,5 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Its bundle, with every engine that can be built here."""
-    return export(run, tmp_path_factory.mktemp("engines") / "small").bundle
+    """Its bundle, with every engine that can be built here, however bad: a network of nine steps is nothing that int8 can be judged by."""
+    return export(run, tmp_path_factory.mktemp("engines") / "small", ExportConfig(precision="all", gate=100)).bundle

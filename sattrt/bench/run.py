@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..accuracy import Score, evaluate
 from ..data.dataset import Dataset
 from ..errors import ContractError
 from ..machine import cores, environment
 from ..runtime import Bundle
 from ..spec import ModelSpec
-from .accuracy import Score, evaluate
 from .contenders import TORCH, Infer, gather
 from .measure import BATCHES, Budget, Speed, measure
 from .tiles import TileReader

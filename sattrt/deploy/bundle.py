@@ -2,8 +2,8 @@
 
     report = export(Path("run"), Path("engines/eurosat"))
 
-Every engine that this machine can run is compared with the trained network before it is put in; what can't
-be built or run here is said, with the reason.
+Every engine that this machine can run is scored against the trained network before it is put in; what fails the gate, and what can't
+be built or run here, is said, with the reason.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,86 +21,191 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError
-from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, read_bundle
-from ..spec import ModelSpec, atomic_folder, read_bytes, sha256_file, write_bytes, write_json
-from ..training.run import load_trained
-from .card import model_card
-from .engines import build_plan
-from .graph import write_onnx
-from .parity import compare, torch_logits
+from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle
+from ..runtime.trt import load_module
+from ..spec import ModelSpec, atomic_folder, sha256_file, write_bytes, write_json
+from ..training.run import Samples, load_trained, read_samples
+from .card import model_card, write_flips
+from .config import FALL_BACK, ExportConfig
+from .engines import build_plan, plan_recipe, reuse_plan
+from .gate import Verdict, judge, torch_logits
+from .graphs import Graphs
 
-PRECISIONS = ("fp32", "fp16")
-# what runs an ONNX file as it is, in the order of preference; OpenVINO has no fp16 arithmetic on most CPUs
-INTERPRETERS = (("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("openvino", "fp32"))
-BUILDERS = ("tensorrt", "tensorrt-rtx")
+# in the order of preference: ONNX Runtime is what has been verified on every machine so far
+BACKENDS = {
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "bf16", "int8", "fp8"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
+}
+_INTERPRETERS = ("onnxruntime", "openvino")  # they run an ONNX file as it is
 GOLDEN_TILES = 20
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """bundle: what was written. skipped: engine name to the reason why it is not in it or was not run here."""
+    """bundle: what was written. All by engine name: skipped: why it is not in it or was not run here; failed: how it failed the gate;
+    plans: whether a plan was built or taken from the bundle before, and why."""
 
     bundle: Bundle
     skipped: dict[str, str]
+    failed: dict[str, str]
+    plans: dict[str, str]
 
 
-def export(run: Path, out: Path, symmetric: bool = False, on_progress: Callable[[str], None] = lambda what: None) -> ExportReport:
+def export(
+    run: Path, out: Path, config: ExportConfig = ExportConfig(), on_progress: Callable[[str], None] = lambda what: None
+) -> ExportReport:
     """Export the best checkpoint of `run` into the bundle folder `out`, replacing an older bundle there.
 
-    symmetric: average the logits over the symmetries of a tile, inside the graph (test-time augmentation: eight times the work).
     on_progress: called with a line before each step. Raises InputError for a missing run or a target that is
     something else than a bundle, ContractError for artefacts that don't belong together, ParityError where an
-    engine answers differently from the network.
+    fp32 engine answers otherwise than the network.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is no bundle: it is not overwritten. Choose another --out.")
     model, spec = load_trained(run)
-    if symmetric:
+    if config.symmetries:
         spec = _with_symmetries(spec, run)
         model.views = spec.views
-    tiles, labels = _parity_tiles(run, spec)
-    expected = torch_logits(model, tiles, spec.temperature)
-    skipped: dict[str, str] = {}
+    samples = read_samples(run, spec)
+    on_progress("the trained network's answers to the validation tiles")
+    expected = torch_logits(model, samples.valid, spec.temperature)
     with atomic_folder(out) as folder:
         spec.write(folder / "spec.json")
-        engines: list[EngineRecord] = []
-        golden: dict[str, NDArray[Any]] = {
-            "tiles": tiles[:GOLDEN_TILES],
-            "labels": labels[:GOLDEN_TILES],
-            "torch-fp32": expected[:GOLDEN_TILES],
-        }
-        for precision in PRECISIONS:
-            on_progress(f"ONNX, {precision}")
-            write_onnx(model, spec, folder / f"model.{precision}.onnx", precision)
-        for backend, precision in INTERPRETERS:
-            file = f"model.{precision}.onnx"
-            engines.append(EngineRecord(f"{backend}-{precision}", backend, precision, file, {"onnx_sha256": sha256_file(folder / file)}))
-        for backend in BUILDERS:
-            for precision in PRECISIONS:
-                on_progress(f"{backend}, {precision}")
-                try:
-                    engines.append(_plan(backend, precision, folder, spec))
-                except BackendError as error:
-                    skipped[f"{backend}-{precision}"] = str(error)
-        draft = _seal(folder, spec, engines, run)
-        for i, engine in enumerate(engines):
-            measured: dict[str, Any]
-            on_progress(f"comparing {engine.name} with the trained network")
+        graphs = Graphs(folder, model, spec, samples, expected, config, on_progress)
+        making = _Making(folder, spec, samples, expected, graphs, config, None if config.rebuild else _older(out), on_progress)
+        for backend in BACKENDS:
+            making.add(backend)
+        order = list(dict.fromkeys((*config.precisions, *FALL_BACK)))
+        engines = sorted(making.engines, key=lambda engine: order.index(engine.precision))  # stable: backends keep theirs
+        used = {name for engine in engines for name in (engine.file, engine.record["onnx"])}
+        for path in [*folder.glob("*.onnx"), *folder.glob("*.plan")]:
+            if path.name not in used:
+                path.unlink()
+        for engine in engines:
+            write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
+        write_flips(samples, expected, making.answers, spec.classes, folder)
+        write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
+        write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
+        _seal(folder, spec, engines, run, config)
+    return ExportReport(read_bundle(out), making.skipped, making.failed, making.plans)
+
+
+class _Making:
+    """The engines of a bundle in the making."""
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        samples: Samples,
+        expected: NDArray[np.float32],
+        graphs: Graphs,
+        config: ExportConfig,
+        older: Bundle | None,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self.folder, self.spec, self.samples, self.expected = folder, spec, samples, expected
+        self.graphs, self.config, self.older, self.on_progress = graphs, config, older, on_progress
+        self.engines: list[EngineRecord] = []
+        self.answers: dict[str, NDArray[np.float32]] = {}
+        self.skipped: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        self.plans: dict[str, str] = {}
+        self._of_graphs: dict[str, dict[str, Any]] = {}  # verdicts on graphs that plans are made of
+
+    def add(self, backend: str) -> None:
+        """Build and judge the wanted precisions of a backend, and what replaces those that fail."""
+        wanted = [precision for precision in self.config.precisions if precision in BACKENDS[backend]]
+        for precision in wanted:  # grows, where one is replaced
+            name = f"{backend}-{precision}"
             try:
-                with draft.open(engine.name) as opened:
-                    parity = compare(opened, tiles, expected, engine.precision)
-                    device = opened.device
-                    golden[engine.name] = opened.infer(golden["tiles"])[0]
-                measured = {"device": device, **dataclasses.asdict(parity)}
+                engine = self._built(backend, precision, name)
+                verdict = self._judged(engine)
             except BackendError as error:
-                skipped[engine.name] = f"not run here: {error}"
-                measured = {"not_run": str(error)}
-            engines[i] = dataclasses.replace(engine, record={**engine.record, "parity": measured})
-            write_json(folder / f"{engine.name}.json", dataclasses.asdict(engines[i]))
-        write_bytes(folder / "golden.npz", _npz(golden))
-        write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines).encode())
-        _seal(folder, spec, engines, run)
-    return ExportReport(read_bundle(out), skipped)
+                self.skipped[name] = str(error)
+                continue
+            if verdict.get("passed", True):
+                self.engines.append(dataclasses.replace(engine, record={**engine.record, "validation": verdict}))
+                continue
+            self.failed[name] = (
+                f"{100 * verdict['accuracy']:.2f} % of {verdict['tiles']} validation tiles, fp32 {100 * verdict['fp32_accuracy']:.2f} %: "
+                f"more than {self.config.gate:g} points below"
+            )
+            self.answers.pop(name, None)
+            if self.config.best_effort:
+                simpler = FALL_BACK[precision]
+                while simpler not in BACKENDS[backend]:
+                    simpler = FALL_BACK[simpler]
+                self.failed[name] += f"; {backend}-{simpler} stands in for it"
+                if simpler not in wanted:
+                    wanted.append(simpler)
+
+    def _built(self, backend: str, precision: str, name: str) -> EngineRecord:
+        if backend in _INTERPRETERS:
+            # OpenVINO computes an fp32 graph in bf16 when told to
+            graph = {"int8": "int8-cpu", "bf16": "fp32"}.get(precision, precision)
+            file, notes = self.graphs.make(graph)
+            return EngineRecord(name, backend, precision, file, {"onnx": file, "onnx_sha256": sha256_file(self.folder / file), **notes})
+        plan = self.folder / f"{name}.plan"
+        if backend == "tensorrt-rtx" and self.config.strip_weights:
+            raise BackendError("TensorRT-RTX strips weights on a machine with a GPU alone. Leave strip_weights out.")
+        load_module(backend)  # before a graph is made for nothing
+        file, notes = self.graphs.make(precision)
+        recipe = plan_recipe(backend, precision, self.folder / file, self.config)
+        self.on_progress(name)
+        record, why = reuse_plan(self.older, name, recipe, plan)
+        self.plans[name] = f"{'reused' if record else 'built'}: {why}"
+        if record is None:
+            record = build_plan(backend, precision, self.folder / file, plan, self.spec, self.config)
+        return EngineRecord(name, backend, precision, plan.name, {**record, **notes})
+
+    def _judged(self, engine: EngineRecord) -> dict[str, Any]:
+        """The verdict on an engine; on its graph, where the engine itself can't run here."""
+        self.on_progress(f"judging {engine.name}")
+        try:
+            verdict, device = self._judge(engine)
+        except BackendError as error:
+            self.skipped[engine.name] = f"not run here: {error}"
+            if engine.backend in _INTERPRETERS:
+                return {"not_run": str(error)}
+            return {"not_run": str(error), **self._judged_graph(engine.precision, engine.record["onnx"])}
+        found = {"device": device, **dataclasses.asdict(verdict)}
+        if engine.backend == "onnxruntime":
+            self._of_graphs[engine.file] = {"graph_on": engine.name, **found}
+        return found
+
+    def _judge(self, engine: EngineRecord) -> tuple[Verdict, str]:
+        with open_engine(engine, self.folder, self.spec) as opened:
+            verdict, logits = judge(
+                opened, self.samples.valid, self.samples.valid_labels, self.expected, self.config.gate / 100, self.config.error_rate / 100
+            )
+            self.answers[engine.name] = logits
+            return verdict, opened.device
+
+    def _judged_graph(self, precision: str, file: str) -> dict[str, Any]:
+        """A plan that can't run here is judged by its graph, in whatever runs that; nothing is said where nothing does."""
+        if file not in self._of_graphs:
+            self._of_graphs[file] = {}
+            for backend in _INTERPRETERS:
+                stand_in = EngineRecord(f"{precision} graph on {backend}", backend, precision, file, {})
+                try:
+                    verdict, device = self._judge(stand_in)
+                except (BackendError, ContractError):  # bf16 and fp8 are not for all of them
+                    continue
+                self.answers.pop(stand_in.name)
+                self._of_graphs[file] = {"graph_on": backend, "device": device, **dataclasses.asdict(verdict)}
+                break
+        return self._of_graphs[file]
+
+
+def _older(out: Path) -> Bundle | None:
+    """The bundle that is replaced, where it is a sound one: plans may be taken from it."""
+    try:
+        return read_bundle(out)
+    except (InputError, ContractError):
+        return None
 
 
 def _with_symmetries(spec: ModelSpec, run: Path) -> ModelSpec:
@@ -113,44 +216,23 @@ def _with_symmetries(spec: ModelSpec, run: Path) -> ModelSpec:
         raise ContractError(f"{run} was stopped before its end: it has no temperature for the symmetries. Go on with --resume.") from None
 
 
-def _plan(backend: str, precision: str, folder: Path, spec: ModelSpec) -> EngineRecord:
-    plan = folder / f"{backend}-{precision}.plan"
-    record = build_plan(backend, precision, folder / f"model.{precision}.onnx", plan, spec)
-    return EngineRecord(f"{backend}-{precision}", backend, precision, plan.name, record)
-
-
-def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], run: Path) -> Bundle:
+def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], run: Path, config: ExportConfig) -> None:
     """Write the manifest over everything in the folder."""
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "sattrt": __version__,
         "source": {"run": str(run.resolve()), "checkpoint_sha256": sha256_file(run / "best.safetensors")},
+        "export": config.to_dict(),
         "engines": [dataclasses.asdict(engine) for engine in engines],
         "files": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST},
     }
     manifest = json.loads(json.dumps(manifest))
     write_json(folder / MANIFEST, {**manifest, "digest": manifest_digest(manifest)})
-    return read_bundle(folder)
 
 
-def _parity_tiles(run: Path, spec: ModelSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Tiles of the validation split that training put aside, classes mixed, so that the first 20 show all of them."""
-    path = run / "samples.npz"
-    try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as samples:
-            tiles, labels = samples["valid_images"], samples["valid_labels"]
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise ContractError(f"{path} is damaged. Train again, or restore it.") from None
-    if tiles.shape[1:] != (spec.height, spec.width, len(spec.bands)) or tiles.dtype != np.uint8 or not len(tiles):
-        raise ContractError(f"{path} holds tiles of {tiles.shape[1:]}, not what {run / 'spec.json'} promises. Train again, or restore it.")
-    if labels.shape != (len(tiles),) or labels.dtype.kind not in "iu":
-        raise ContractError(f"{path} holds labels that don't match its tiles. Train again, or restore it.")
-    rank_in_class = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)])
-    order = np.lexsort((labels, rank_in_class))
-    return tiles[order], labels[order]
-
-
-def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+def _golden(samples: Samples, expected: NDArray[np.float32], answers: dict[str, NDArray[np.float32]]) -> bytes:
+    """A few validation tiles with the logits of the trained network and of every engine, as .npz."""
+    arrays: dict[str, NDArray[Any]] = {"tiles": samples.valid, "labels": samples.valid_labels, "torch-fp32": expected, **answers}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **{name: array[:GOLDEN_TILES] for name, array in arrays.items()})  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -1,40 +1,39 @@
 """ONNX to plan: TensorRT 10 and 11 and TensorRT-RTX through one code path.
 
-    record = build_plan("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), Path("tensorrt-rtx-fp16.plan"), spec)
+    record = build_plan("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), Path("tensorrt-rtx-fp16.plan"), spec, ExportConfig())
 
 Precision comes from the graph alone (TensorRT 11 knows nothing else; 10 is asked for a strongly typed network).
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, ContractError
+from ..runtime import Bundle
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, sha256_file
+from .config import ExportConfig
 
-# TensorRT-RTX builds ahead of time for these, without a GPU. It has no Hopper (9.0), and no fp32 matrix product on Turing (7.5).
-RTX_CAPABILITIES = {"fp32": ("8.0", "8.6", "8.9", "12.0"), "fp16": ("7.5", "8.0", "8.6", "8.9", "12.0")}
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Batch sizes that a plan serves: the smallest, the one it is tuned for, the largest."""
-
-    min: int = 1
-    opt: int = 64
-    max: int = 256
+# TensorRT-RTX builds ahead of time for these, without a GPU. It has no Hopper (9.0); Turing (7.5) has no fp32 matrix product and no
+# bf16 there, and fp8 begins with Ada (8.9).
+_AMPERE_ON = ("8.0", "8.6", "8.9", "12.0")
+RTX_CAPABILITIES = {"fp32": _AMPERE_ON, "fp16": ("7.5", *_AMPERE_ON), "bf16": _AMPERE_ON, "int8": _AMPERE_ON, "fp8": ("8.9", "12.0")}
+# what a plan may be reused by: two builds that agree in these are of the same making
+RECIPE = ("builder", "builder_version", "onnx_sha256", "compute_capabilities", "profile", "flags")
 
 
-def build_plan(
-    backend: str, precision: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, profile: Profile = Profile()
-) -> dict[str, Any]:
-    """Compile an ONNX file that is typed in this precision; returns the build record. BackendError where the library is absent or refuses the graph."""
+def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, config: ExportConfig) -> dict[str, Any]:
+    """Compile an ONNX file that is typed in this precision; returns the build record.
+
+    BackendError where the library is absent or refuses the graph.
+    """
     trt = load_module(backend)
+    recipe = plan_recipe(backend, precision, onnx_path, config)
     started = time.perf_counter()
     log = _log(trt)
     try:
@@ -48,43 +47,107 @@ def build_plan(
         raise BackendError(
             f"{backend} {trt.__version__} can't parse {onnx_path.name}: {errors}. Use the onnxruntime engine, or another version."
         )
-    config = builder.create_builder_config()
+    settings = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     tile = (spec.height, spec.width, len(spec.bands))
-    shapes.set_shape("input", *((batch, *tile) for batch in (profile.min, profile.opt, profile.max)))
-    config.add_optimization_profile(shapes)
-    if precision == "fp32":  # TF32 would round it to 10 bits without a word
-        config.clear_flag(trt.BuilderFlag.TF32)
-    capabilities = _set_capabilities(trt, config, RTX_CAPABILITIES[precision])
-    plan = builder.build_serialized_network(network, config)
+    shapes.set_shape("input", *((batch, *tile) for batch in recipe["profile"].values()))
+    settings.add_optimization_profile(shapes)
+    for flag in recipe["flags"]:
+        if flag.startswith("no "):
+            settings.clear_flag(getattr(trt.BuilderFlag, flag.removeprefix("no ")))
+        elif flag == "AMPERE_PLUS":
+            settings.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        elif flag != "STRONGLY_TYPED":
+            settings.set_flag(getattr(trt.BuilderFlag, flag))
+    _set_capabilities(trt, settings, recipe["compute_capabilities"])
+    timing = _timing_cache(backend, settings, plan_path.parent)
+    plan = builder.build_serialized_network(network, settings)
     if plan is None:
         raise BackendError(f"{backend} {trt.__version__} can't build {onnx_path.name}: {log.last}. Check `sattrt doctor`.")
     plan_path.write_bytes(bytes(plan))
+    if timing:
+        timing.write_bytes(bytes(settings.get_timing_cache().serialize()))
+    return {**recipe, "timing_cache": timing.name if timing else None, "build_seconds": round(time.perf_counter() - started, 2)}
+
+
+def plan_recipe(backend: str, precision: str, onnx_path: Path, config: ExportConfig) -> dict[str, Any]:
+    """All that decides what a build makes: graph, builder, hardware, profile, flags. BackendError where the builder is absent."""
+    trt = load_module(backend)
+    flags = ["STRONGLY_TYPED"]
+    if precision == "fp32":  # TF32 would round it to 10 bits without a word
+        flags.append("no TF32")
+    if config.version_compatible:  # without the lean runtime inside: a plan is data, never code of the host
+        flags += ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"]
+    if config.hardware_compatible:
+        flags.append("AMPERE_PLUS")
+    if config.strip_weights:
+        flags.append("STRIP_PLAN")
     return {
         "builder": backend,
         "builder_version": trt.__version__,
         "onnx": onnx_path.name,
         "onnx_sha256": sha256_file(onnx_path),
-        "compute_capabilities": capabilities,
-        "profile": vars(profile),
-        "flags": ["STRONGLY_TYPED", *(["no TF32"] if precision == "fp32" else [])],
-        "build_seconds": round(time.perf_counter() - started, 2),
+        "compute_capabilities": _capabilities(backend, precision, config),
+        "profile": {"min": config.min_batch, "opt": config.opt_batch, "max": config.max_batch},
+        "flags": flags,
     }
 
 
-def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...]) -> list[str]:
-    """Ask for every compute capability that TensorRT-RTX can target; plain TensorRT builds for the GPU at hand."""
-    if not hasattr(config, "set_compute_capability"):
+def reuse_plan(old: Bundle | None, name: str, recipe: dict[str, Any], plan_path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Copy a plan out of the bundle that is replaced, where it was made by the same recipe: its record, or None; and why."""
+    record = next((engine for engine in old.engines if engine.name == name), None) if old else None
+    if old is None or record is None:
+        return None, "not built before"
+    for field in RECIPE:
+        if record.record.get(field) != recipe[field]:
+            return None, f"{field} was {_short(record.record.get(field))}, is {_short(recipe[field])}"
+    try:
+        old.verify(record.file)
+    except ContractError:
+        return None, f"{record.file} was changed since it was built"
+    shutil.copyfile(old.path / record.file, plan_path)
+    return {key: value for key, value in record.record.items() if key != "validation"}, "same graph, builder, hardware, profile and flags"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:8]}..." if len(text) == 64 else text
+
+
+def _capabilities(backend: str, precision: str, config: ExportConfig) -> list[str]:
+    if backend != "tensorrt-rtx":  # plain TensorRT builds for the GPU at hand
         from ..runtime.cuda import Device
 
         return [Device().compute_capability]
-    config.num_compute_capabilities = len(wanted)
+    known = RTX_CAPABILITIES[precision]
+    wanted = [name.strip() for name in config.compute_capabilities.split(",") if name.strip()] or list(known)
+    able = [name for name in wanted if name in known]
+    if not able:
+        raise BackendError(
+            f"TensorRT-RTX does not run {precision} on compute capability {', '.join(wanted)}; it does on {', '.join(known)}."
+        )
+    return able
+
+
+def _set_capabilities(trt: ModuleType, settings: Any, wanted: list[str]) -> None:
+    if not hasattr(settings, "set_compute_capability"):
+        return
+    settings.num_compute_capabilities = len(wanted)
     for i, capability in enumerate(wanted):
-        if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), i):
+        if not settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), i):
             raise BackendError(
                 f"TensorRT-RTX {trt.__version__} can't target compute capability {capability}. Install tensorrt-rtx 1.7 or later."
             )
-    return list(wanted)
+
+
+def _timing_cache(backend: str, settings: Any, folder: Path) -> Path | None:
+    """TensorRT's memory of what it timed on this GPU, shared by the plans of a bundle; TensorRT-RTX times nothing."""
+    if backend != "tensorrt":
+        return None
+    path = folder / "tensorrt.timing"
+    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    settings.set_timing_cache(cache, ignore_mismatch=False)
+    return path
 
 
 def _log(trt: ModuleType) -> Any:

@@ -10,6 +10,7 @@ import copy
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -23,8 +24,9 @@ from ..errors import ParityError
 from ..model import TileClassifier, resized, symmetries
 from ..spec import ModelSpec
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPSET = 20
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_OPSETS = {"bf16": 22}  # the first with bf16 convolutions
+_OPSET = 20
 MAX_BATCH = 4096
 
 
@@ -76,12 +78,12 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
 def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: str) -> None:
     """Export to one ONNX file with a dynamic batch and check it with onnx's own checker.
 
-    precision: "fp32", or "fp16" (weights and activations; input, logits and probabilities stay as they are).
+    precision: "fp32", "fp16" or "bf16", of weights and activations; input, logits and probabilities stay as they are.
     Raises ParityError where the exporter made a graph that is not valid.
     """
-    deployed = DeployedClassifier(model, spec.temperature, PRECISIONS[precision]).eval()
+    deployed = DeployedClassifier(model, spec.temperature, DTYPES[precision]).eval()
     example = torch.zeros(2, spec.height, spec.width, len(spec.bands), dtype=torch.uint8)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             deployed,
             (example,),
@@ -89,7 +91,7 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
             input_names=["input"],
             output_names=["logits", "probabilities"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
-            opset_version=OPSET,
+            opset_version=_OPSETS.get(precision, _OPSET),
             external_data=False,
         )
     assert program is not None
@@ -103,8 +105,8 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
-    """The exporter prints its progress and warns of its own internals; neither is for the user."""
+def quiet() -> Iterator[None]:
+    """Exporter and quantiser print their progress and warn of their own internals; neither is for the user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -7,7 +7,24 @@ with open_bundle("engines/eurosat") as engine:
     print(result.names, result.probabilities.max(1))
 """
 
-from .bundle import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_bundle, read_bundle
-from .engine import Engine, Prediction
+from .batcher import Batcher
+from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle
+from .engine import REJECTED, Engine, EngineRecord, Prediction
+from .selftest import Check, selftest
 
-__all__ = ["MANIFEST", "SCHEMA", "Bundle", "Engine", "EngineRecord", "Prediction", "manifest_digest", "open_bundle", "read_bundle"]
+__all__ = [
+    "MANIFEST",
+    "REJECTED",
+    "SCHEMA",
+    "Batcher",
+    "Bundle",
+    "Check",
+    "Engine",
+    "EngineRecord",
+    "Prediction",
+    "manifest_digest",
+    "open_bundle",
+    "open_engine",
+    "read_bundle",
+    "selftest",
+]

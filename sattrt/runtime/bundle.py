@@ -16,21 +16,10 @@ from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
 from ..spec import ModelSpec, check_schema, read_json, sha256_file
-from .engine import Backend, Engine
+from .engine import Backend, Engine, EngineRecord
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """How an engine was built. file: the model or plan; backend: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"."""
-
-    name: str
-    backend: str
-    precision: str
-    file: str
-    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,16 +55,8 @@ class Bundle:
     def open(self, name: str, threads: int = 0) -> Engine:
         """Open one engine. threads: CPU threads, 0 for all cores. BackendError where it can't run on this machine."""
         record = self.engine(name)
-        path = self.path / record.file
         self.verify(record.file)
-        backend = _backend(record, path, threads)
-        tile = (self.spec.height, self.spec.width, len(self.spec.bands))
-        if (backend.tile, backend.classes) != (tile, len(self.spec.classes)):
-            raise ContractError(
-                f"{path} takes tiles of {backend.tile} and knows {backend.classes} classes; {self.path / 'spec.json'} promises {tile} and "
-                f"{len(self.spec.classes)}. Export the bundle again."
-            )
-        return Engine(record.name, self.spec, backend)
+        return open_engine(record, self.path, self.spec, threads)
 
     def open_best(self, threads: int = 0) -> Engine:
         """Open the first engine, in the bundle's order of preference, that can run here. BackendError with every reason."""
@@ -96,6 +77,19 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0) -> Eng
     """
     bundle = read_bundle(Path(path))
     return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
+
+
+def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0) -> Engine:
+    """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it."""
+    path = folder / record.file
+    backend = _backend(record, path, threads)
+    tile = (spec.height, spec.width, len(spec.bands))
+    if (backend.tile, backend.classes) != (tile, len(spec.classes)):
+        raise ContractError(
+            f"{path} takes tiles of {backend.tile} and knows {backend.classes} classes; {folder / 'spec.json'} promises {tile} and "
+            f"{len(spec.classes)}. Export the bundle again."
+        )
+    return Engine(record, spec, backend)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -135,7 +129,7 @@ def _backend(record: EngineRecord, path: Path, threads: int) -> Backend:
     if record.backend == "onnxruntime":
         from .ort import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(path, threads)
+        return OnnxRuntimeBackend(path, record.precision, threads)
     if record.backend == "openvino":
         from .ov import OpenVinoBackend
 

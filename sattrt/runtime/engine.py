@@ -7,22 +7,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import ContractError, InputError
 from ..spec import ModelSpec
 
 Tiles = NDArray[np.uint8]
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """How an engine was built. file: the model or plan; backend: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"."""
+
+    name: str
+    backend: str
+    precision: str
+    file: str
+    record: dict[str, Any]
+
+
 class Backend(Protocol):
     """What one inference library does for an engine: `run` for at most `max_batch` tiles, and where it really runs.
 
-    tile: (H, W, bands) that the file takes. classes: how many it knows.
+    `run` may be called from several threads at once. tile: (H, W, bands) that the file takes. classes: how many it knows.
     """
 
     device: str
@@ -39,7 +53,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """labels: class index, int64 (N,). probabilities, logits: float32 (N, classes). names: class name of each tile."""
+    """labels: class index, int64 (N,). probabilities, logits: float32 (N, classes). names: class name of each tile.
+
+    A tile that was rejected has the label -1 and the name "rejected"; its probabilities are as they were.
+    """
 
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float32]
@@ -48,13 +65,13 @@ class Prediction:
 
 
 class Engine:
-    """One compiled network, ready to answer. Use it as a context manager, or call `close`.
+    """One compiled network, ready to answer, from any number of threads. Use it as a context manager, or call `close`.
 
-    name: of the engine within its bundle, e.g. "onnxruntime-fp32". device: what really runs it.
+    name: of the engine within its bundle, e.g. "onnxruntime-fp32". precision: what it computes in. device: what really runs it.
     """
 
-    def __init__(self, name: str, spec: ModelSpec, backend: Backend) -> None:
-        self.name, self.spec, self._backend = name, spec, backend
+    def __init__(self, record: EngineRecord, spec: ModelSpec, backend: Backend) -> None:
+        self.name, self.precision, self.spec, self._record, self._backend = record.name, record.precision, spec, record.record, backend
 
     @property
     def device(self) -> str:
@@ -66,14 +83,31 @@ class Engine:
         """Class names in index order."""
         return self.spec.classes
 
-    def predict(self, images: Tiles) -> Prediction:
+    @property
+    def reject_threshold(self) -> float:
+        """The confidence, 0..1, below which `predict` rejects a tile if asked to; chosen on validation, for this engine.
+
+        Raises ContractError where the bundle records none, as for an engine that could not be run when it was exported.
+        """
+        try:
+            return float(self._record["validation"]["reject"]["threshold"])
+        except (KeyError, TypeError, ValueError):
+            raise ContractError(
+                f"{self.name} has no reject threshold: it was not run at export. Export the bundle on this machine."
+            ) from None
+
+    def predict(self, images: Tiles, reject: bool = False) -> Prediction:
         """Classify uint8 tiles of shape (N, height, width, bands), or one of (height, width, bands).
 
+        reject: give the label -1 and the name "rejected" to tiles of less confidence than `reject_threshold`.
         Raises InputError for another dtype or shape, or no tile at all.
         """
-        logits, probabilities = self.infer(self._checked(images))
+        logits, probabilities = self.infer(self.checked(images))
         labels = logits.argmax(1)
-        return Prediction(labels, probabilities, logits, [self.spec.classes[label] for label in labels])
+        if reject:
+            labels = np.where(probabilities.max(1) < self.reject_threshold, -1, labels)
+        names = [self.spec.classes[label] if label >= 0 else REJECTED for label in labels]
+        return Prediction(labels, probabilities, logits, names)
 
     def infer(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles that are known to have the right shape and dtype."""
@@ -93,7 +127,8 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _checked(self, images: Tiles) -> Tiles:
+    def checked(self, images: Tiles) -> Tiles:
+        """The tiles as a contiguous array (N, height, width, bands). InputError for another dtype or shape, or no tile at all."""
         spec = self.spec
         tile = (spec.height, spec.width, len(spec.bands))
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:

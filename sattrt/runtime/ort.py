@@ -19,7 +19,7 @@ class OnnxRuntimeBackend:
 
     max_batch = 256
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -27,6 +27,8 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+        if precision == "fp8":  # its extended optimisations compute E4M3 graphs wrongly (1.32: 14 % of tiles right, 98 % without)
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         providers: list[Any] = ["CPUExecutionProvider"]
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't find

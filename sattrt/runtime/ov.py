@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ import numpy as np
 from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
-_HINTS = {"fp32": "f32", "fp16": "f16"}
+# what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoBackend:
-    """A model compiled by OpenVINO for the CPU. precision: what it computes in ("fp32"); by itself it would pick bf16 where it can."""
+    """A model compiled by OpenVINO for the CPU. precision: what it computes in: "fp32", "bf16" or "int8".
+
+    Raises BackendError where the CPU can't multiply bf16 and that is asked for: OpenVINO would compute in fp32 without a word.
+    """
 
     device = "cpu"
     max_batch = 256
@@ -25,22 +30,26 @@ class OpenVinoBackend:
             raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
         if precision not in _HINTS:
             raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
         settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self._model = openvino.Core().compile_model(path, "CPU", settings)
+            self._model = core.compile_model(path, "CPU", settings)
             tile, logits = self._model.input("input").partial_shape, self._model.output("logits").partial_shape
             self.tile, self.classes = tuple(side.get_length() for side in list(tile)[1:]), int(logits[1].get_length())
         except RuntimeError as error:
             raise ContractError(f"OpenVINO can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again.") from None
-        self._request = self._model.create_infer_request()
+        self._request, self._turn = self._model.create_infer_request(), threading.Lock()
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
-        self._request.infer({"input": tiles})
-        # copied: the request's memory is written over by the next call
-        return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
+        with self._turn:
+            self._request.infer({"input": tiles})
+            # copied: the request's memory is written over by the next call
+            return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
 
     def close(self) -> None:
         """Free the model."""

@@ -6,6 +6,7 @@ Not run on hardware yet: no machine at hand has had both a GPU and a TensorRT th
 from __future__ import annotations
 
 import importlib
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +48,7 @@ class TensorRTBackend:
                 f"{device.compute_capability}. Export again on this machine, or use an onnxruntime engine."
             )
         self.device = device.name
-        self._memory = Memory(device)
+        self._memory, self._turn = Memory(device), threading.Lock()
         try:
             with self._memory.current():
                 self._load(trt, path, built)
@@ -78,7 +79,7 @@ class TensorRTBackend:
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
         logits, probabilities = (np.empty((len(tiles), self.classes), np.float32) for _ in range(2))
-        with self._memory.current():
+        with self._turn, self._memory.current():
             self._context.set_input_shape("input", tiles.shape)
             self._memory.copy_in(self._buffers["input"], tiles)
             if not self._context.execute_async_v3(self._memory.stream):

@@ -5,11 +5,6 @@ config = TrainConfig.from_toml(Path("my.toml"), recipe="quick", epochs=5)
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import tomllib
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +13,7 @@ from ..data.augment import Augmentation
 from ..data.loader import CACHE_GB, DECODERS
 from ..errors import InputError
 from ..model import TUNES
-from ..spec import read_bytes
+from ..settings import Settings, read_toml
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "adam")
@@ -32,7 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Every choice of a training run.
 
     recipe: a name out of `RECIPES`: defaults for the settings below.
@@ -134,29 +129,5 @@ class TrainConfig:
     @classmethod
     def from_toml(cls, path: Path | None, **options: Any) -> Self:
         """The recipe's settings, then those of a TOML file, then `options` that are not None. InputError names an unknown key."""
-        try:
-            values = tomllib.loads(read_bytes(path).decode()) if path else {}
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not TOML ({error}). Write lines such as: epochs = 20") from None
-        values |= {key: value for key, value in options.items() if value is not None}
+        values = {**read_toml(path), **{key: value for key, value in options.items() if value is not None}}
         return cls.from_dict({**RECIPES.get(str(values.get("recipe")), {}), **values}, str(path))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], name: str) -> Self:
-        """Settings from a mapping; InputError for an unknown key or a value of the wrong type."""
-        kinds = typing.get_type_hints(cls)
-        for key, value in values.items():
-            if key not in kinds:
-                near = difflib.get_close_matches(key, kinds, 1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(kinds)}."
-                raise InputError(f"{name} has the unknown setting {key!r}. {hint}")
-            kind = kinds[key]
-            allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-            fits = isinstance(value, (*allowed, int) if float in allowed else allowed)
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                raise InputError(f"{name}: {key} is {value!r}; give a {getattr(kind, '__name__', kind)}.")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for JSON."""
-        return dataclasses.asdict(self)

@@ -64,8 +64,8 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], class
     _save(figure, folder / "confusion.png")
 
 
-def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Sequence[bool], folder: Path) -> None:
-    """The tiles (N, H, W, 3) that were given the least probability of their class, least first; wrong answers have a red frame."""
+def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Sequence[bool], path: Path) -> None:
+    """Tiles (N, H, W, 3) with their captions, eight in a row; wrong answers have a red frame."""
     across = min(8, len(images))
     down = -(-len(images) // across)
     figure = Figure((1.65 * across, 2.15 * down), layout="constrained")
@@ -79,7 +79,7 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
         axes.set_xlabel(captions[place], fontsize=5.5)
         for spine in axes.spines.values():
             spine.set(color=_GREY if right[place] else _RED, linewidth=1 if right[place] else 2.5)
-    _save(figure, folder / "worst.png")
+    _save(figure, path)
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

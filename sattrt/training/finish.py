@@ -65,7 +65,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"
         for i in worst
     ]
-    figures.contact_sheet(images, captions, (predicted == labels)[worst].tolist(), run)
+    figures.contact_sheet(images, captions, (predicted == labels)[worst].tolist(), run / "worst.png")
     loader.close()
 
 

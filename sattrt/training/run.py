@@ -5,6 +5,11 @@ model, spec = load_trained(Path("run"))
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +19,76 @@ from numpy.typing import NDArray
 from ..data.dataset import Dataset, balanced
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, check_state
-from ..spec import ModelSpec, atomic_path
+from ..spec import ModelSpec, atomic_path, read_bytes
 from . import checkpoint
 from .config import TrainConfig
 
-CALIBRATION_TILES, PARITY_TILES = 512, 256
+_CALIBRATION_TILES, _MOST_VALID_TILES = 1024, 20_000
 _OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json"}
 
 
-def write_samples(dataset: Dataset, run: Path, decoder: str = "auto") -> None:
-    """samples.npz: decoded tiles and labels, balanced over the classes, of train (for calibration) and valid (for parity).
+@dataclass(frozen=True)
+class Samples:
+    """Decoded tiles that a run carries for the stages after it: uint8 (N, H, W, bands) with labels (N,) and, of valid, names.
 
-    They make the stages after training independent of the dataset and of DALI.
+    train: a class-balanced share, for calibration. valid: the whole split (of a very large one a balanced share), for judging
+    engines; classes take turns in it, so that the first few show all of them.
     """
+
+    train: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    valid: NDArray[np.uint8]
+    valid_labels: NDArray[np.int64]
+    valid_names: NDArray[np.str_]
+
+    def calibration(self, count: int) -> NDArray[np.uint8]:
+        """`count` train tiles, as even over the classes as they come."""
+        return self.train[_in_turns(self.train_labels)[:count]]
+
+
+def write_samples(dataset: Dataset, run: Path, decoder: str = "auto") -> None:
+    """samples.npz: see `Samples`. It makes the stages after training independent of the dataset and of DALI."""
     from ..data.loader import decode_tiles  # here, so that what reads a run needs no DALI
 
     arrays: dict[str, NDArray[Any]] = {}
-    for split, count in (("train", CALIBRATION_TILES), ("valid", PARITY_TILES)):
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = decode_tiles(dataset, balanced(dataset.tiles(split), count), decoder)
+    for split, count in (("train", _CALIBRATION_TILES), ("valid", _MOST_VALID_TILES)):
+        tiles = balanced(dataset.tiles(split), count)
+        arrays[split], arrays[f"{split}_labels"] = decode_tiles(dataset, tiles, decoder)
+    arrays["valid_names"] = np.array([tile.name for tile in tiles])
     with atomic_path(run / "samples.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_samples(run: Path, spec: ModelSpec) -> Samples:
+    """The tiles that training put aside. ContractError where they are damaged, or not what `spec` promises."""
+    path = run / "samples.npz"
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
+            arrays = {field.name: file[field.name] for field in dataclasses.fields(Samples)}
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise ContractError(f"{path} is damaged, or of an older sattrt. Train again, or restore it.") from None
+    for split in ("train", "valid"):
+        tiles, labels = arrays[split], arrays[f"{split}_labels"]
+        if tiles.shape[1:] != (spec.height, spec.width, len(spec.bands)) or tiles.dtype != np.uint8 or not len(tiles):
+            raise ContractError(
+                f"{path} holds tiles of {tiles.shape[1:]}, not what {run / 'spec.json'} promises. Train again, or restore it."
+            )
+        if labels.shape != (len(tiles),) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(spec.classes):
+            raise ContractError(f"{path} holds labels that don't match its tiles. Train again, or restore it.")
+    names = arrays["valid_names"]
+    if names.shape != arrays["valid_labels"].shape or names.dtype.kind != "U":
+        raise ContractError(f"{path} holds names that don't match its tiles. Train again, or restore it.")
+    order = _in_turns(arrays["valid_labels"])
+    return Samples(**{name: array[order] if name.startswith("valid") else array for name, array in arrays.items()})
+
+
+def _in_turns(labels: NDArray[np.integer]) -> NDArray[np.intp]:
+    """An order in which the classes take turns."""
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    place = np.empty(len(labels), np.intp)
+    place[by_class] = np.concatenate([np.arange(count) for count in counts])
+    return np.lexsort((labels, place))
 
 
 def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> ModelSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sattrt.bench.accuracy import evaluate, wilson
+from sattrt.accuracy import evaluate, wilson
 from sattrt.bench.measure import Budget, Speed, measure
 from sattrt.bench.report import to_json, write_report
 from sattrt.bench.run import Report, bench

@@ -46,8 +46,8 @@ def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Datase
     assert calibration["valid_accuracy"] == pytest.approx(spec.training["valid_accuracy"])
     assert spec.training["calibration_symmetries"]["views"] == 8
     with np.load(run / "samples.npz") as samples:
-        assert samples["train_images"].shape[1:] == (64, 64, 3)
-        assert samples["valid_images"].dtype == np.uint8
+        assert samples["train"].shape[1:] == (64, 64, 3)
+        assert len(samples["valid"]) == len(samples["valid_names"]) == len(dataset.tiles("valid"))
 
 
 def test_the_best_network_scores_what_the_log_says(run: Path, dataset: Dataset) -> None:

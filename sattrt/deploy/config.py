@@ -1,0 +1,72 @@
+"""How a run is exported: one frozen dataclass, recorded in the bundle, overridable from a TOML file.
+
+config = ExportConfig.from_toml(Path("export.toml"), precision="int8")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..settings import Settings
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# what a precision that fails the gate is replaced by, under best_effort
+FALL_BACK = {"fp8": "fp16", "int8": "fp16", "bf16": "fp32", "fp16": "fp32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """Every choice of an export.
+
+    precision: names out of `PRECISIONS` with commas between, the preferred first, or "all"; fp32 is always built, last if not named.
+    gate: percentage points of validation accuracy by which an engine may lie below fp32. best_effort: where it fails, take the next
+    simpler precision (int8, fp16, fp32) and go on without an error.
+    error_rate: percent of wrong answers among those that are not rejected; the reject threshold of each engine is chosen for it.
+    symmetries: average over the symmetries of a tile inside the graph (test-time augmentation: eight times the work).
+    rebuild: build plans anew even where the bundle that is replaced holds them.
+    calibration_tiles: train tiles that int8 and fp8 are calibrated with, balanced over the classes.
+    min_batch, opt_batch, max_batch: what a plan accepts, and what it is tuned for.
+    compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
+    version_compatible: plans that later TensorRT versions, and its lean runtime, load too. hardware_compatible: plans for Ampere and
+    everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.
+    """
+
+    precision: str = "fp32,fp16,bf16,int8"  # fp8 costs more accuracy, and is for the newest GPUs alone
+    gate: float = 0.2
+    best_effort: bool = False
+    error_rate: float = 1.0
+    symmetries: bool = False
+    rebuild: bool = False
+    calibration_tiles: int = 512
+    min_batch: int = 1
+    opt_batch: int = 64
+    max_batch: int = 256
+    compute_capabilities: str = ""
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+
+    def __post_init__(self) -> None:
+        """InputError for a value that can't be exported with."""
+        if unknown := [name for name in self.precisions if name not in PRECISIONS]:
+            raise InputError(f"The precision {unknown[0]!r} is unknown; choose all, or some of {', '.join(PRECISIONS)}.")
+        faults = {
+            f"gate is {self.gate}; give 0 to 100 percentage points": not 0 <= self.gate <= 100,
+            f"error_rate is {self.error_rate}; give 0 to 100 percent": not 0 <= self.error_rate <= 100,
+            f"calibration_tiles is {self.calibration_tiles}; give 1 to 100,000": not 1 <= self.calibration_tiles <= 10**5,
+            f"min_batch, opt_batch, max_batch are {self.min_batch}, {self.opt_batch}, {self.max_batch}; give them in order, 1 to 4096": not 1
+            <= self.min_batch
+            <= self.opt_batch
+            <= self.max_batch
+            <= 4096,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise InputError(f"The export setting {fault}.")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What is to be built, the preferred first."""
+        names = PRECISIONS if self.precision == "all" else tuple(name.strip() for name in self.precision.split(","))
+        return tuple(dict.fromkeys((*names, "fp32")))

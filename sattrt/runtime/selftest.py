@@ -1,0 +1,73 @@
+"""Proof that an engine answers here as it did where it was exported: the golden tiles, held against the recorded logits.
+
+for check in selftest(read_bundle(Path("engines/eurosat"))):
+    print(check.engine, check.passed, check.says)
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError, ContractError
+from ..spec import read_bytes
+from .bundle import Bundle
+
+GOLDEN = "golden.npz"
+# how far a logit may lie from the recorded one, as a share of the largest: another CPU sums in another order, and rounds elsewhere
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.005, "bf16": 0.03, "int8": 0.05, "fp8": 0.05}
+
+
+@dataclass(frozen=True)
+class Check:
+    """passed: None where the engine can't run here. says: why, or how far its logits lie from the recorded ones."""
+
+    engine: str
+    passed: bool | None
+    says: str
+
+
+def selftest(bundle: Bundle, threads: int = 0) -> list[Check]:
+    """Run every engine of the bundle on its golden tiles. ContractError for a changed file, or golden samples that are none."""
+    bundle.verify()
+    golden = _golden(bundle)
+    checks = []
+    for record in bundle.engines:
+        try:
+            with bundle.open(record.name, threads) as engine:
+                logits = engine.predict(golden["tiles"]).logits
+                device = engine.device
+        except BackendError as error:
+            checks.append(Check(record.name, None, str(error)))
+            continue
+        recorded = record.name in golden
+        expected = golden[record.name if recorded else "torch-fp32"]
+        allowed = TOLERANCES.get(record.precision, 0.0) * float(np.abs(expected).max())
+        if not recorded:  # an engine that was not run at export: against the trained network, by what its graph was off at most
+            allowed += float(record.record.get("validation", {}).get("largest_error", 0.0))
+        if expected.shape != logits.shape:
+            raise ContractError(f"{bundle.path / GOLDEN} holds logits of {expected.shape}, not {logits.shape}. Export the bundle again.")
+        largest = float(np.abs(logits - expected).max())
+        flips = int((logits.argmax(1) != expected.argmax(1)).sum())
+        against = "those recorded at export" if recorded else "those of the trained network"
+        says = f"on {device}: logits within {largest:.2g} of {against} (allowed {allowed:.2g}), {flips} of {len(logits)} answers differ"
+        checks.append(Check(record.name, bool(largest <= allowed), says))
+    return checks
+
+
+def _golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    path = bundle.path / GOLDEN
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
+            golden = {name: file[name] for name in file.files}
+        if golden["torch-fp32"].shape != (len(golden["tiles"]), len(bundle.spec.classes)):
+            raise ValueError
+    except (LookupError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError):
+        raise ContractError(f"{path} holds no golden samples. Export the bundle again.") from None
+    return golden

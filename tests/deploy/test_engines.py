@@ -1,0 +1,76 @@
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sattrt.deploy.bundle import export
+from sattrt.deploy.config import ExportConfig
+from sattrt.deploy.engines import RTX_CAPABILITIES, reuse_plan
+from sattrt.errors import BackendError
+from sattrt.runtime import Bundle, EngineRecord
+from sattrt.runtime.trt import load_module
+
+
+def installed() -> bool:
+    try:
+        load_module("tensorrt-rtx")
+    except BackendError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not installed(), reason="tensorrt-rtx is not installed")
+
+
+def records(bundle: Bundle) -> dict[str, EngineRecord]:
+    return {record.name: record for record in bundle.engines}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+def test_tensorrt_rtx_builds_without_a_gpu(bundle: Bundle, precision: str) -> None:
+    record = records(bundle)[f"tensorrt-rtx-{precision}"]
+    assert (bundle.path / record.file).stat().st_size > 20e6
+    assert record.record["compute_capabilities"] == list(RTX_CAPABILITIES[precision])
+    assert record.record["onnx_sha256"] == bundle.files[f"model.{precision}.onnx"]
+    assert record.record["profile"] == {"min": 1, "opt": 64, "max": 256}
+    assert json.loads((bundle.path / f"{record.name}.json").read_text()) == dataclasses.asdict(record)
+
+
+def test_a_plan_is_reused_unless_something_differs_that_is_named(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+    engine = records(bundle)["tensorrt-rtx-fp16"]
+    record, _ = reuse_plan(bundle, engine.name, engine.record, tmp_path / "p")
+    assert record == {key: value for key, value in engine.record.items() if key != "validation"}
+    assert (tmp_path / "p").read_bytes() == (bundle.path / engine.file).read_bytes()
+    differences = {
+        "builder_version": ("9", "builder_version was .*, is 9"),
+        "onnx_sha256": ("f" * 64, "is ffffffff"),
+        "flags": ([], "flags was"),
+    }
+    for field, (value, said) in differences.items():
+        record, why = reuse_plan(bundle, engine.name, engine.record | {field: value}, tmp_path / "p")
+        assert record is None
+        assert re.search(said, why)
+    shutil.copytree(bundle.path, tmp_path / "b")
+    config = ExportConfig(precision="fp16", gate=50)
+    assert export(run, tmp_path / "b", config).plans["tensorrt-rtx-fp16"].startswith("reused: same graph")
+    smaller = dataclasses.replace(config, max_batch=128)
+    assert re.search("built: profile was .*256.*, is .*128", export(run, tmp_path / "b", smaller).plans["tensorrt-rtx-fp16"])
+    forced = dataclasses.replace(smaller, rebuild=True)
+    assert export(run, tmp_path / "b", forced).plans["tensorrt-rtx-fp16"].startswith("built")
+
+
+def test_plans_are_built_as_the_settings_say(run: Path, tmp_path: Path) -> None:
+    config = ExportConfig(precision="fp16", compute_capabilities="8.6, 8.9", version_compatible=True, max_batch=32, opt_batch=8)
+    made = records(export(run, tmp_path / "b", config).bundle)["tensorrt-rtx-fp16"].record
+    assert made["compute_capabilities"] == ["8.6", "8.9"]
+    assert {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"} <= set(made["flags"])
+    assert made["profile"] == {"min": 1, "opt": 8, "max": 32}
+
+
+def test_what_a_precision_can_not_run_on_is_said(run: Path, tmp_path: Path) -> None:
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp16", compute_capabilities="7.5"))
+    assert "does not run fp32 on compute capability 7.5" in report.skipped["tensorrt-rtx-fp32"]
+    assert records(report.bundle)["tensorrt-rtx-fp16"].record["compute_capabilities"] == ["7.5"]

@@ -1,0 +1,125 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sattrt.accuracy import mcnemar, reject_threshold
+from sattrt.data.dataset import Dataset
+from sattrt.deploy.bundle import export
+from sattrt.deploy.config import ExportConfig
+from sattrt.deploy.gate import judge, torch_logits
+from sattrt.errors import InputError, ParityError
+from sattrt.runtime import Bundle, open_bundle
+from sattrt.training.config import TrainConfig
+from sattrt.training.loop import train
+from sattrt.training.run import load_trained, read_samples
+
+
+def test_mcnemar_is_the_exact_test() -> None:
+    # scipy.stats.binomtest(k, n).pvalue
+    for lost, gained, p in ((0, 0, 1.0), (5, 5, 1.0), (6, 0, 0.03125), (1, 9, 0.021484375), (3, 12, 0.03515625)):
+        assert mcnemar(lost, gained) == pytest.approx(p)
+        assert mcnemar(gained, lost) == pytest.approx(p)
+
+
+def test_the_reject_threshold_answers_as_much_as_the_error_allows() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.5], np.float32)
+    right = np.array([True, True, False, True, True, False])
+    found = reject_threshold(confidence, right, 0.2)
+    assert (found["threshold"], found["coverage"], found["error"]) == (pytest.approx(0.6), pytest.approx(5 / 6), pytest.approx(0.2))
+    assert reject_threshold(confidence, right, 0.0)["coverage"] == pytest.approx(2 / 6)
+    assert reject_threshold(confidence, ~right | False, 0.0)["coverage"] == 0  # the most certain answer is wrong
+    assert reject_threshold(confidence, ~right, 0.0)["threshold"] > 1
+
+
+def test_an_exporter_that_goes_wrong_is_caught(run: Path, bundle: Bundle) -> None:
+    """The engine of one network against the answers of another: what a faulty exporter would amount to."""
+    model, spec = load_trained(run)
+    samples = read_samples(run, spec)
+    expected = torch_logits(model, samples.valid, spec.temperature)
+    with torch.no_grad():
+        model.backbone.layer4[2].conv3.weight.mul_(1.2)
+    other = torch_logits(model, samples.valid, spec.temperature)
+    with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
+        judge(engine, samples.valid, samples.valid_labels, expected, 0.0)
+        with pytest.raises(ParityError, match="differs from the trained network"):
+            judge(engine, samples.valid, samples.valid_labels, other, 0.0)
+
+
+def test_the_verdict_counts_what_was_lost_and_gained(run: Path, bundle: Bundle) -> None:
+    _, spec = load_trained(run)
+    samples = read_samples(run, spec)
+    labels = samples.valid_labels
+    with open_bundle(bundle.path, "onnxruntime-fp16") as engine:
+        own = engine.predict(samples.valid)
+        # an fp32 that knows every tile but three which this engine has right
+        expected = np.eye(3, dtype=np.float32)[labels]
+        right, wrong = np.flatnonzero(own.labels == labels)[:3], np.flatnonzero(own.labels != labels)
+        expected[right] = np.eye(3, dtype=np.float32)[(labels[right] + 1) % 3]
+        verdict, logits = judge(engine, samples.valid, labels, expected, 0.0)
+        np.testing.assert_allclose(logits, own.logits, atol=1e-3)
+        assert (verdict.lost, verdict.gained) == (len(wrong), len(right))
+        assert verdict.flips == sorted([*right.tolist(), *wrong.tolist()])
+        assert verdict.fp32_accuracy - verdict.accuracy == pytest.approx((len(wrong) - len(right)) / len(labels))
+        for drop in (-1.0, 1.0):
+            assert judge(engine, samples.valid, labels, expected, drop)[0].passed == (drop > 0)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that tells the classes apart, so that there is something to lose."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert train(dataset, folder, TrainConfig(weights="none", epochs=4, batch_size=8, learning_rate=0.01)).accuracy > 0.6
+    return folder
+
+
+@pytest.fixture
+def blunt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration that cuts half of every activation: int8 graphs that are really bad."""
+    monkeypatch.setattr("sattrt.deploy.graphs.METHODS", dict.fromkeys(("int8", "int8-cpu", "fp8"), ("percentile 50",)))
+
+
+def test_what_fails_the_gate_is_left_out(trained: Path, tmp_path: Path, blunt: None) -> None:
+    report = export(trained, tmp_path / "b", ExportConfig(precision="int8"))
+    assert {"onnxruntime-int8", "openvino-int8"} <= report.failed.keys()
+    assert "more than 0.2 points below" in report.failed["onnxruntime-int8"]
+    assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
+    assert not list((tmp_path / "b").glob("*int8*"))
+    report.bundle.verify()
+
+
+def test_best_effort_takes_the_next_simpler_precision_and_says_so(trained: Path, tmp_path: Path, blunt: None) -> None:
+    report = export(trained, tmp_path / "b", ExportConfig(precision="int8", best_effort=True))
+    assert "onnxruntime-fp16 stands in" in report.failed["onnxruntime-int8"]
+    assert "openvino-fp32 stands in" in report.failed["openvino-int8"]
+    names = [engine.name for engine in report.bundle.engines]
+    assert {"onnxruntime-fp16", "onnxruntime-fp32", "openvino-fp32"} <= set(names)
+
+
+def test_flips_are_listed_by_tile(bundle: Bundle, dataset: Dataset) -> None:
+    rows = list(csv.DictReader((bundle.path / "flips.csv").open()))
+    names = {tile.name for tile in dataset.tiles("valid")}
+    for engine in bundle.engines:
+        own = [row for row in rows if row["engine"] == engine.name]
+        if "not_run" not in engine.record["validation"]:
+            assert len(own) == len(engine.record["validation"]["flips"])
+    assert all(row["tile"] in names and row["fp32"] != row["engine_answer"] for row in rows)
+    assert (bundle.path / "flips.png").exists() == bool(rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "int4"}, "precision 'int4' is unknown"),
+        ({"precision": ""}, "precision '' is unknown"),
+        ({"gate": -1.0}, "gate is -1"),
+        ({"gate": float("nan")}, "gate is nan"),
+        ({"opt_batch": 500}, "in order"),
+        ({"calibration_tiles": 0}, "calibration_tiles is 0"),
+    ],
+)
+def test_a_wrong_export_setting_is_one_line(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ExportConfig.from_dict(settings, "export.toml")

@@ -1,0 +1,38 @@
+import onnx
+import pytest
+from onnx import TensorProto
+
+from sattrt.deploy.precision import METHODS
+from sattrt.runtime import Bundle
+
+QUANTISED = {"int8": (TensorProto.INT8, 53), "int8-cpu": (TensorProto.UINT8, 53), "fp8": (TensorProto.FLOAT8E4M3FN, 42)}
+
+
+def test_int8_is_calibrated_by_what_costs_least(bundle: Bundle) -> None:
+    calibrated = {engine.record["onnx"]: engine.record["calibration"] for engine in bundle.engines if "calibration" in engine.record}
+    assert "model.int8-cpu.onnx" in calibrated
+    for file, found in calibrated.items():
+        assert found["split"] == "train"
+        assert tuple(found["tried"]) == METHODS[file.split(".")[1]]
+        best = max(found["tried"].values(), key=lambda each: (each["accuracy"], -each["mean_error"]))
+        assert found["tried"][found["method"]] == best
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_graphs_are_what_their_readers_take(bundle: Bundle, kind: str) -> None:
+    path = bundle.path / f"model.{kind}.onnx"
+    if not path.exists():
+        pytest.skip("nothing that reads such a graph is installed")
+    graph = onnx.load(path).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    activation, count = QUANTISED[kind]
+    assert {tensors[node.input[2]].data_type for node in graph.node if node.op_type == "QuantizeLinear"} == {activation}
+    [head] = [node for node in graph.node if node.op_type == "Gemm"]
+    assert tensors[head.input[1]].data_type == TensorProto.FLOAT
+    made_by = {output: node for node in graph.node for output in node.output}
+    weights = [made_by[node.input[1]] for node in graph.node if node.op_type == "Conv" and node.input[1] in made_by]
+    assert len(weights) == count  # fp8 leaves the first layers in float
+    for node in weights:
+        values, scale = tensors[node.input[0]], tensors[node.input[1]]
+        assert values.data_type == (TensorProto.FLOAT8E4M3FN if kind == "fp8" else TensorProto.INT8)
+        assert list(scale.dims) == [values.dims[0]]  # a scale for each output channel
