@@ -7,25 +7,28 @@ The processes and the SIGKILLs are real; so are the settings, but for the number
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 from ..data.dataset import Dataset, balanced
-from ..errors import ContractError, InputError
+from ..errors import ContractError, InputError, SattrtError
 from . import checkpoint
 from .config import TrainConfig
+from .loop import train
 
 EPOCHS, STEPS_PER_EPOCH, LARGEST_BATCH, VALID_TILES = 3, 6, 16, 32
+# every process is a fork of one that has done no more than import: so the moments of death fall into the work, not into the imports
+_PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -40,48 +43,58 @@ class Verified:
 def verify_resume(dataset: Dataset, config: TrainConfig, kills: int = 3, seed: int = 0) -> Verified:
     """Compare a run that is killed `kills` times with one that is not. ContractError where a single bit differs."""
     batch = min(config.batch_size, LARGEST_BATCH)
-    train = balanced(dataset.tiles("train"), batch * STEPS_PER_EPOCH)
-    share = replace(dataset, all_tiles=(*train, *balanced(dataset.tiles("valid"), VALID_TILES)))
+    tiles = balanced(dataset.tiles("train"), batch * STEPS_PER_EPOCH)
+    share = replace(dataset, all_tiles=(*tiles, *balanced(dataset.tiles("valid"), VALID_TILES)))
     short = replace(config, epochs=EPOCHS, batch_size=batch, minutes=None)
+    _PROCESSES.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        share.write(folder)
-        settings = {key: value for key, value in short.to_dict().items() if value is not None}
-        (folder / "settings.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        whole, killed = Path(name, "whole"), Path(name, "killed")
+        _finish(_start(share, short, killed), killed)  # the first one waits for the imports
+        shutil.rmtree(killed)
         begin = time.monotonic()
-        whole, killed = folder / "whole", folder / "killed"
-        _finish(_start(folder, whole), whole)
+        _finish(_start(share, short, whole), whole)
         duration = time.monotonic() - begin
         draw = random.Random(seed)
         done = 0
         while done < kills:
-            process = _start(folder, killed)
-            moment = time.monotonic() + draw.uniform(0, duration)
-            while time.monotonic() < moment and process.poll() is None:
-                time.sleep(0.01)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            process = _start(share, short, killed)
+            process.join(draw.uniform(0, duration))
+            if process.is_alive():
+                process.kill()
+                process.join()
+            if process.exitcode == -signal.SIGKILL:
                 done += 1
-            elif process.returncode:
+            else:
                 _finish(process, killed)
-            else:  # it came to its end before its time: begin again
-                process.communicate()
-                shutil.rmtree(killed)
-            process.wait()
-        _finish(_start(folder, killed), killed)
+                shutil.rmtree(killed)  # it came to its end before its time: begin again
+        _finish(_start(share, short, killed), killed)
         return _compare(whole, killed, done)
 
 
-def _start(folder: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sattrt", "train", str(folder), "--out", str(out)]
-    command += ["--resume"] if (out / "last.safetensors").exists() else ["--config", str(folder / "settings.toml")]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def _start(dataset: Dataset, config: TrainConfig, out: Path) -> BaseProcess:
+    process = _PROCESSES.Process(target=_train, args=(dataset, config, out))
+    process.start()
+    return process
 
 
-def _finish(process: subprocess.Popen[str], out: Path) -> None:
-    _, said = process.communicate()
-    if process.returncode:
-        raise InputError(f"The short run in {out} failed: {said.strip().splitlines()[-1]}")
+def _train(dataset: Dataset, config: TrainConfig, out: Path) -> None:
+    """What `sattrt train` does, in a process of its own; what it refuses goes into a file beside the run."""
+    try:
+        train(dataset, out, None if (out / "last.safetensors").exists() else config)
+    except SattrtError as error:
+        _said(out).write_text(str(error))
+        os._exit(1)
+
+
+def _said(out: Path) -> Path:
+    return out.with_suffix(".error")
+
+
+def _finish(process: BaseProcess, out: Path) -> None:
+    process.join()
+    if process.exitcode:
+        said = _said(out).read_text() if _said(out).exists() else f"exit code {process.exitcode}"
+        raise InputError(f"The short run failed: {said}")
 
 
 def _compare(whole: Path, killed: Path, kills: int) -> Verified:
