@@ -10,7 +10,8 @@ class SattrtError(Exception):
     """Base of every failure that the user can mend; the command line prints it as one line and exits with 1."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        text = " ".join(super().__str__().split())
+        return text if len(text) <= 2000 else f"{text[:1400]} ... {text[-500:]}"  # what is quoted may be of any length
 
 
 class InputError(SattrtError):

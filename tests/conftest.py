@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.runtime import Bundle
+from sattrt.runtime import MANIFEST, Bundle, manifest_digest
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 
@@ -71,3 +74,28 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its bundle, with every engine that can be built here, however bad: a network of nine steps is nothing that int8 can be judged by."""
     return export(run, tmp_path_factory.mktemp("engines") / "small", ExportConfig(precision="all", gate=100)).bundle
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may spoil; big files are linked, not copied, unless they are the one spoilt."""
+    target = tmp_path / "copy"
+    target.mkdir()
+    for path in bundle.path.iterdir():
+        (target / path.name).hardlink_to(path) if path.stat().st_size > 1_000_000 else shutil.copy(path, target)
+    return target
+
+
+def respell(folder: Path, **changes: object) -> None:
+    """Change the manifest and give it a digest that fits, as somebody with intent would."""
+    data = json.loads((folder / MANIFEST).read_text()) | changes
+    data.pop("digest")
+    (folder / MANIFEST).write_text(json.dumps(data | {"digest": manifest_digest(data)}))
+
+
+def reseal(folder: Path, name: str, content: bytes) -> None:
+    """Change a file of a bundle, and its digest in the manifest."""
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    respell(folder, files=files | {name: hashlib.sha256(content).hexdigest()})

@@ -24,6 +24,7 @@ class OnnxRuntimeBackend:
             import onnxruntime
         except ImportError:
             raise BackendError("ONNX Runtime is not installed. Install it with: pip install 'sattrt[cpu]' (or [gpu])") from None
+        self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
@@ -38,12 +39,13 @@ class OnnxRuntimeBackend:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise ContractError(
-                f"ONNX Runtime can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again."
-            ) from None
+            raise ContractError(f"ONNX Runtime can't load {path} ({error}). Export the bundle again.") from None
         outputs = {output.name: output for output in self._session.get_outputs()}
         inputs = [(each.name, each.type) for each in self._session.get_inputs()]
-        if inputs != [("input", "tensor(uint8)")] or not {"logits", "probabilities"} <= outputs.keys():
+        if inputs != [("input", "tensor(uint8)")] or any(
+            name not in outputs or len(outputs[name].shape) != 2 or outputs[name].type != "tensor(float)"
+            for name in ("logits", "probabilities")
+        ):
             raise ContractError(f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again.")
         self.tile = tuple(self._session.get_inputs()[0].shape[1:])
         self.classes = int(outputs["logits"].shape[-1])
@@ -52,7 +54,10 @@ class OnnxRuntimeBackend:
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
-        logits, probabilities = self._session.run(["logits", "probabilities"], {"input": tiles})
+        try:
+            logits, probabilities = self._session.run(["logits", "probabilities"], {"input": tiles})
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
         return np.asarray(logits, np.float32), np.asarray(probabilities, np.float32)
 
     def close(self) -> None:

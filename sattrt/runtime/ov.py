@@ -30,6 +30,7 @@ class OpenVinoBackend:
             raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
         if precision not in _HINTS:
             raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
+        self._path = path
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
@@ -41,13 +42,16 @@ class OpenVinoBackend:
             tile, logits = self._model.input("input").partial_shape, self._model.output("logits").partial_shape
             self.tile, self.classes = tuple(side.get_length() for side in list(tile)[1:]), int(logits[1].get_length())
         except RuntimeError as error:
-            raise ContractError(f"OpenVINO can't load {path} ({' '.join(str(error).split())[:200]}). Export the bundle again.") from None
+            raise ContractError(f"OpenVINO can't load {path} ({error}). Export the bundle again.") from None
         self._request, self._turn = self._model.create_infer_request(), threading.Lock()
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
         with self._turn:
-            self._request.infer({"input": tiles})
+            try:
+                self._request.infer({"input": tiles}, share_inputs=True)
+            except RuntimeError as error:
+                raise BackendError(f"OpenVINO can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
             # copied: the request's memory is written over by the next call
             return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
 

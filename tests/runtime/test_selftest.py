@@ -1,0 +1,48 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import reseal
+
+from sattrt.errors import ContractError
+from sattrt.runtime import Bundle, read_bundle, selftest
+
+
+def test_every_engine_that_runs_here_agrees_with_its_golden_answers(bundle: Bundle) -> None:
+    checks = {check.engine: check for check in selftest(bundle)}
+    assert set(checks) == {engine.name for engine in bundle.engines}
+    assert checks["onnxruntime-int8"].passed
+    for check in checks.values():
+        assert check.passed in (True, None), check
+        assert check.says
+
+
+def test_an_engine_that_answers_otherwise_is_found(copy: Path) -> None:
+    with np.load(copy / "golden.npz") as file:
+        arrays = dict(file)
+    arrays["onnxruntime-fp32"] = arrays["onnxruntime-fp32"] * np.float32(1.01)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    reseal(copy, "golden.npz", content.getvalue())
+    checks = {check.engine: check for check in selftest(read_bundle(copy))}
+    assert checks["onnxruntime-fp32"].passed is False
+    assert checks["onnxruntime-fp16"].passed is True
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
+def test_golden_samples_that_are_none_are_refused(copy: Path, content: bytes) -> None:
+    reseal(copy, "golden.npz", content)
+    with pytest.raises(ContractError, match="no golden samples"):
+        selftest(read_bundle(copy))
+
+
+def test_logits_of_other_classes_are_refused(copy: Path) -> None:
+    with np.load(copy / "golden.npz") as file:
+        arrays = dict(file)
+    arrays["onnxruntime-fp32"] = arrays["onnxruntime-fp32"][:, :2]
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    reseal(copy, "golden.npz", content.getvalue())
+    with pytest.raises(ContractError, match="no golden samples"):
+        selftest(read_bundle(copy))
