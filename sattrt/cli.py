@@ -37,6 +37,9 @@ app = typer.Typer(
 )
 
 DatasetFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt data` wrote.", show_default=False)]
+Signed = Annotated[
+    Path | None, typer.Option("--require-signature", help="Public key; refuse a bundle that its owner did not sign.", show_default=False)
+]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt export` wrote.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
@@ -162,17 +165,17 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="Some of fp32, fp16, bf16, int8, fp8, or all.  [default: all but fp8]", show_default=False)
     ] = None,
-    gate: Annotated[float | None, typer.Option(help="Points below fp32 that pass.  [default: 0.2]", show_default=False)] = None,
     best_effort: Annotated[bool | None, typer.Option("--best-effort", help="Take a simpler precision for what fails the gate.")] = None,
     tta: Annotated[bool | None, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = None,
     rebuild: Annotated[bool | None, typer.Option("--rebuild", help="Build plans anew that the old bundle holds.")] = None,
+    triton: Annotated[Path | None, typer.Option(help="Folder for a model repository of Triton, too.", show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any setting of ExportConfig.", show_default=False)] = None,
 ) -> None:
     """Export the best checkpoint: ONNX, engines in every precision, and the proof that they agree with it."""
     from .deploy.bundle import export as run_export
     from .deploy.config import ExportConfig
 
-    settings = ExportConfig.from_toml(config, precision=precision, gate=gate, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
+    settings = ExportConfig.from_toml(config, precision=precision, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Exporting", total=None)
         report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
@@ -189,6 +192,10 @@ def export(
     for name, reason in report.failed.items():
         print(f"{name}: failed the gate and was left out: {reason}")
     print(out)
+    if triton:
+        from .deploy.triton import write_triton
+
+        print(f"{triton}: {', '.join(write_triton(report.bundle, triton))}")
     if report.failed and not settings.best_effort:
         raise typer.Exit(1)
 
@@ -200,6 +207,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md.")] = Path("report"),
     run: Annotated[Path | None, typer.Option(help="Run to take torch from.  [default: the exported one]", show_default=False)] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
+    require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, latency and throughput of every engine, beside torch eager."""
@@ -210,7 +218,7 @@ def bench(
 
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Measuring", total=None)
-        opened = read_bundle(bundle)
+        opened = read_bundle(bundle, require_signature)
         opened.verify()
         report: Report = run_bench(
             opened,
@@ -237,6 +245,8 @@ def predict(
     bundle: BundleFolder,
     files: Annotated[list[Path], typer.Argument(help="Images of the tile size.", show_default=False)],
     engine: Annotated[str, typer.Option(help="Name of an engine in the bundle.")] = "auto",
+    reject: Annotated[bool, typer.Option("--reject", help="Say 'rejected' where the engine is not sure enough.")] = False,
+    require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
     """Classify image files."""
@@ -247,7 +257,7 @@ def predict(
     from .runtime import read_bundle
     from .spec import read_bytes
 
-    checked = read_bundle(bundle)
+    checked = read_bundle(bundle, require_signature)
     checked.verify()
     with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
         spec = opened.spec
@@ -261,7 +271,7 @@ def predict(
                 size = f"{tile.shape[1]}x{tile.shape[0]}"
                 raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")
             tiles.append(tile)
-        result = opened.predict(np.stack(tiles))
+        result = opened.predict(np.stack(tiles), reject)
         answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
         if as_json:
             predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]
@@ -272,14 +282,14 @@ def predict(
 
 
 @app.command()
-def selftest(bundle: BundleFolder, as_json: Json = False) -> None:
+def selftest(bundle: BundleFolder, require_signature: Signed = None, as_json: Json = False) -> None:
     """Prove that every engine which runs here answers as it did where it was exported."""
     from dataclasses import asdict
 
     from .runtime import read_bundle
     from .runtime import selftest as run_selftest
 
-    checks = run_selftest(read_bundle(bundle))
+    checks = run_selftest(read_bundle(bundle, require_signature))
     if as_json:
         print(json.dumps([asdict(check) for check in checks]))
     else:
@@ -287,6 +297,19 @@ def selftest(bundle: BundleFolder, as_json: Json = False) -> None:
             print(f"{check.engine}: {({True: 'passed', False: 'FAILED', None: 'not run'})[check.passed]}: {check.says}")
     if not any(check.passed for check in checks) or any(check.passed is False for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def sign(
+    bundle: BundleFolder,
+    key: Annotated[Path, typer.Option(help="Ed25519 private key in PEM: openssl genpkey -algorithm ed25519", show_default=False)],
+) -> None:
+    """Sign a bundle, so that others can ask for it with --require-signature."""
+    from .runtime import read_bundle
+    from .runtime.signature import sign as run_sign
+
+    read_bundle(bundle).verify()
+    print(run_sign(bundle, key))
 
 
 @app.command()

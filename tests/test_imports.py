@@ -72,7 +72,7 @@ def test_who_may_import_whom(path: Path) -> None:
 
 
 def test_the_runtime_needs_numpy_and_one_backend() -> None:
-    backends = {"ort.py": {"onnxruntime"}, "ov.py": {"openvino"}}
+    backends = {"ort.py": {"onnxruntime"}, "ov.py": {"openvino"}, "signature.py": {"cryptography"}}
     for path in (PACKAGE / "runtime").glob("*.py"):
         assert outside(path) <= {"numpy"} | backends.get(path.name, set()), path
     assert outside(PACKAGE / "errors.py") == outside(PACKAGE / "spec.py") == set()

@@ -69,13 +69,14 @@ class Bundle:
         raise BackendError(f"No engine of {self.path} can run here. {' | '.join(reasons)}")
 
 
-def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0) -> Engine:
+def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed_by: str | Path | None = None) -> Engine:
     """Open a bundle's engine by name, or with "auto" the first in its order of preference that can run here.
 
-    Which one it is stands in `Engine.name` and `Engine.device`. Raises InputError for a missing bundle or an
+    Which one it is stands in `Engine.name` and `Engine.device`. signed_by: a public key; only a bundle that its owner signed is
+    opened. Raises InputError for a missing bundle or an
     unknown engine, ContractError for a changed file, BackendError where nothing in it can run here.
     """
-    bundle = read_bundle(Path(path))
+    bundle = read_bundle(Path(path), Path(signed_by) if signed_by else None)
     return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
 
 
@@ -92,10 +93,17 @@ def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: in
     return Engine(record, spec, backend)
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Read and check the manifest, the contract and every small file. Errors as `open_bundle`."""
+def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
+    """Read and check the manifest, the contract and every small file; first of all the signature, if one is asked for.
+
+    Errors as `open_bundle`.
+    """
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out {path}")
+    if signed_by:
+        from .signature import verify_signature
+
+        verify_signature(path, signed_by)
     data = read_json(path / MANIFEST)
     check_schema(data, path / MANIFEST, SCHEMA)
     claimed = data.pop("digest", None)

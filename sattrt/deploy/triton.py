@@ -1,0 +1,62 @@
+"""A bundle as a model repository for NVIDIA's Triton Inference Server: one model an engine that Triton has a backend for.
+
+    write_triton(read_bundle(Path("engines/eurosat")), Path("models"))      # models/eurosat-onnxruntime-fp32/config.pbtxt, labels.txt, 1/model.onnx
+
+Source: Triton's model configuration, https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Bundle, EngineRecord
+from ..spec import ModelSpec, atomic_folder, write_bytes
+
+# Triton's backend and the file it looks for; it has none for TensorRT-RTX, and tells OpenVINO no precision
+BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "openvino": ("openvino", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
+_QUEUE_MICROSECONDS = 2000
+
+
+def write_triton(bundle: Bundle, folder: Path) -> list[str]:
+    """Write the repository into `folder`, which must be absent, empty, or hold one written before; returns the names of its models."""
+    marker = folder / ".sattrt"
+    if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another folder.")
+    names = []
+    with atomic_folder(folder) as target:
+        write_bytes(target / marker.name, f"{bundle.digest}\n".encode())
+        for record in bundle.engines:
+            if record.backend not in BACKENDS or (record.backend, record.precision) == ("openvino", "bf16"):
+                continue
+            name = f"{bundle.path.resolve().name}-{record.name}"
+            (target / name / "1").mkdir(parents=True)
+            write_bytes(target / name / "config.pbtxt", model_config(name, bundle.spec, record).encode())
+            shutil.copyfile(bundle.path / "labels.txt", target / name / "labels.txt")
+            shutil.copyfile(bundle.path / record.file, target / name / "1" / BACKENDS[record.backend][1])
+            names.append(name)
+    return names
+
+
+def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
+    """config.pbtxt of one engine: uint8 tiles in, logits and probabilities out, requests gathered into batches."""
+    backend, file = BACKENDS[record.backend]
+    largest = record.record["profile"]["max"] if "profile" in record.record else 64
+    preferred = sorted({max(1, largest // 4), largest})
+    return f"""name: "{name}"
+backend: "{backend}"
+default_model_filename: "{file}"
+max_batch_size: {largest}
+input [
+  {{ name: "input" data_type: TYPE_UINT8 dims: [ {spec.height}, {spec.width}, {len(spec.bands)} ] }}
+]
+output [
+  {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] }},
+  {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] label_filename: "labels.txt" }}
+]
+dynamic_batching {{
+  preferred_batch_size: [ {", ".join(map(str, preferred))} ]
+  max_queue_delay_microseconds: {_QUEUE_MICROSECONDS}
+}}
+"""

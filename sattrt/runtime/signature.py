@@ -1,0 +1,60 @@
+"""Who made a bundle: an Ed25519 signature over its manifest, and so over the digest of every file in it.
+
+    sign(Path("engines/eurosat"), Path("key.pem"))                     # writes bundle.sig
+    verify_signature(Path("engines/eurosat"), Path("key.pub.pem"))     # ContractError unless that key signed this very manifest
+
+Keys are PEM files as `openssl genpkey -algorithm ed25519` writes them. Needs the package cryptography, on the machine that asks alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError, ContractError, InputError
+from ..spec import read_bytes, write_bytes
+
+SIGNATURE = "bundle.sig"
+_MANIFEST = "bundle.json"
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign the manifest of a bundle with a private key; returns the path of the signature. InputError for what is no such key."""
+    serialization, ed25519, _ = _cryptography()
+    try:
+        private = serialization.load_pem_private_key(read_bytes(key), None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{key} is no unencrypted private key in PEM ({error}). Make one: openssl genpkey -algorithm ed25519") from None
+    if not isinstance(private, ed25519.Ed25519PrivateKey):
+        raise InputError(f"{key} is a private key of another kind. Make one: openssl genpkey -algorithm ed25519")
+    write_bytes(folder / SIGNATURE, private.sign(read_bytes(folder / _MANIFEST)))
+    return folder / SIGNATURE
+
+
+def verify_signature(folder: Path, key: Path) -> None:
+    """ContractError unless the owner of this public key signed the bundle's manifest as it is; InputError for what is no such key."""
+    serialization, ed25519, invalid = _cryptography()
+    try:
+        public = serialization.load_pem_public_key(read_bytes(key))
+    except ValueError as error:
+        raise InputError(f"{key} is no public key in PEM ({error}). Make it: openssl pkey -in PRIVATE -pubout") from None
+    if not isinstance(public, ed25519.Ed25519PublicKey):
+        raise InputError(f"{key} is a public key of another kind than Ed25519. Make it: openssl pkey -in PRIVATE -pubout")
+    if not (folder / SIGNATURE).is_file():
+        raise ContractError(f"{folder} is not signed: it has no {SIGNATURE}. Don't use it, or ask its maker for a signed one.")
+    try:
+        public.verify(read_bytes(folder / SIGNATURE), read_bytes(folder / _MANIFEST))
+    except invalid:
+        raise ContractError(f"{folder} was not signed by the owner of {key}, or was changed since. Don't use it.") from None
+
+
+def _cryptography() -> tuple[Any, Any, Any]:
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise BackendError(
+            "cryptography, which signs and verifies, is not installed. Install it with: pip install 'sattrt[sign]'"
+        ) from None
+    return serialization, ed25519, InvalidSignature

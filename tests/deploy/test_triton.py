@@ -1,0 +1,67 @@
+import json
+import subprocess
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sattrt.deploy.triton import write_triton
+from sattrt.errors import InputError
+from sattrt.runtime import Bundle
+
+PARSE = """
+import json, sys
+from pathlib import Path
+from google.protobuf import json_format, text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+parsed = {}
+for path in Path(sys.argv[1]).glob("*/config.pbtxt"):
+    config = text_format.Parse(path.read_text(), ModelConfig())  # an unknown field is an error
+    parsed[path.parent.name] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+print(json.dumps(parsed))
+"""
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has Triton's own schema; in an environment of its own, since its pins are not those of onnx."""
+    folder = tmp_path_factory.mktemp("triton") / "venv"
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "tritonclient[grpc]"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no package registry to install from: {done.stderr.splitlines()[-1]}")
+    return python
+
+
+def test_the_repository_is_what_tritons_own_schema_says(schema: Path, bundle: Bundle, tmp_path: Path) -> None:
+    names = write_triton(bundle, tmp_path / "models")
+    assert f"{bundle.path.name}-onnxruntime-int8" in names
+    assert not [name for name in names if "rtx" in name or "bf16" in name]
+    done = subprocess.run([schema, "-c", PARSE, tmp_path / "models"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    parsed: dict[str, Any] = json.loads(done.stdout)
+    assert set(parsed) == set(names)
+    for name, config in parsed.items():
+        folder = tmp_path / "models" / name
+        record = bundle.engine(name.removeprefix(f"{bundle.path.name}-"))
+        assert config["name"] == name
+        assert (folder / "1" / config["default_model_filename"]).read_bytes() == (bundle.path / record.file).read_bytes()
+        assert config["input"] == [{"name": "input", "data_type": "TYPE_UINT8", "dims": ["64", "64", "3"]}]
+        assert [(each["name"], each["data_type"], each["dims"]) for each in config["output"]] == [
+            ("logits", "TYPE_FP32", ["3"]),
+            ("probabilities", "TYPE_FP32", ["3"]),
+        ]
+        assert (folder / config["output"][1]["label_filename"]).read_text().split() == list(bundle.spec.classes)
+        assert config["dynamic_batching"] == {"preferred_batch_size": [16, 64], "max_queue_delay_microseconds": "2000"}
+        assert config["max_batch_size"] == 64
+
+
+def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: Path) -> None:
+    assert write_triton(bundle, tmp_path / "models") == write_triton(bundle, tmp_path / "models")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("mine")
+    with pytest.raises(InputError, match="not overwritten"):
+        write_triton(bundle, tmp_path / "mine")
+    assert (tmp_path / "mine" / "precious").read_text() == "mine"

@@ -1,0 +1,49 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sattrt.machine import version
+from sattrt.runtime import Bundle
+
+SOURCE = Path(__file__).parents[2] / "engines" / "cpp"
+pytestmark = pytest.mark.skipif(
+    not (version("openvino") and shutil.which("cmake") and shutil.which("c++")), reason="OpenVINO, cmake or a C++ compiler is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ example, built with the headers and libraries of the openvino package."""
+    import openvino
+
+    build = tmp_path_factory.mktemp("build")
+    packages = Path(openvino.__file__).parent / "cmake"
+    for command in (["cmake", "-S", SOURCE, "-B", build, f"-DOpenVINO_DIR={packages}"], ["cmake", "--build", build]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "embed_openvino"
+
+
+@pytest.mark.parametrize(("model", "engine"), [("model.fp32.onnx", "openvino-fp32"), ("model.int8-cpu.onnx", "openvino-int8")])
+def test_the_cpp_example_gives_the_golden_answers(program: Path, bundle: Bundle, tmp_path: Path, model: str, engine: str) -> None:
+    golden = np.load(bundle.path / "golden.npz")
+    golden["tiles"].tofile(tmp_path / "tiles.raw")
+    done = subprocess.run([program, bundle.path, model, tmp_path / "tiles.raw"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = [line.split("\t") for line in done.stdout.splitlines()]
+    logits = golden[engine].astype(np.float64)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    assert [name for name, _ in answers] == [bundle.spec.classes[label] for label in logits.argmax(1)]
+    np.testing.assert_allclose(
+        [float(probability) for _, probability in answers], (powers / powers.sum(1, keepdims=True)).max(1), atol=1e-3
+    )
+
+
+def test_the_cpp_example_refuses_what_is_no_tile(program: Path, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "tiles.raw").write_bytes(b"123")
+    for arguments in ([bundle.path, "model.fp32.onnx", tmp_path / "tiles.raw"], [tmp_path, "x", "y"], []):
+        done = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr

@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import reseal
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+from sattrt.errors import ContractError, InputError
+from sattrt.runtime import open_bundle
+from sattrt.runtime.signature import sign
+
+
+def keys(folder: Path, name: str, private: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | None = None) -> tuple[Path, Path]:
+    """A key pair in PEM, as openssl writes it."""
+    private = private or ed25519.Ed25519PrivateKey.generate()
+    paths = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    paths[0].write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    paths[1].write_bytes(private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return paths
+
+
+def test_only_what_the_owner_of_the_key_signed_is_opened(copy: Path, tmp_path: Path) -> None:
+    (private, public), (_, stranger) = keys(tmp_path, "mine"), keys(tmp_path, "other")
+    with pytest.raises(ContractError, match="not signed"):
+        open_bundle(copy, "onnxruntime-int8", signed_by=public)
+    sign(copy, private)
+    open_bundle(copy, "onnxruntime-int8", signed_by=public).close()
+    open_bundle(copy, "onnxruntime-int8").close()
+    with pytest.raises(ContractError, match="not signed by the owner"):
+        open_bundle(copy, "onnxruntime-int8", signed_by=stranger)
+
+
+def test_a_bundle_that_was_changed_and_sealed_again_is_refused(copy: Path, tmp_path: Path) -> None:
+    private, public = keys(tmp_path, "mine")
+    sign(copy, private)
+    spec = json.loads((copy / "spec.json").read_text())
+    reseal(copy, "spec.json", json.dumps(spec | {"classes": spec["classes"][::-1]}).encode())
+    open_bundle(copy, "onnxruntime-int8").close()  # digests alone can't know
+    with pytest.raises(ContractError, match="changed since"):
+        open_bundle(copy, "onnxruntime-int8", signed_by=public)
+
+
+def test_what_is_no_key_is_named(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.pem").write_text("hello")
+    private, public = keys(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
+    mine, mine_public = keys(tmp_path, "mine")
+    for wrong in (tmp_path / "text.pem", private, tmp_path / "nothing.pem", mine_public):
+        with pytest.raises(InputError, match=wrong.name):
+            sign(copy, wrong)
+    assert not (copy / "bundle.sig").exists()
+    sign(copy, mine)
+    for wrong in (tmp_path / "text.pem", public, tmp_path / "nothing.pem", mine):
+        with pytest.raises(InputError, match=wrong.name):
+            open_bundle(copy, signed_by=wrong)
