@@ -10,7 +10,7 @@ import typer
 from sattrt.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "engines/README.md", "benchmarks/README.md", "docs/design.md", "docs/training.md"]
+PAGES = ["README.md", "engines/README.md", "benchmarks/README.md", "docs/design.md", "docs/training.md", "docs/export.md"]
 
 
 def commands(page: str) -> list[list[str]]:

@@ -152,7 +152,7 @@ class _Making:
         plan = self.folder / f"{name}.plan"
         if backend == "tensorrt-rtx" and self.config.strip_weights:
             raise BackendError("TensorRT-RTX strips weights on a machine with a GPU alone. Leave strip_weights out.")
-        load_module(backend)  # before a graph is made for nothing
+        load_module(backend, builds=True)  # before a graph is made for nothing
         file, notes = self.graphs.make(precision)
         recipe = plan_recipe(backend, precision, self.folder / file, self.config)
         self.on_progress(name)

@@ -32,7 +32,7 @@ def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, s
 
     BackendError where the library is absent or refuses the graph.
     """
-    trt = load_module(backend)
+    trt = load_module(backend, builds=True)
     recipe = plan_recipe(backend, precision, onnx_path, config)
     started = time.perf_counter()
     log = _log(trt)
@@ -72,7 +72,7 @@ def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, s
 
 def plan_recipe(backend: str, precision: str, onnx_path: Path, config: ExportConfig) -> dict[str, Any]:
     """All that decides what a build makes: graph, builder, hardware, profile, flags. BackendError where the builder is absent."""
-    trt = load_module(backend)
+    trt = load_module(backend, builds=True)
     flags = ["STRONGLY_TYPED"]
     if precision == "fp32":  # TF32 would round it to 10 bits without a word
         flags.append("no TF32")

@@ -17,16 +17,19 @@ from ..errors import BackendError, ContractError
 from .cuda import Device, Memory
 from .engine import Outputs, Tiles
 
-MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+# the lean runtime loads version-compatible plans, and builds none
+MODULES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 
 
-def load_module(backend: str) -> ModuleType:
-    """TensorRT's Python module for "tensorrt" or "tensorrt-rtx"; BackendError where it is not installed."""
+def load_module(backend: str, builds: bool = False) -> ModuleType:
+    """TensorRT's Python module for "tensorrt" or "tensorrt-rtx", if wanted one that builds; BackendError where it is not installed."""
     for name in MODULES[backend]:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
         except (ImportError, OSError):  # OSError: its libraries are not there
             continue
+        if hasattr(module, "Builder") or not builds:
+            return module
     raise BackendError(f"{backend} is not installed. Install it with: pip install 'sattrt[{backend}]'")
 
 
@@ -36,10 +39,17 @@ class TensorRTBackend:
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         try:
             builder, wanted, self.max_batch = record["builder"], list(record["compute_capabilities"]), int(record["profile"]["max"])
+            flags = list(record.get("flags", []))
+            weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None
             built = f"{MODULES[builder][0]} {record['builder_version']}"
         except (LookupError, TypeError, ValueError) as error:
             raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
         trt = load_module(builder)
+        if not hasattr(trt, "Builder") and "VERSION_COMPATIBLE" not in flags:
+            raise BackendError(
+                f"{path.name} is not version-compatible, and the lean runtime loads nothing else. Export with version_compatible = true, "
+                "or install tensorrt."
+            )
         # before TensorRT is touched: without a driver deserialising can crash the process
         device = Device()
         if device.compute_capability not in wanted:
@@ -51,12 +61,12 @@ class TensorRTBackend:
         self._memory, self._turn = Memory(device), threading.Lock()
         try:
             with self._memory.current():
-                self._load(trt, path, built)
+                self._load(trt, path, built, weights)
         except BackendError:
             self._memory.close()
             raise
 
-    def _load(self, trt: ModuleType, path: Path, built: str) -> None:
+    def _load(self, trt: ModuleType, path: Path, built: str, weights: Path | None) -> None:
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -64,6 +74,10 @@ class TensorRTBackend:
             raise BackendError(
                 f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here."
             )
+        if weights:  # the plan has none: they come out of the graph it was built from
+            refitter = trt.Refitter(self._engine, self._logger)
+            if not (trt.OnnxParserRefitter(refitter, self._logger).refit_from_file(str(weights)) and refitter.refit_cuda_engine()):
+                raise BackendError(f"{path.name} can't be given the weights of {weights.name}. Export the bundle again.")
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise BackendError(f"{self.device} has no memory left for {path.name}. Close other programs, or use another engine.")

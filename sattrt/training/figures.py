@@ -68,7 +68,8 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
     """Tiles (N, H, W, 3) with their captions, eight in a row; wrong answers have a red frame."""
     across = min(8, len(images))
     down = -(-len(images) // across)
-    figure = Figure((1.65 * across, 2.15 * down), layout="constrained")
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    figure = Figure((1.65 * across, (1.7 + 0.14 * lines) * down), layout="constrained")
     for place, axes in enumerate(np.ravel(figure.subplots(down, across))):
         axes.set_xticks([])
         axes.set_yticks([])

@@ -132,13 +132,12 @@ def test_a_class_that_a_split_lacks_is_named(dataset: Dataset, tmp_path: Path, s
     ],
 )
 def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) -> None:
-    result = train(dataset, tmp_path / "run", replace(SMALL, precision="auto", **changes))
-    assert result.steps == 2 * (len(dataset.tiles("train")) // 16)
-    spec = ModelSpec.read(tmp_path / "run" / "spec.json")
-    assert spec.resize == changes.get("image_size", 0)
-    first, *_, last = (float(row["learning_rate"]) for row in rows(tmp_path / "run"))
-    assert first > 0
-    assert last > 0
+    result = train(dataset, tmp_path / "run", replace(SMALL, epochs=6, batch_size=8, precision="auto", **changes))
+    per_epoch = len(dataset.tiles("train")) // 8
+    assert result.steps == 6 * per_epoch
+    assert ModelSpec.read(tmp_path / "run" / "spec.json").resize == changes.get("image_size", 0)
+    losses = [float(row["train_loss"]) for row in rows(tmp_path / "run")]
+    assert np.mean(losses[-per_epoch:]) < np.mean(losses[:per_epoch])
 
 
 def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_frozen_layers_stay_as_they_were(dataset: Dataset, tmp_path: Path, run: 
 
 
 def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(dataset: Dataset) -> None:
-    verified = verify_resume(dataset, replace(SMALL, ema=0.9, precision="auto", mixup=0.2), kills=20, seed=1)
+    verified = verify_resume(dataset, replace(SMALL, ema=0.9, precision="auto", mixup=0.2), kills=20)
     assert verified.kills == 20
     assert verified.tensors > 4 * 161  # weights, momentum and average of every parameter, and the best network
 
