@@ -90,7 +90,10 @@ class Engine:
         Raises ContractError where the bundle records none, as for an engine that could not be run when it was exported.
         """
         try:
-            return float(self._record["validation"]["reject"]["threshold"])
+            threshold = float(self._record["validation"]["reject"]["threshold"])
+            if not threshold >= 0:
+                raise ValueError
+            return threshold
         except (KeyError, TypeError, ValueError):
             raise ContractError(
                 f"{self.name} has no reject threshold: it was not run at export. Export the bundle on this machine."

@@ -1,14 +1,13 @@
 import dataclasses
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.engines import RTX_CAPABILITIES, reuse_plan
+from sattrt.deploy.engines import RTX_CAPABILITIES, plan_recipe, reuse_plan
 from sattrt.errors import BackendError
 from sattrt.runtime import Bundle, EngineRecord
 from sattrt.runtime.trt import load_module
@@ -39,7 +38,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(bundle: Bundle, precision: str) -> No
     assert json.loads((bundle.path / f"{record.name}.json").read_text()) == dataclasses.asdict(record)
 
 
-def test_a_plan_is_reused_unless_something_differs_that_is_named(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_plan_is_reused_unless_something_differs_that_is_named(bundle: Bundle, tmp_path: Path) -> None:
     engine = records(bundle)["tensorrt-rtx-fp16"]
     record, _ = reuse_plan(bundle, engine.name, engine.record, tmp_path / "p")
     assert record == {key: value for key, value in engine.record.items() if key != "validation"}
@@ -53,24 +52,25 @@ def test_a_plan_is_reused_unless_something_differs_that_is_named(run: Path, bund
         record, why = reuse_plan(bundle, engine.name, engine.record | {field: value}, tmp_path / "p")
         assert record is None
         assert re.search(said, why)
-    shutil.copytree(bundle.path, tmp_path / "b")
-    config = ExportConfig(precision="fp16", gate=50)
-    assert export(run, tmp_path / "b", config).plans["tensorrt-rtx-fp16"].startswith("reused: same graph")
-    smaller = dataclasses.replace(config, max_batch=128)
-    assert re.search("built: profile was .*256.*, is .*128", export(run, tmp_path / "b", smaller).plans["tensorrt-rtx-fp16"])
-    forced = dataclasses.replace(smaller, rebuild=True)
-    assert export(run, tmp_path / "b", forced).plans["tensorrt-rtx-fp16"].startswith("built")
 
 
-def test_plans_are_built_as_the_settings_say(run: Path, tmp_path: Path) -> None:
-    config = ExportConfig(precision="fp16", compute_capabilities="8.6, 8.9", version_compatible=True, max_batch=32, opt_batch=8)
-    made = records(export(run, tmp_path / "b", config).bundle)["tensorrt-rtx-fp16"].record
+def test_plans_are_built_as_the_settings_say_and_once(run: Path, tmp_path: Path) -> None:
+    config = ExportConfig(precision="fp32", compute_capabilities="8.6, 8.9", version_compatible=True, max_batch=32, opt_batch=8)
+    first = export(run, tmp_path / "b", config)
+    assert first.plans == {"tensorrt-rtx-fp32": "built: not built before"}
+    made = records(first.bundle)["tensorrt-rtx-fp32"].record
     assert made["compute_capabilities"] == ["8.6", "8.9"]
     assert {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"} <= set(made["flags"])
     assert made["profile"] == {"min": 1, "opt": 8, "max": 32}
+    again = export(run, tmp_path / "b", config)
+    assert again.plans["tensorrt-rtx-fp32"].startswith("reused: same graph")
+    assert records(again.bundle)["tensorrt-rtx-fp32"].record["build_seconds"] == made["build_seconds"]
+    other = export(run, tmp_path / "b", dataclasses.replace(config, max_batch=64, rebuild=True))
+    assert other.plans["tensorrt-rtx-fp32"] == "built: not built before"  # the old bundle is not looked at
 
 
-def test_what_a_precision_can_not_run_on_is_said(run: Path, tmp_path: Path) -> None:
-    report = export(run, tmp_path / "b", ExportConfig(precision="fp16", compute_capabilities="7.5"))
-    assert "does not run fp32 on compute capability 7.5" in report.skipped["tensorrt-rtx-fp32"]
-    assert records(report.bundle)["tensorrt-rtx-fp16"].record["compute_capabilities"] == ["7.5"]
+def test_what_a_precision_can_not_run_on_is_said(bundle: Bundle) -> None:
+    turing = ExportConfig(compute_capabilities="7.5")
+    with pytest.raises(BackendError, match=r"does not run fp32 on compute capability 7.5"):
+        plan_recipe("tensorrt-rtx", "fp32", bundle.path / "model.fp32.onnx", turing)
+    assert plan_recipe("tensorrt-rtx", "fp16", bundle.path / "model.fp16.onnx", turing)["compute_capabilities"] == ["7.5"]

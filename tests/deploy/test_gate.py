@@ -1,17 +1,19 @@
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 from sattrt.accuracy import mcnemar, reject_threshold
+from sattrt.cli import app
 from sattrt.data.dataset import Dataset
-from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.gate import judge, torch_logits
 from sattrt.errors import InputError, ParityError
-from sattrt.runtime import Bundle, open_bundle
+from sattrt.runtime import Bundle, open_bundle, read_bundle
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 from sattrt.training.run import load_trained, read_samples
@@ -81,21 +83,26 @@ def blunt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sattrt.deploy.graphs.METHODS", dict.fromkeys(("int8", "int8-cpu", "fp8"), ("percentile 50",)))
 
 
-def test_what_fails_the_gate_is_left_out(trained: Path, tmp_path: Path, blunt: None) -> None:
-    report = export(trained, tmp_path / "b", ExportConfig(precision="int8"))
-    assert {"onnxruntime-int8", "openvino-int8"} <= report.failed.keys()
-    assert "more than 0.2 points below" in report.failed["onnxruntime-int8"]
-    assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
+def exported(run: Path, out: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["export", str(run), "--out", str(out), "--precision", "int8", *options])
+
+
+def test_what_fails_the_gate_is_left_out_and_the_exit_code_says_so(trained: Path, tmp_path: Path, blunt: None) -> None:
+    result = exported(trained, tmp_path / "b")
+    assert result.exit_code == 1
+    for name in ("onnxruntime-int8", "openvino-int8"):
+        assert re.search(rf"{name}: failed the gate and was left out: .* more than 0.2 points below\n", result.output)
+    assert {engine.precision for engine in read_bundle(tmp_path / "b").engines} == {"fp32"}
     assert not list((tmp_path / "b").glob("*int8*"))
-    report.bundle.verify()
+    read_bundle(tmp_path / "b").verify()
 
 
 def test_best_effort_takes_the_next_simpler_precision_and_says_so(trained: Path, tmp_path: Path, blunt: None) -> None:
-    report = export(trained, tmp_path / "b", ExportConfig(precision="int8", best_effort=True))
-    assert "onnxruntime-fp16 stands in" in report.failed["onnxruntime-int8"]
-    assert "openvino-fp32 stands in" in report.failed["openvino-int8"]
-    names = [engine.name for engine in report.bundle.engines]
-    assert {"onnxruntime-fp16", "onnxruntime-fp32", "openvino-fp32"} <= set(names)
+    result = exported(trained, tmp_path / "b", "--best-effort")
+    assert result.exit_code == 0
+    assert "onnxruntime-fp16 stands in" in result.output
+    assert "openvino-fp32 stands in" in result.output
+    assert {"onnxruntime-fp16", "onnxruntime-fp32", "openvino-fp32"} <= {engine.name for engine in read_bundle(tmp_path / "b").engines}
 
 
 def test_flips_are_listed_by_tile(bundle: Bundle, dataset: Dataset) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -6,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sattrt.errors import InputError
-from sattrt.runtime import Batcher, Bundle, Engine, open_bundle
+from sattrt.errors import ContractError, InputError
+from sattrt.runtime import Batcher, Bundle, Engine, open_bundle, open_engine
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,7 @@ def test_what_is_uncertain_is_rejected_when_asked(bundle: Bundle) -> None:
         recorded = bundle.engine("onnxruntime-fp32").record["validation"]["reject"]
         assert recorded["threshold"] == engine.reject_threshold
         assert recorded["error"] <= recorded["error_rate"] == 0.01
+    for threshold in (float("nan"), "high", None):
+        record = dataclasses.replace(bundle.engine("onnxruntime-fp32"), record={"validation": {"reject": {"threshold": threshold}}})
+        with open_engine(record, bundle.path, bundle.spec) as engine, pytest.raises(ContractError, match="no reject threshold"):
+            engine.predict(images, reject=True)

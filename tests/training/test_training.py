@@ -132,9 +132,9 @@ def test_a_class_that_a_split_lacks_is_named(dataset: Dataset, tmp_path: Path, s
     ],
 )
 def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) -> None:
-    result = train(dataset, tmp_path / "run", replace(SMALL, epochs=6, batch_size=8, precision="auto", **changes))
+    result = train(dataset, tmp_path / "run", replace(SMALL, epochs=4, batch_size=8, precision="auto", **changes))
     per_epoch = len(dataset.tiles("train")) // 8
-    assert result.steps == 6 * per_epoch
+    assert result.steps == 4 * per_epoch
     assert ModelSpec.read(tmp_path / "run" / "spec.json").resize == changes.get("image_size", 0)
     losses = [float(row["train_loss"]) for row in rows(tmp_path / "run")]
     assert np.mean(losses[-per_epoch:]) < np.mean(losses[:per_epoch])
