@@ -54,7 +54,7 @@ class ExportConfig(Settings):
         faults = {
             f"gate is {self.gate}; give 0 to 100 percentage points": not 0 <= self.gate <= 100,
             f"error_rate is {self.error_rate}; give 0 to 100 percent": not 0 <= self.error_rate <= 100,
-            f"calibration_tiles is {self.calibration_tiles}; give 1 to 100,000": not 1 <= self.calibration_tiles <= 10**5,
+            f"calibration_tiles is {self.calibration_tiles}; give 1 to 1024, what a run carries": not 1 <= self.calibration_tiles <= 1024,
             f"min_batch, opt_batch, max_batch are {self.min_batch}, {self.opt_batch}, {self.max_batch}; give them in order, 1 to 4096": not 1
             <= self.min_batch
             <= self.opt_batch

@@ -125,6 +125,7 @@ def test_flips_are_listed_by_tile(bundle: Bundle, dataset: Dataset) -> None:
         ({"gate": float("nan")}, "gate is nan"),
         ({"opt_batch": 500}, "in order"),
         ({"calibration_tiles": 0}, "calibration_tiles is 0"),
+        ({"calibration_tiles": 1025}, "calibration_tiles is 1025"),
     ],
 )
 def test_a_wrong_export_setting_is_one_line(settings: dict, message: str) -> None:
