@@ -13,15 +13,43 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class ClassScore:
+    """Of one class: its tiles, how often it was answered, how often rightly; precision, recall, F1 in 0..1 (0 where undefined)."""
+
+    tiles: int
+    answered: int
+    correct: int
+
+    @property
+    def precision(self) -> float:
+        """Share of its answers that are right."""
+        return self.correct / self.answered if self.answered else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Share of its tiles that are found."""
+        return self.correct / self.tiles if self.tiles else 0.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return 2 * self.correct / (self.tiles + self.answered) if self.tiles + self.answered else 0.0
+
+
+@dataclass(frozen=True)
 class Score:
-    """accuracy and its 95 % Wilson interval, 0..1; per_class: class name to (correct, tiles); flips against the reference."""
+    """accuracy and its 95 % Wilson interval (low, high), 0..1; flips: positions that the reference answered otherwise.
+
+    confusion: counts by true class (rows) and answer (columns), in the order of the classes.
+    """
 
     tiles: int
     correct: int
     accuracy: float
     low: float
     high: float
-    per_class: dict[str, tuple[int, int]]
+    per_class: dict[str, ClassScore]
+    confusion: list[list[int]]
     flips: list[int] | None
 
 
@@ -29,12 +57,15 @@ def evaluate(
     predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: tuple[str, ...], reference: NDArray[np.integer] | None = None
 ) -> Score:
     """Score class indices (N,) against the true ones; `flips` are the positions where the reference answered otherwise."""
-    right = predicted == labels
-    correct = int(right.sum())
+    count = len(classes)
+    confusion = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
+    correct = int(np.trace(confusion))
     low, high = wilson(correct, len(labels))
-    per_class = {name: (int(right[labels == i].sum()), int((labels == i).sum())) for i, name in enumerate(classes)}
+    per_class = {
+        name: ClassScore(int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])) for i, name in enumerate(classes)
+    }
     flips = None if reference is None else [int(i) for i in np.flatnonzero(predicted != reference)]
-    return Score(len(labels), correct, correct / len(labels), low, high, per_class, flips)
+    return Score(len(labels), correct, correct / len(labels), low, high, per_class, confusion.tolist(), flips)
 
 
 def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -73,3 +104,17 @@ def reject_threshold(confidence: NDArray[np.floating], right: NDArray[np.bool_],
         "coverage": float((last + 1) / len(order)),
         "error": float(wrong[last] / (last + 1)),
     }
+
+
+def selective_curve(confidence: NDArray[np.floating], right: NDArray[np.bool_], points: int = 50) -> list[dict[str, float]]:
+    """Accuracy of the most certain share of the tiles, for growing shares: coverage, accuracy, threshold, all in 0..1.
+
+    The last point is all tiles (El-Yaniv and Wiener, JMLR 2010).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    correct = np.cumsum(right[order])
+    counts = np.unique(np.linspace(1, len(order), min(points, len(order))).round().astype(int))
+    return [
+        {"coverage": float(n / len(order)), "accuracy": float(correct[n - 1] / n), "threshold": float(confidence[order[n - 1]])}
+        for n in counts
+    ]

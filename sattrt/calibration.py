@@ -24,12 +24,21 @@ def softmax(logits: Floats) -> NDArray[np.float64]:
     return probabilities
 
 
-def expected_calibration_error(probabilities: Floats, labels: NDArray[np.integer], bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy, 0..1, over `bins` equal ranges of confidence, each weighted by its tiles."""
+def reliability_curve(probabilities: Floats, labels: NDArray[np.integer], bins: int = 15) -> list[dict[str, float]]:
+    """For each of `bins` equal ranges of confidence that holds a tile: its tiles, their mean confidence, the share that is right (0..1)."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(place, confidence - right, bins)  # in each bin: tiles times (confidence - accuracy)
-    return float(np.abs(gap).sum() / len(labels))
+    tiles, sure, correct = (np.bincount(place, weights, bins) for weights in (None, confidence, right))
+    return [
+        {"tiles": int(tiles[i]), "confidence": float(sure[i] / tiles[i]), "accuracy": float(correct[i] / tiles[i])}
+        for i in np.flatnonzero(tiles)
+    ]
+
+
+def expected_calibration_error(probabilities: Floats, labels: NDArray[np.integer], bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy, 0..1, over `bins` equal ranges of confidence, each weighted by its tiles."""
+    curve = reliability_curve(probabilities, labels, bins)
+    return sum(each["tiles"] * abs(each["confidence"] - each["accuracy"]) for each in curve) / len(labels)
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.integer]) -> float:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from .bench.run import Report
     from .training.log import Row
     from .training.loop import Observer, Plan
 
@@ -187,8 +186,7 @@ def export(
             figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
         rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
     _table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
-    for name, reason in (report.skipped | report.plans).items():
-        print(f"{name}: {reason}")
+    _reasons(report.skipped | report.plans)
     for name, reason in report.failed.items():
         print(f"{name}: failed the gate and was left out: {reason}")
     print(out)
@@ -202,42 +200,59 @@ def export(
 
 @app.command()
 def bench(
-    bundle: BundleFolder,
+    bundles: Annotated[list[Path], typer.Argument(help="Folders that `sattrt export` wrote.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Folder that `sattrt data` wrote.")] = Path("dataset"),
-    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md.")] = Path("report"),
-    run: Annotated[Path | None, typer.Option(help="Run to take torch from.  [default: the exported one]", show_default=False)] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.html.")] = Path("report"),
+    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of BenchConfig.", show_default=False)] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="A foreign program to measure beside: 'python theirs.py {tiles}'.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An older bench.json to compare with.", show_default=False)] = None,
+    max_regression: Annotated[float | None, typer.Option(help="Percent worse than the baseline that ends in exit code 2.")] = None,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, latency and throughput of every engine, beside torch eager."""
-    from .bench.report import COLUMNS, cells, to_json, write_report
+    from .bench.compare import compare, read_report, to_json, worst_regression
+    from .bench.config import BenchConfig
+    from .bench.report import write_report
     from .bench.run import bench as run_bench
+    from .bench.tables import COLUMNS, table
     from .data.dataset import Dataset
+    from .errors import InputError
     from .runtime import read_bundle
 
+    settings = BenchConfig.from_toml(config)
+    old = read_report(baseline) if baseline else None
+    if max_regression is not None and (old is None or not max_regression >= 0):
+        raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
     with _bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Measuring", total=None)
-        opened = read_bundle(bundle, require_signature)
-        opened.verify()
-        report: Report = run_bench(
-            opened,
-            Dataset.read(data),
-            run,
-            threads,
-            on_progress=lambda what: bar.update(task, description=f"Measuring: {what}"),
+        opened = [read_bundle(path, require_signature) for path in bundles]
+        for each in opened:
+            each.verify()
+        report = run_bench(
+            opened, Dataset.read(data), settings, tuple(peer or ()), lambda what: bar.update(task, description=f"Measuring: {what}")
         )
+    document = report.document
+    changes = compare(old, document) if old else []
+    if old:
+        document["changes"] = [to_json(change) for change in changes]
     paths = write_report(report, out)
     if as_json:
-        print(json.dumps(to_json(report)))
-        return
-    absent = [(name, "not here", *[""] * (len(COLUMNS) - 2)) for name in report.absent]
-    _table(COLUMNS, [cells(row) for row in report.rows] + absent)
-    for name, reason in report.absent.items():
-        print(f"{name}: {reason}")
-    if not report.same_split:
-        print("note: the dataset's split is not the one the network was trained on; test tiles may have been seen in training")
-    print(*paths, sep="\n")
+        print(json.dumps(document))
+    else:
+        _table(COLUMNS, table(document))
+        _reasons(document["absent"])
+        for warning in document["warnings"]:
+            print(f"note: {warning}")
+        for change in changes:
+            if change.real:
+                print(
+                    f"{change.engine}: {change.figure} {change.old:.4g} -> {change.new:.4g}, {change.percent:+.1f} % (noise {change.noise:.1f} %)"
+                )
+        print(*paths, sep="\n")
+    if max_regression is not None and worst_regression(changes) > max_regression:
+        print(f"worse than the baseline by {worst_regression(changes):.1f} %, more than {max_regression:g} %", file=sys.stderr)
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -385,6 +400,12 @@ def describe(plan: Plan) -> str:
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
+
+
+def _reasons(said: dict[str, str]) -> None:
+    """A line for each reason, with the names that share it."""
+    for reason in dict.fromkeys(said.values()):
+        print(f"{', '.join(name for name in said if said[name] == reason)}: {reason}")
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

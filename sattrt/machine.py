@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ LIBRARIES = (
     "tensorrt-rtx",
     "pillow",
 )
+_FEATURES = {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm"}
+_INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with AMX, Arm
 
 
@@ -46,6 +49,11 @@ def cpu_flags() -> set[str]:
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX, Arm's bf16)."""
     return bool(_BF16_FLAGS & cpu_flags())
+
+
+def cpu_has_int8() -> bool:
+    """Whether the CPU sums products of 8-bit integers in 32 bits (VNNI, AMX, Arm's i8mm or dot products); others sum pairs in 16, and clip."""
+    return bool(_INT8_FLAGS & cpu_flags())
 
 
 def gpu() -> tuple[str, str] | None:
@@ -72,12 +80,25 @@ def environment() -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
         "cores": cores(),
-        "cpu_features": sorted(cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"}),
+        "cpu_features": sorted(cpu_flags() & _FEATURES),
         "gpu": f"{found[0]} (compute capability {found[1]})" if found else None,
         "system": platform.platform(),
         "python": platform.python_version(),
+        "commit": commit(),
         "libraries": {name: found_version for name in LIBRARIES if (found_version := version(name))},
     }
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that sattrt runs from, with a + where files were changed; None where it was installed from elsewhere."""
+    folder = Path(__file__).parents[1]
+    if not (folder / ".git").exists():
+        return None
+    asked = [
+        subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False).stdout.strip()
+        for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    ]
+    return asked[0] + "+" * bool(asked[1]) or None
 
 
 def _cpuinfo() -> dict[str, str]:

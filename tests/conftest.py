@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sattrt.bench.config import SCENARIOS, BenchConfig
+from sattrt.bench.report import Report
+from sattrt.bench.run import bench
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
@@ -23,6 +28,8 @@ from sattrt.training.loop import train
 CLASSES = {"Field": (180, 160, 60), "Forest": (30, 90, 40), "Water": (20, 40, 120)}
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 EUROSAT = SHARED / "EuroSAT_RGB.zip"
+BENCHED = ("onnxruntime-fp32", "onnxruntime-fp16", "tensorrt-rtx-fp32")
+QUICK = BenchConfig(seconds=0.1, batches="1,4", scenarios="single-stream,offline", streams="1", clock_batch=4)
 WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
 
 
@@ -74,6 +81,15 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its bundle, with every engine that can be built here, however bad: a network of nine steps is nothing that int8 can be judged by."""
     return export(run, tmp_path_factory.mktemp("engines") / "small", ExportConfig(precision="all", gate=100)).bundle
+
+
+@pytest.fixture(scope="session")
+def report(bundle: Bundle, dataset: Dataset) -> Report:
+    """A bench in every scenario, by every clock, beside two foreign programs, one of which fails."""
+    config = dataclasses.replace(QUICK, scenarios=",".join(SCENARIOS), streams="1,2", latency_bound=500.0)
+    theirs = "import sys, time, numpy as np; n = len(np.load(sys.argv[1])); time.sleep(0.03 * n); print(*[1] * n, sep=chr(10))"
+    few = dataclasses.replace(bundle, engines=tuple(record for record in bundle.engines if record.name in BENCHED))
+    return bench([few], dataset, config, (f'"{sys.executable}" -c "{theirs}"', "false"))
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EUROSAT, WEIGHTS
+from conftest import EUROSAT, QUICK, WEIGHTS
 
-from sattrt.bench.measure import Budget
 from sattrt.bench.run import bench
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
@@ -52,14 +51,14 @@ def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path) -> None:
     assert result.accuracy > 0.7
     exported = export(tmp_path / "run", tmp_path / "eurosat", ExportConfig(precision="int8", gate=2))  # after 40 steps a network is touchy
     assert exported.failed == {}
-    report = bench(exported.bundle, dataset, batches=(1, 64), budget=Budget(0.2, 10, 0.2, 2))
-    rows = {row.name: row for row in report.rows}
+    document = bench([exported.bundle], dataset, replace(QUICK, batches="1,64")).document
+    rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     torch, onnx = rows["torch-eager-fp32"], rows["onnxruntime-fp32"]
-    assert onnx.score.flips == []
-    assert onnx.score.correct == torch.score.correct
-    assert onnx.largest_logit_error < 1e-3
+    assert onnx["flips"] == []
+    assert onnx["wrong"] == torch["wrong"]
+    assert onnx["largest_logit_error"] < 1e-3
     for name in ("onnxruntime-int8", "openvino-int8"):
-        assert rows[name].score.accuracy > torch.score.accuracy - 0.03
+        assert rows[name]["accuracy"] > torch["accuracy"] - 0.03
 
 
 def test_an_interrupted_scan_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Who is measured: every engine of the bundle that runs here, torch eager as the yardstick, and why the others are not."""
+"""Who is measured: every engine of the bundles that runs here, torch eager as the yardstick, and why the others are not."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,51 +10,102 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.dataset import Dataset
 from ..errors import BackendError, InputError
-from ..runtime import Bundle
-from ..spec import sha256_file
+from ..runtime import Bundle, Engine
+from ..spec import ModelSpec, sha256_file
+from .measure import Call
 
-Infer = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+Tiles = NDArray[np.uint8]
+Infer = Callable[[Tiles], tuple[NDArray[np.float32], NDArray[np.float32]]]
 TORCH = "torch-eager-fp32"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that answers (logits, probabilities) of uint8 tiles (N, H, W, bands).
+
+    name: of the engine, with its bundle before it where several are measured, and its threads behind it where they vary.
+    device: where it really runs. resident: the engine alone, on tiles that lie on the device: see `Engine.resident`.
+    engine: what the server scenario asks; None for torch. size: of its file, in bytes.
+    """
+
+    name: str
+    bundle: Bundle
+    backend: str
+    precision: str
+    device: str
+    threads: int
+    infer: Infer
+    resident: Callable[[Tiles], Call]
+    engine: Engine | None
+    size: int
 
 
 @dataclass
 class Contenders:
-    """infer: by name, what answers (logits, probabilities). devices: where each really runs. absent: name to the reason."""
+    """present: by name. absent: name to the reason why it can't be measured here."""
 
-    infer: dict[str, Infer] = field(default_factory=dict)
-    devices: dict[str, str] = field(default_factory=dict)
+    present: dict[str, Contender] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
-    _close: list[Callable[[], None]] = field(default_factory=list)
 
     def close(self) -> None:
         """Free every engine."""
-        for close in self._close:
-            close()
+        for each in self.present.values():
+            if each.engine:
+                each.engine.close()
 
 
-def gather(bundle: Bundle, run: Path | None, threads: int) -> Contenders:
-    """Open what can be opened. A changed file is a ContractError, not an absence."""
+def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_counts: tuple[int, ...]) -> Contenders:
+    """Open what can be opened. A changed file is a ContractError, not an absence.
+
+    A bundle that does not fit the dataset is absent. Raises BackendError where no engine of the others can run here.
+    """
     found = Contenders()
-    try:
-        found.infer[TORCH], found.devices[TORCH] = _torch_eager(bundle, run or Path(bundle.source["run"]), threads)
-    except (BackendError, InputError) as error:
-        found.absent[TORCH] = str(error)
-    for record in bundle.engines:
-        try:
-            engine = bundle.open(record.name, threads)
-        except BackendError as error:
-            found.absent[record.name] = str(error)
+    for bundle in bundles:
+        before = f"{bundle.path.name}/" if len(bundles) > 1 else ""
+        if reason := misfit(bundle.spec, dataset):
+            found.absent[before.rstrip("/")] = reason
             continue
-        found.infer[record.name], found.devices[record.name] = engine.infer, engine.device
-        found._close.append(engine.close)
-    if set(found.infer) <= {TORCH}:
+        for threads in thread_counts:
+            after = f" ({threads} thread{'s' * (threads != 1)})" if len(thread_counts) > 1 else ""
+            try:
+                eager = _torch_eager(f"{before}{TORCH}{after}", bundle, run or Path(bundle.source["run"]), threads)
+                found.present[eager.name] = eager
+            except (BackendError, InputError) as error:
+                found.absent[f"{before}{TORCH}{after}"] = str(error)
+            for record in bundle.engines:
+                name = f"{before}{record.name}{after}"
+                try:
+                    engine = bundle.open(record.name, threads)
+                except BackendError as error:
+                    found.absent[name] = str(error)
+                    continue
+                size = (bundle.path / record.file).stat().st_size
+                found.present[name] = Contender(
+                    name, bundle, record.backend, record.precision, engine.device, threads, engine.infer, engine.resident, engine, size
+                )
+    if not any(each.engine for each in found.present.values()):
         reasons = " | ".join(f"{name}: {reason}" for name, reason in found.absent.items())
-        raise BackendError(f"No engine of {bundle.path} can run here. {reasons}")
+        raise BackendError(f"No engine of {', '.join(str(bundle.path) for bundle in bundles)} can run here. {reasons}")
     return found
 
 
-def _torch_eager(bundle: Bundle, run: Path, threads: int) -> tuple[Infer, str]:
+def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
+    """Why a bundle can't be measured on a dataset, if so: other classes, another tile size."""
+    if spec.classes != dataset.classes:
+        return (
+            f"The bundle knows the classes {', '.join(spec.classes)}; the dataset has {', '.join(dataset.classes)}. "
+            "Bench it on a dataset of its own classes."
+        )
+    if (spec.height, spec.width) != (dataset.height, dataset.width):
+        return (
+            f"The bundle takes {spec.width}x{spec.height} tiles; the dataset has {dataset.width}x{dataset.height}. Cut tiles of that size."
+        )
+    return None
+
+
+def _torch_eager(name: str, bundle: Bundle, run: Path, threads: int) -> Contender:
     """The trained network as a PyTorch user would run it: eager, fp32, channels_last."""
     try:
         import torch
@@ -63,20 +115,36 @@ def _torch_eager(bundle: Bundle, run: Path, threads: int) -> tuple[Infer, str]:
         raise BackendError("PyTorch is not installed. Install it with: pip install 'sattrt[train]'") from None
     checkpoint = run / "best.safetensors"
     if not checkpoint.is_file():
-        raise InputError(f"The run {run} that the bundle was exported from is not here. Name it with --run.")
+        raise InputError(f"The run {run} that the bundle was exported from is not here. Name it with run in a TOML file for --config.")
     if sha256_file(checkpoint) != bundle.source["checkpoint_sha256"]:
-        raise InputError(f"{checkpoint} is not the checkpoint that the bundle was exported from. Name that run with --run.")
+        raise InputError(
+            f"{checkpoint} is not the checkpoint that the bundle was exported from. Name that run in a TOML file for --config."
+        )
     model, _ = load_trained(run)
     model.views = bundle.spec.views
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # fp32 as the name says
-    if threads:
-        torch.set_num_threads(threads)
     model.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def infer(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def infer(tiles: Tiles) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        torch.set_num_threads(threads)  # of the whole process: others may have been measured with other numbers
         logits = model(torch.from_numpy(tiles).to(device)) / bundle.spec.temperature
         return logits.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()
 
-    return infer, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    def resident(tiles: Tiles) -> Call:
+        images = torch.from_numpy(tiles).to(device)
+
+        @torch.inference_mode()
+        def call() -> float:
+            torch.set_num_threads(threads)
+            begin = time.perf_counter()
+            torch.softmax(model(images) / bundle.spec.temperature, 1)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - begin
+
+        return call
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return Contender(name, bundle, "torch", "fp32", where, threads, infer, resident, None, checkpoint.stat().st_size)

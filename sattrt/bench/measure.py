@@ -1,6 +1,10 @@
-"""Speed of several engines in one process, measured in turns, so that a machine that drifts harms none of them.
+"""Times of several contenders in one process, taken in turns, so that a machine that drifts harms none of them.
 
-speeds = measure({"onnxruntime-fp32": engine.infer}, tiles)
+    samples = measure({"onnxruntime-fp32": Timed(wall(lambda: engine.infer(tiles)), len(tiles))}, Budget(seconds=3))
+    samples["onnxruntime-fp32"].images_per_second
+
+Each is first warmed up until three windows agree. Then everyone has turns in a freshly shuffled order: a short pause and one untimed
+call, since the idle threads of one library spin for a while after its last call, and timed calls for a moment.
 """
 
 from __future__ import annotations
@@ -11,93 +15,130 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Predict = Callable[[NDArray[np.uint8]], object]
-BATCHES = (1, 4, 16, 64, 128)
-_WARM_UP_SECONDS, _TURN_SECONDS, _PAUSE_SECONDS = 0.3, 0.2, 0.02
+from ..errors import BackendError
+
+Call = Callable[[], float]  # does the work once; the seconds it took, by the clock that suits it
+STEADY, VARIATION = 0.05, 0.05  # how far windows of a warm-up may differ; a coefficient of variation that is worth a warning
+WINDOWS, MOST_WINDOWS = 3, 10
+_WINDOW_SECONDS, _TURN_SECONDS, _PAUSE_SECONDS = 0.15, 0.2, 0.02
+_LONG_CALL = 0.1  # seconds
+_BEYOND = 10  # samples that have to lie beyond a percentile before it is claimed
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is timed: a call, and how many images it handles."""
+
+    call: Call
+    images: int = 1
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each engine is measured at each batch size, in seconds and at least that many calls."""
+    """How long each is timed after its warm-up: in seconds, and at least that many calls."""
 
-    latency_seconds: float = 2.0
-    latency_calls: int = 100
-    throughput_seconds: float = 1.0
-    throughput_calls: int = 3
+    seconds: float = 3.0
+    calls: int = 3
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Raw seconds of every timed call, by batch size; host arrays in, host arrays out."""
+class Samples:
+    """Raw seconds of every timed call of `images` images; steady: whether the warm-up came to rest."""
 
-    seconds: dict[int, list[float]]
+    images: int
+    seconds: list[float]
+    steady: bool = True
 
-    def latency_ms(self, percentile: float, batch: int = 1) -> float:
-        """Percentile of one call's time, in ms."""
-        return float(np.percentile(self.seconds[batch], percentile)) * 1e3
+    def milliseconds(self, percentile: float) -> float:
+        """Percentile of a call's time."""
+        return float(np.percentile(self.seconds, percentile)) * 1e3
 
-    def throughput(self, batch: int) -> float:
-        """Images a second at this batch size, from the median call."""
-        return batch / float(np.median(self.seconds[batch]))
+    def tells(self, percentile: float) -> bool:
+        """Whether there are samples enough to claim that percentile: ten beyond it. Else it is indicative."""
+        return len(self.seconds) * min(percentile, 100 - percentile) / 100 >= _BEYOND
 
     @property
-    def best_batch(self) -> int:
-        """The batch size of the highest throughput."""
-        return max(self.seconds, key=self.throughput)
+    def images_per_second(self) -> float:
+        """By the median call."""
+        return self.images / float(np.median(self.seconds))
+
+    @property
+    def variation(self) -> float:
+        """Coefficient of variation: standard deviation over mean."""
+        return float(np.std(self.seconds) / np.mean(self.seconds))
+
+
+def wall(work: Callable[[], object]) -> Call:
+    """Work that is over when it returns, timed by the monotonic clock."""
+
+    def call() -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    return call
 
 
 def measure(
-    engines: Mapping[str, Predict],
-    tiles: NDArray[np.uint8],
-    batches: tuple[int, ...] = BATCHES,
+    contenders: Mapping[str, Timed],
     budget: Budget = Budget(),
-    on_progress: Callable[[str], None] = lambda what: None,
-) -> dict[str, Speed]:
-    """Time every engine at every batch size, in rounds: each engine has its turn, in a freshly shuffled order.
+    seed: int = 0,
+    failed: dict[str, str] | None = None,
+) -> dict[str, Samples]:
+    """Time every contender. failed: takes up the reason of each that raises BackendError, which is then left out; None lets it pass."""
+    draw = random.Random(seed)
+    seconds: dict[str, list[float]] = {}
+    steady: dict[str, bool] = {}
+    waiting = []
+    for name, each in contenders.items():
+        try:
+            steady[name], seconds[name] = _warm_up(each.call), []
+            waiting.append(name)
+        except BackendError as error:
+            _give_up(name, error, failed)
+    while waiting:
+        draw.shuffle(waiting)
+        for name in list(waiting):
+            taken = seconds[name]
+            try:
+                taken += _turn(contenders[name].call, bool(taken) and taken[-1] > _LONG_CALL)
+            except BackendError as error:
+                _give_up(name, error, failed)
+                waiting.remove(name)
+                del seconds[name]
+                continue
+            if len(taken) >= budget.calls and sum(taken) >= budget.seconds:
+                waiting.remove(name)
+    return {name: Samples(contenders[name].images, taken, steady[name]) for name, taken in seconds.items()}
 
-    A turn is a short pause and one untimed call, then timed calls for a moment: the idle threads of one library spin
-    for a while after its last call, and would slow down the next engine's first.
-    """
-    draw = random.Random(0)
-    seconds: dict[str, dict[int, list[float]]] = {name: {} for name in engines}
-    for batch in batches:
-        on_progress(f"batch {batch}")
-        images = np.ascontiguousarray(np.resize(tiles, (batch, *tiles.shape[1:])))
-        for predict in engines.values():
-            _warm_up(predict, images)
-        wanted, calls = (
-            (budget.latency_seconds, budget.latency_calls) if batch == 1 else (budget.throughput_seconds, budget.throughput_calls)
-        )
-        open_turns = list(engines)
-        for name in engines:
-            seconds[name][batch] = []
-        while open_turns:
-            draw.shuffle(open_turns)
-            for name in list(open_turns):
-                taken = seconds[name][batch]
-                taken += _turn(engines[name], images)
-                if len(taken) >= calls and sum(taken) >= wanted:
-                    open_turns.remove(name)
-    return {name: Speed(by_batch) for name, by_batch in seconds.items()}
+
+def _give_up(name: str, error: BackendError, failed: dict[str, str] | None) -> None:
+    if failed is None:
+        raise error
+    failed[name] = str(error)
 
 
-def _turn(predict: Predict, images: NDArray[np.uint8]) -> list[float]:
+def _turn(call: Call, long: bool) -> list[float]:
     time.sleep(_PAUSE_SECONDS)
-    predict(images)
+    if not long:  # other threads spin for a moment only
+        call()
     taken: list[float] = []
     while sum(taken) < _TURN_SECONDS:
-        begin = time.perf_counter()
-        predict(images)
-        taken.append(time.perf_counter() - begin)
+        taken.append(call())
     return taken
 
 
-def _warm_up(predict: Predict, images: NDArray[np.uint8]) -> None:
-    """The first call at a batch size is never typical; then on, until the clock has settled."""
-    end = time.perf_counter() + _WARM_UP_SECONDS
-    while True:
-        predict(images)
-        if time.perf_counter() > end:
-            return
+def _warm_up(call: Call) -> bool:
+    """Call until the medians of three windows in a row agree; False where ten windows did not bring that."""
+    call()  # the first one at a batch size is never typical
+    medians: list[float] = []
+    while len(medians) < MOST_WINDOWS:
+        window: list[float] = []
+        while sum(window) < _WINDOW_SECONDS:
+            window.append(call())
+        medians.append(float(np.median(window)))
+        last = medians[-WINDOWS:]
+        if len(last) == WINDOWS and max(last) <= (1 + STEADY) * min(last):
+            return True
+    return False

@@ -1,13 +1,12 @@
-"""`sattrt bench`: accuracy on the whole test split, latency, throughput, and file to label, for every engine.
+"""`sattrt bench`: every engine of some bundles, its accuracy on the whole test split and its speed by a written method.
 
-report = bench(read_bundle(Path("engines/eurosat")), Dataset.read(Path("dataset")))
+report = bench([read_bundle(Path("engines/eurosat"))], Dataset.read(Path("dataset")), BenchConfig(seconds=3))
+report.document["engines"][0]["accuracy"]["accuracy"]
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,138 +15,156 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..accuracy import Score, evaluate
 from ..data.dataset import Dataset
-from ..errors import ContractError
+from ..errors import ContractError, InputError
 from ..machine import cores, environment
 from ..runtime import Bundle
-from ..spec import ModelSpec
-from .contenders import TORCH, Infer, gather
-from .measure import BATCHES, Budget, Speed, measure
+from . import rows
+from .ceiling import Ceilings, ceilings, operations_per_tile
+from .compare import SCHEMA
+from .config import BenchConfig
+from .contenders import Contenders, gather, misfit
+from .passes import Passes
+from .peer import run_peer
+from .power import gpu_state, joules
+from .report import Report
+from .scenarios import QUERY
 from .tiles import TileReader
 
-_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One engine's figures. file_to_label: images a second from encoded file to class. Errors are against the reference."""
-
-    name: str
-    device: str
-    score: Score
-    speed: Speed
-    file_to_label: float
-    largest_logit_error: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """rows: what was measured. absent: engine name to the reason why it could not be. reference: whose answers flips are counted against."""
-
-    rows: list[Row]
-    absent: dict[str, str]
-    reference: str
-    split: str
-    same_split: bool
-    decoder: str
-    bundle: str
-    bundle_digest: str
-    threads: int
-    classes: tuple[str, ...]
-    tile_names: list[str]
-    environment: dict[str, Any]
-    measured_at: str
-    sattrt: str = __version__
+_WORST_TILES = 24
 
 
 def bench(
-    bundle: Bundle,
+    bundles: list[Bundle],
     dataset: Dataset,
-    run: Path | None = None,
-    threads: int = 0,
-    batches: tuple[int, ...] = BATCHES,
-    budget: Budget = Budget(),
+    config: BenchConfig = BenchConfig(),
+    peers: tuple[str, ...] = (),
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    """Measure every engine of the bundle that runs here, and torch eager, on the dataset's test split.
+    """Measure every engine of the bundles that runs here, torch eager, and foreign programs, on the dataset's test split.
 
-    run: the run folder that torch eager is taken from, by default the one the bundle was exported from.
-    threads: CPU threads, 0 for all cores.
-    Raises ContractError where the dataset has other classes or another tile size, InputError for an empty test
-    split, BackendError where no engine runs here.
+    Raises ContractError where no bundle fits the dataset, InputError for an empty test split, BackendError where no engine runs here.
+    What fails on the way becomes a line of document["absent"]; the others are measured.
     """
-    _check_fit(bundle.spec, dataset)
+    reasons = [misfit(bundle.spec, dataset) for bundle in bundles]
+    if all(reasons):
+        raise ContractError(str(reasons[0]))
     tiles = dataset.require("test")
-    threads = threads or cores()
-    reader = TileReader(dataset, tiles, threads)
+    on_progress("reading the tiles")
+    reader = TileReader(dataset, tiles, cores())
     decoded = [(images.copy(), labels) for images, labels in reader]
-    images = np.concatenate([part for part, _ in decoded])
-    labels = np.concatenate([part for _, part in decoded])
-    contenders = gather(bundle, run, threads)
+    images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
+    counts = tuple(count or cores() for count in config.thread_counts)
+    contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts)
     try:
-        reference = TORCH if TORCH in contenders.infer else next(iter(contenders.infer))
-        logits = {}
-        for name, infer in contenders.infer.items():
-            on_progress(f"accuracy of {name}")
-            logits[name] = _all_logits(infer, images)
-        whole = _file_to_label(contenders.infer, reader, on_progress)
-        speeds = measure(contenders.infer, images, batches, budget, on_progress)
+        passes = Passes(contenders, images, config, on_progress)
+        answers = passes.answers()
+        clocks = passes.clocks(reader)
+        timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
+        offline, callers = passes.offline() if config.wants("offline") else ({}, {})
+        served = passes.server(offline) if config.wants("server") else {}
+        energy = passes.energy()
     finally:
         contenders.close()
-    expected = logits[reference].argmax(1)
-    rows = [
-        Row(
-            name=name,
-            device=contenders.devices[name],
-            score=evaluate(logits[name].argmax(1), labels, dataset.classes, expected),
-            speed=speeds[name],
-            file_to_label=whole[name],
-            largest_logit_error=float(np.abs(logits[name] - logits[reference]).max()),
+    on_progress("the machine's own ceilings")
+    best = _ceilings(contenders)
+    operations = {bundle.digest: operations_per_tile(bundle.spec) for bundle in bundles}
+    engines = []
+    references = _references(contenders, answers)
+    for name, (logits, probabilities) in answers.items():
+        contender = contenders.present[name]
+        reference = references[contender.bundle.digest]
+        engines.append(
+            rows.engine_row(
+                contender,
+                rows.accuracy(logits, probabilities, labels, dataset.classes, answers[reference][0], tiles),
+                reference,
+                clocks.get(name),
+                {scenario: timings[scenario].get(name) for scenario in timings},
+                {batch: found[name] for batch, found in offline.items() if name in found},
+                callers.get(name, {}),
+                served.get(name),
+                energy.get(name),
+                best[contender.device],
+                operations[contender.bundle.digest],
+            )
         )
-        for name in contenders.infer
-    ]
-    return Report(
-        rows=rows,
-        absent=contenders.absent,
-        reference=reference,
-        split=dataset.split,
-        same_split=dataset.digest == bundle.spec.dataset_digest,
-        decoder=reader.decoder,
-        bundle=bundle.path.name,
-        bundle_digest=bundle.digest,
-        threads=threads,
-        classes=dataset.classes,
-        tile_names=[tile.name for tile in tiles],
-        environment=environment(),
-        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    peer_rows = _peers(peers, images, labels, dataset, config, contenders, on_progress)
+    reference = next(iter(references.values()))
+    worst = _worst(answers[reference][1], labels)
+    document = {
+        "schema": SCHEMA,
+        "sattrt": __version__,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": {**config.to_dict(), "engine_threads": list(counts)},
+        "environment": {**environment(), "gpu_state": gpu_state(), "energy": joules()[1]},
+        "ceilings": {
+            device: {"operations_per_second": found.matrix, "memory_bytes_per_second": found.memory} for device, found in best.items()
+        },
+        "dataset": {
+            "split": dataset.split,
+            "seed": dataset.seed,
+            "digest": dataset.digest,
+            "tiles": len(tiles),
+            "classes": list(dataset.classes),
+            "decoder": reader.decoder,
+        },
+        "bundles": [
+            {"name": bundle.path.name, "digest": bundle.digest, "same_split": dataset.digest == bundle.spec.dataset_digest}
+            for bundle in bundles
+        ],
+        "engines": engines,
+        "peers": peer_rows,
+        "absent": contenders.absent,
+        "worst_tiles": [
+            {
+                "tile": tiles[i].name,
+                "class": dataset.classes[labels[i]],
+                "answer": dataset.classes[answers[reference][1][i].argmax()],
+                "probability": float(answers[reference][1][i, labels[i]]),
+                "engine": reference,
+            }
+            for i in worst
+        ],
+    }
+    return Report({**document, "warnings": rows.warnings(document)}, images[worst])
 
 
-def _check_fit(spec: ModelSpec, dataset: Dataset) -> None:
-    if spec.classes != dataset.classes:
-        raise ContractError(
-            f"The bundle knows the classes {', '.join(spec.classes)}; the dataset has {', '.join(dataset.classes)}. "
-            "Bench it on a dataset of its own classes."
-        )
-    if (spec.height, spec.width) != (dataset.height, dataset.width):
-        raise ContractError(
-            f"The bundle takes {spec.width}x{spec.height} tiles; the dataset has {dataset.width}x{dataset.height}. Cut tiles of that size."
-        )
+def _ceilings(contenders: Contenders) -> dict[str, Ceilings]:
+    devices = {each.device for each in contenders.present.values()}
+    return {device: ceilings("cpu" if device == "cpu" else "cuda") for device in devices}
 
 
-def _all_logits(infer: Infer, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate([infer(images[start : start + 64])[0] for start in range(0, len(images), 64)])
+def _references(contenders: Contenders, answers: dict[str, Any]) -> dict[str, str]:
+    """By bundle digest: whose answers flips are counted against, torch's where it is there."""
+    found: dict[str, str] = {}
+    for name in answers:
+        found.setdefault(contenders.present[name].bundle.digest, name)
+    return found
 
 
-def _file_to_label(contenders: dict[str, Infer], reader: TileReader, on_progress: Callable[[str], None]) -> dict[str, float]:
-    """Images a second over read, decode, infer, argmax; the median of a few passes, engines in turns."""
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(_ROUNDS):
-        on_progress(f"file to label, pass {turn + 1} of {_ROUNDS}")
-        for name, infer in contenders.items():
-            begin, count = time.perf_counter(), 0
-            for images, _ in reader:
-                count += len(infer(images)[0].argmax(1))
-            speeds[name].append(count / (time.perf_counter() - begin))
-    return {name: float(np.median(taken)) for name, taken in speeds.items()}
+def _worst(probabilities: NDArray[np.float32], labels: NDArray[np.integer]) -> NDArray[np.intp]:
+    """Positions of the tiles whose own class was given the least probability."""
+    own: NDArray[np.float32] = probabilities[np.arange(len(labels)), labels]
+    return own.argsort()[:_WORST_TILES]
+
+
+def _peers(
+    commands: tuple[str, ...],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    dataset: Dataset,
+    config: BenchConfig,
+    contenders: Contenders,
+    on_progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    found = []
+    for command in commands:
+        on_progress(f"peer: {command}")
+        try:
+            peer = run_peer(command, images, dataset.classes, config.peer_seconds)
+        except InputError as error:
+            contenders.absent[f"peer: {command}"] = str(error)
+            continue
+        found.append(rows.peer_row(peer, labels, dataset.classes))
+    return found

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle
+from ..runtime.ort import require_tensorrt
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, atomic_folder, sha256_file, write_bytes, write_json
 from ..training.run import Samples, load_trained, read_samples
@@ -37,8 +38,10 @@ BACKENDS = {
     "openvino": ("fp32", "bf16", "int8"),
     "tensorrt": ("fp32", "fp16", "bf16", "int8", "fp8"),
     "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
+    "onnxruntime-tensorrt": ("fp32", "fp16", "int8"),
 }
-_INTERPRETERS = ("onnxruntime", "openvino")  # they run an ONNX file as it is
+_ANYWHERE = ("onnxruntime", "openvino")
+_INTERPRETERS = (*_ANYWHERE, "onnxruntime-tensorrt")  # they run an ONNX file as it is
 GOLDEN_TILES = 20
 
 
@@ -145,8 +148,11 @@ class _Making:
 
     def _built(self, backend: str, precision: str, name: str) -> EngineRecord:
         if backend in _INTERPRETERS:
-            # OpenVINO computes an fp32 graph in bf16 when told to
-            graph = {"int8": "int8-cpu", "bf16": "fp32"}.get(precision, precision)
+            graph = precision
+            if backend == "onnxruntime-tensorrt":
+                require_tensorrt()
+            else:  # OpenVINO computes an fp32 graph in bf16 when told to
+                graph = {"int8": "int8-cpu", "bf16": "fp32"}.get(precision, precision)
             file, notes = self.graphs.make(graph)
             return EngineRecord(name, backend, precision, file, {"onnx": file, "onnx_sha256": sha256_file(self.folder / file), **notes})
         plan = self.folder / f"{name}.plan"
@@ -189,7 +195,7 @@ class _Making:
         """A plan that can't run here is judged by its graph, in whatever runs that; nothing is said where nothing does."""
         if file not in self._of_graphs:
             self._of_graphs[file] = {}
-            for backend in _INTERPRETERS:
+            for backend in _ANYWHERE:
                 stand_in = EngineRecord(f"{precision} graph on {backend}", backend, precision, file, {})
                 try:
                     verdict, device = self._judge(stand_in)

@@ -107,7 +107,10 @@ def _calibration(engines: list[EngineRecord]) -> list[str]:
     ]
     for file, found in notes.items():
         tried = "; ".join(f"{name} {100 * each['accuracy']:.2f} % ({each['mean_error']:.3f})" for name, each in found["tried"].items())
-        lines += ["", f"`{file}`, {found['tiles']} tiles: **{found['method']}**. Tried, with accuracy and mean logit error: {tried}."]
+        lines += [
+            "",
+            f"`{file}`, {found['tiles']} tiles, weights of {found['weight_bits']} bits: **{found['method']}**. Tried, with accuracy and mean logit error: {tried}.",
+        ]
     return lines
 
 

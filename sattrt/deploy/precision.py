@@ -30,7 +30,7 @@ METHODS = {"int8": _INT8_METHODS, "int8-cpu": _INT8_METHODS, "fp8": ("max",)}  #
 KINDS = {"int8": ["Conv"], "int8-cpu": ["Conv", "Relu", "Add", "MaxPool"], "fp8": ["Conv"]}
 # E4M3 has three bits of mantissa: in the first layers dark tiles of little contrast, forests and lakes, would lose what tells them apart
 _FLOAT_IN_FP8 = ("backbone.conv1.", "backbone.layer1.")
-_HISTOGRAM_BINS, _BATCH = 1024, 32
+_HISTOGRAM_BINS, _ENTROPY_BINS, _BATCH = 1024, 512, 32
 _E4M3_LARGEST = 448.0
 
 Ranges = dict[str, tuple[Any, ...]]
@@ -79,9 +79,9 @@ class Calibration:
 
 
 def _coarser(counts: NDArray[Any], edges: NDArray[Any], *rest: Any) -> tuple[Any, ...]:
-    """The histogram in no more bins than it began with: a tensor with rare large values has grown to tens of thousands, and the
-    search for the least loss of information takes the square of them."""
-    together = -(-len(counts) // _HISTOGRAM_BINS)
+    """The histogram in few bins: a tensor with rare large values has grown to tens of thousands, and the search for the least loss of
+    information takes the square of them."""
+    together = -(-len(counts) // _ENTROPY_BINS)
     missing = -len(counts) % (2 * together)  # on both sides alike: zero stays in the middle
     counts = np.pad(counts, missing // 2).reshape(-1, together).sum(1)
     places = together * np.arange(len(counts) + 1) - missing // 2
@@ -98,8 +98,11 @@ class _Batches:
         return {"input": self._left.pop()} if self._left else None
 
 
-def quantise(source: Path, target: Path, kind: str, ranges: Ranges) -> None:
-    """Write the graph of a kind of `KINDS`, with activations cut to `ranges`."""
+def quantise(source: Path, target: Path, kind: str, ranges: Ranges, seven_bits: bool = False) -> None:
+    """Write the graph of a kind of `KINDS`, with activations cut to `ranges`.
+
+    seven_bits: of weights, for a CPU that sums pairs of products in 16 bits and clips what goes beyond.
+    """
     quantization = _quantization()
     for_cpu = kind == "int8-cpu"
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": not for_cpu, "QuantizeBias": for_cpu}
@@ -111,7 +114,7 @@ def quantise(source: Path, target: Path, kind: str, ranges: Ranges) -> None:
         quantizer = quantization.QDQQuantizer(
             copy.deepcopy(original),
             True,  # per channel
-            False,  # all 8 bits of a weight
+            seven_bits,
             quantization.QuantType.QInt8,
             quantization.QuantType.QUInt8 if for_cpu else quantization.QuantType.QInt8,
             quantization.TensorsData(quantization.CalibrationMethod.MinMax, ranges),

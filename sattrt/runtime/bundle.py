@@ -85,8 +85,8 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed
 def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0) -> Engine:
     """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it."""
     path = folder / record.file
-    backend = _backend(record, path, threads)
     tile = (spec.height, spec.width, len(spec.bands))
+    backend = _backend(record, path, tile, threads)
     if (backend.tile, backend.classes) != (tile, len(spec.classes)):
         raise ContractError(
             f"{path} takes tiles of {backend.tile} and knows {backend.classes} classes; {folder / 'spec.json'} promises {tile} and "
@@ -134,12 +134,12 @@ def manifest_digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _backend(record: EngineRecord, path: Path, threads: int) -> Backend:
+def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: int) -> Backend:
     # imported here: each needs a library of its own
-    if record.backend == "onnxruntime":
+    if record.backend in ("onnxruntime", "onnxruntime-tensorrt"):
         from .ort import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(path, record.precision, threads)
+        return OnnxRuntimeBackend(path, record.precision, threads, tile if record.backend == "onnxruntime-tensorrt" else None)
     if record.backend == "openvino":
         from .ov import OpenVinoBackend
 

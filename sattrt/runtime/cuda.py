@@ -5,15 +5,15 @@
     with memory.current():
         address = memory.allocate(1024)
 
-Source: CUDA Driver API reference (cuInit, cuCtx*, cuMem*, cuStream*).
+Source: CUDA Driver API reference (cuInit, cuCtx*, cuMem*, cuStream*, cuEvent*, cuGraph*).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from collections.abc import Callable, Iterator
+from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_OF_THIS_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads of the host program do is not recorded
 
 
 class Device:
@@ -52,7 +53,7 @@ class Device:
 
 
 class Memory:
-    """The device's primary context, one stream, and buffers that live until `close`."""
+    """The device's primary context, one stream, buffers that live until `close`, and a graph recorded from the stream."""
 
     def __init__(self, device: Device) -> None:
         self._device, self._context, stream = device, c_void_p(), c_void_p()
@@ -61,6 +62,7 @@ class Memory:
             device.call("cuStreamCreate", byref(stream), 0)
         self.stream = int(stream.value or 0)
         self._buffers: list[int] = []
+        self._graph = c_void_p()
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -92,9 +94,53 @@ class Memory:
         """Wait for everything queued."""
         self._device.call("cuStreamSynchronize", c_void_p(self.stream))
 
+    def seconds(self, work: Callable[[], None]) -> float:
+        """What `work` queues takes on the GPU, from its start there to its end, in seconds."""
+        start, end, milliseconds = c_void_p(), c_void_p(), c_float()
+        for event in (start, end):
+            self._device.call("cuEventCreate", byref(event), 0)
+        try:
+            self._device.call("cuEventRecord", start, c_void_p(self.stream))
+            work()
+            self._device.call("cuEventRecord", end, c_void_p(self.stream))
+            self._device.call("cuEventSynchronize", end)
+            self._device.call("cuEventElapsedTime", byref(milliseconds), start, end)
+        finally:
+            for event in (start, end):
+                self._device.call("cuEventDestroy_v2", event)
+        return milliseconds.value / 1e3
+
+    def record(self, work: Callable[[], None]) -> None:
+        """Record what `work` queues on the stream, without running it, in place of what was recorded before."""
+        self.forget()
+        graph = c_void_p()
+        self._device.call("cuStreamBeginCapture_v2", c_void_p(self.stream), _OF_THIS_THREAD)
+        try:
+            work()
+        except BackendError:
+            with contextlib.suppress(BackendError):  # a recording that failed is ended, and has nothing to give
+                self._device.call("cuStreamEndCapture", c_void_p(self.stream), byref(graph))
+            raise
+        self._device.call("cuStreamEndCapture", c_void_p(self.stream), byref(graph))
+        try:
+            self._device.call("cuGraphInstantiateWithFlags", byref(self._graph), graph, c_uint64(0))
+        finally:
+            self._device.call("cuGraphDestroy", graph)
+
+    def replay(self) -> None:
+        """Queue what was recorded, as one launch."""
+        self._device.call("cuGraphLaunch", self._graph, c_void_p(self.stream))
+
+    def forget(self) -> None:
+        """Free what was recorded."""
+        if self._graph:
+            self._device.call("cuGraphExecDestroy", self._graph)
+            self._graph = c_void_p()
+
     def close(self) -> None:
-        """Free buffers and stream, let go of the context."""
+        """Free buffers, graph and stream, let go of the context."""
         with self.current():
+            self.forget()
             for address in self._buffers:
                 self._device.call("cuMemFree_v2", c_uint64(address))
             self._buffers.clear()

@@ -5,6 +5,7 @@ result = engine.predict(tiles)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -24,7 +25,10 @@ REJECTED = "rejected"
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """How an engine was built. file: the model or plan; backend: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"."""
+    """How an engine was built. file: the model or plan.
+
+    backend: "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx" or "onnxruntime-tensorrt" (ONNX Runtime's TensorRT provider).
+    """
 
     name: str
     backend: str
@@ -46,6 +50,9 @@ class Backend(Protocol):
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities, float32 (N, classes) each, of uint8 (N, H, W, bands)."""
+
+    def resident(self, tiles: Tiles) -> Callable[[], float]:
+        """A call that runs tiles which were put where the engine computes, leaves the answers there, and returns its seconds."""
 
     def close(self) -> None:
         """Free the library's memory."""
@@ -119,6 +126,13 @@ class Engine:
             return self._backend.run(tiles)
         parts = [self._backend.run(tiles[start : start + size]) for start in range(0, len(tiles), size)]
         return np.concatenate([logits for logits, _ in parts]), np.concatenate([probabilities for _, probabilities in parts])
+
+    def resident(self, tiles: Tiles) -> Callable[[], float]:
+        """The engine alone: a call that runs these tiles (at most a batch), nothing copied, and returns the seconds it took.
+
+        The clock is the device's own where it has one. Not for use beside `predict` from another thread.
+        """
+        return self._backend.resident(tiles[: self._backend.max_batch])
 
     def close(self) -> None:
         """Free the engine's memory."""

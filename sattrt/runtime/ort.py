@@ -1,10 +1,12 @@
-"""ONNX Runtime: the embedded default, on any CPU and on NVIDIA GPUs with onnxruntime-gpu."""
+"""ONNX Runtime: the embedded default, on any CPU, and on NVIDIA GPUs with onnxruntime-gpu, by CUDA or by its own TensorRT provider."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,20 @@ import numpy as np
 from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
+MAX_BATCH, _TUNED_BATCH = 256, 64
+
 
 class OnnxRuntimeBackend:
-    """A session over one ONNX file. It runs on CUDA where onnxruntime-gpu finds a GPU, else on the CPU; `device` says which."""
+    """A session over one ONNX file. It runs on CUDA where onnxruntime-gpu finds a GPU, else on the CPU; `device` says which.
 
-    max_batch = 256
+    tensorrt: (height, width, bands) where ONNX Runtime is to compile the graph by TensorRT as it opens it, which takes a while and
+    needs libnvinfer.so.10. BackendError where it can't.
+    """
 
-    def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise BackendError("ONNX Runtime is not installed. Install it with: pip install 'sattrt[cpu]' (or [gpu])") from None
+    max_batch = MAX_BATCH
+
+    def __init__(self, path: Path, precision: str, threads: int = 0, tensorrt: tuple[int, ...] | None = None) -> None:
+        onnxruntime = _module()
         self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
@@ -36,6 +41,9 @@ class OnnxRuntimeBackend:
                 onnxruntime.preload_dlls()
             # TF32 would round fp32 engines to 10 bits without a word
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+        if tensorrt:
+            require_tensorrt()
+            providers.insert(0, ("TensorrtExecutionProvider", _tensorrt_options(precision, tensorrt)))
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
@@ -50,7 +58,10 @@ class OnnxRuntimeBackend:
         self.tile = tuple(self._session.get_inputs()[0].shape[1:])
         self.classes = int(outputs["logits"].shape[-1])
         # a provider that failed to start is dropped without an error: say what really runs
-        self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+        running = self._session.get_providers()[0]
+        if tensorrt and not running.startswith("Tensorrt"):
+            raise BackendError("ONNX Runtime can't start TensorRT here; it wants a GPU and libnvinfer.so.10. Use an onnxruntime engine.")
+        self.device = "cpu" if running.startswith("CPU") else "cuda"
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
@@ -60,6 +71,47 @@ class OnnxRuntimeBackend:
             raise BackendError(f"ONNX Runtime can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
         return np.asarray(logits, np.float32), np.asarray(probabilities, np.float32)
 
+    def resident(self, tiles: Tiles) -> Callable[[], float]:
+        """A call that runs tiles which lie on the device, and leaves the answers there; its seconds."""
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("input", _module().OrtValue.ortvalue_from_numpy(tiles, self.device, 0))
+        for name in ("logits", "probabilities"):
+            binding.bind_output(name, self.device)
+
+        def call() -> float:
+            begin = time.perf_counter()
+            self._session.run_with_iobinding(binding)  # waits for the device
+            return time.perf_counter() - begin
+
+        return call
+
     def close(self) -> None:
         """Free the session."""
         del self._session
+
+
+def require_tensorrt() -> None:
+    """BackendError where ONNX Runtime is installed without its TensorRT provider."""
+    if "TensorrtExecutionProvider" not in _module().get_available_providers():
+        raise BackendError(
+            "ONNX Runtime here has no TensorRT provider. Install onnxruntime-gpu (pip install 'sattrt[gpu]') and TensorRT 10."
+        )
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendError("ONNX Runtime is not installed. Install it with: pip install 'sattrt[cpu]' (or [gpu])") from None
+    return onnxruntime
+
+
+def _tensorrt_options(precision: str, tile: tuple[int, ...]) -> dict[str, str]:
+    """One profile for every batch size: without it each new one would be compiled anew."""
+    sides = "x".join(map(str, tile))
+    profile = {"min": 1, "opt": _TUNED_BATCH, "max": MAX_BATCH}
+    return {
+        "trt_fp16_enable": str(precision == "fp16"),
+        "trt_int8_enable": str(precision == "int8"),
+        **{f"trt_profile_{name}_shapes": f"input:{batch}x{sides}" for name, batch in profile.items()},
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +35,10 @@ def load_module(backend: str, builds: bool = False) -> ModuleType:
 
 
 class TensorRTBackend:
-    """An execution context over one plan, with its input and output memory on the GPU."""
+    """An execution context over one plan, with its input and output memory on the GPU.
+
+    A batch size that comes twice in a row is recorded as a CUDA graph and launched as one from then on, until another comes.
+    """
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         try:
@@ -78,7 +82,7 @@ class TensorRTBackend:
             refitter = trt.Refitter(self._engine, self._logger)
             if not (trt.OnnxParserRefitter(refitter, self._logger).refit_from_file(str(weights)) and refitter.refit_cuda_engine()):
                 raise BackendError(f"{path.name} can't be given the weights of {weights.name}. Export the bundle again.")
-        self._context = self._engine.create_execution_context()
+        self._context = self._engine.create_execution_context(*self._runtime_config(trt))
         if self._context is None:
             raise BackendError(f"{self.device} has no memory left for {path.name}. Close other programs, or use another engine.")
         self.classes = int(self._engine.get_tensor_shape("logits")[1])
@@ -89,19 +93,59 @@ class TensorRTBackend:
             values = self.max_batch * int(np.prod(tuple(self._engine.get_tensor_shape(name))[1:]))
             self._buffers[name] = self._memory.allocate(values * (1 if name == "input" else 4))
             self._context.set_tensor_address(name, self._buffers[name])
+        self._last, self._recorded = 0, False  # the last batch size, and whether it is recorded
+
+    def _runtime_config(self, trt: ModuleType) -> list[Any]:
+        """TensorRT-RTX, which compiles kernels as it runs, records graphs by itself, and knows when."""
+        self._may_record = not hasattr(trt, "CudaGraphStrategy")
+        if self._may_record:
+            return []
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return [config]
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of uint8 (N, H, W, bands)."""
         logits, probabilities = (np.empty((len(tiles), self.classes), np.float32) for _ in range(2))
         with self._turn, self._memory.current():
-            self._context.set_input_shape("input", tiles.shape)
             self._memory.copy_in(self._buffers["input"], tiles)
-            if not self._context.execute_async_v3(self._memory.stream):
-                raise BackendError("TensorRT refused to run the engine. Export the bundle again on this machine.")
+            self._infer(len(tiles))
             self._memory.copy_out(logits, self._buffers["logits"])
             self._memory.copy_out(probabilities, self._buffers["probabilities"])
             self._memory.synchronize()
         return logits, probabilities
+
+    def resident(self, tiles: Tiles) -> Callable[[], float]:
+        """A call that runs tiles which lie on the GPU, and leaves the answers there; its seconds by the GPU's events."""
+        with self._memory.current():
+            self._memory.copy_in(self._buffers["input"], tiles)
+            self._memory.synchronize()
+
+        def call() -> float:
+            with self._turn, self._memory.current():
+                return self._memory.seconds(lambda: self._infer(len(tiles)))
+
+        return call
+
+    def _infer(self, count: int) -> None:
+        if count != self._last:
+            self._context.set_input_shape("input", (count, *self.tile))
+            self._recorded = False
+        elif self._may_record and not self._recorded:  # a second time: the first, unrecorded, has prepared this shape
+            try:
+                self._memory.record(self._enqueue)
+                self._recorded = True
+            except BackendError:  # not every engine can be recorded; each can be run
+                self._may_record = False
+        self._last = count
+        if self._recorded:
+            self._memory.replay()
+        else:
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise BackendError("TensorRT refused to run the engine. Export the bundle again on this machine.")
 
     def close(self) -> None:
         """Free the engine and its memory on the GPU."""

@@ -1,28 +1,32 @@
 import json
 import shutil
 import sys
-import time
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
+from conftest import BENCHED, QUICK
 
-from sattrt.accuracy import evaluate, wilson
-from sattrt.bench.measure import Budget, Speed, measure
-from sattrt.bench.report import to_json, write_report
-from sattrt.bench.run import Report, bench
+from sattrt.accuracy import evaluate, selective_curve, wilson
+from sattrt.bench.compare import read_report
+from sattrt.bench.report import Report, write_report
+from sattrt.bench.run import bench
 from sattrt.bench.tiles import TileReader
 from sattrt.data.dataset import Dataset
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.runtime import Bundle, open_bundle
-
-QUICK = Budget(latency_seconds=0.05, latency_calls=3, throughput_seconds=0.05, throughput_calls=2)
+from sattrt.runtime import Bundle, Engine, open_bundle
 
 
-@pytest.fixture(scope="module")
-def report(bundle: Bundle, dataset: Dataset) -> Report:
-    return bench(bundle, dataset, batches=(1, 4), budget=QUICK)
+def engines(report: Report) -> dict[str, dict[str, Any]]:
+    return {row["engine"]: row for row in report.document["engines"]}
+
+
+def only(bundle: Bundle, *names: str) -> Bundle:
+    return replace(bundle, engines=tuple(record for record in bundle.engines if record.name in names))
 
 
 def test_wilson_is_wilsons() -> None:
@@ -32,71 +36,94 @@ def test_wilson_is_wilsons() -> None:
 
 
 def test_the_evaluator_counts() -> None:
-    score = evaluate(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]), ("a", "b", "c"), np.array([0, 0, 1, 2]))
-    assert (score.correct, score.tiles, score.accuracy) == (3, 4, 0.75)
-    assert score.per_class == {"a": (1, 1), "b": (1, 1), "c": (1, 2)}
+    score = evaluate(np.array([0, 1, 1, 2, 2]), np.array([0, 1, 2, 2, 0]), ("a", "b", "c"), np.array([0, 0, 1, 2, 2]))
+    assert (score.correct, score.tiles, score.accuracy) == (3, 5, 0.6)
+    assert score.confusion == [[1, 0, 1], [0, 1, 0], [0, 1, 1]]
+    b, c = score.per_class["b"], score.per_class["c"]
+    assert (b.precision, b.recall, b.f1) == (0.5, 1.0, pytest.approx(2 / 3))
+    assert (c.precision, c.recall, c.f1) == (0.5, 0.5, 0.5)
     assert score.flips == [1]
 
 
-def test_engines_are_measured_in_turns() -> None:
-    calls: list[str] = []
-
-    def engine(name: str):  # type: ignore[no-untyped-def]
-        def predict(tiles: np.ndarray) -> None:
-            assert tiles.shape == (4, 2, 2, 3)
-            calls.append(name)
-            time.sleep(0.02)
-
-        return predict
-
-    budget = Budget(throughput_calls=40, throughput_seconds=0.0)
-    speeds = measure({"a": engine("a"), "b": engine("b")}, np.zeros((3, 2, 2, 3), np.uint8), (4,), budget)
-    for speed in speeds.values():
-        assert len(speed.seconds[4]) >= 40
-        assert min(speed.seconds[4]) >= 0.02
-    turns = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
-    assert len(turns) >= 6  # a and b warmed up, then at least two turns of each
+def test_the_most_certain_tiles_come_first() -> None:
+    curve = selective_curve(np.array([0.9, 0.5, 0.8, 0.6]), np.array([True, False, True, False]))
+    assert [(point["coverage"], point["accuracy"]) for point in curve] == [(0.25, 1.0), (0.5, 1.0), (0.75, 2 / 3), (1.0, 0.5)]
+    assert curve[1]["threshold"] == 0.8
 
 
-def test_speed_is_read_from_raw_samples() -> None:
-    speed = Speed({1: [0.001, 0.002, 0.003], 10: [0.004, 0.005, 0.1]})
-    assert speed.latency_ms(50) == pytest.approx(2)
-    assert speed.throughput(10) == pytest.approx(2000)
-    assert speed.best_batch == 10
+def test_a_report_is_what_its_schema_says(report: Report, tmp_path: Path) -> None:
+    schema = json.loads(resources.files("sattrt.bench").joinpath("schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    write_report(report, tmp_path)
+    written = json.loads((tmp_path / "bench.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    jsonschema.validate(written, schema)
+    assert written == json.loads(json.dumps(report.document))
+    assert read_report(tmp_path)["measured_at"] == report.document["measured_at"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(written | {"engines": []}, schema)
 
 
-def test_every_engine_that_runs_here_has_a_row(report: Report, bundle: Bundle) -> None:
-    measured = {row.name for row in report.rows}
+def test_every_engine_is_measured_or_said_why_not(report: Report, bundle: Bundle) -> None:
+    measured, absent = set(engines(report)), report.document["absent"]
     assert {"torch-eager-fp32", "onnxruntime-fp32", "onnxruntime-fp16"} <= measured
-    assert measured | set(report.absent) == {record.name for record in bundle.engines} | {"torch-eager-fp32"}
-    assert all(report.absent.values())
+    wanted = {record.name for record in bundle.engines if record.name in BENCHED}
+    assert measured | set(absent) == wanted | {"torch-eager-fp32", "peer: false"}
+    assert all(absent.values())
+
+
+def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
+    for row in report.document["engines"]:
+        for size, timed in row["offline"].items():
+            assert timed["images_per_second"] == pytest.approx(int(size) / np.median(timed["seconds"]), rel=1e-3)
+        assert row["best_batch"] == max(map(int, row["offline"]), key=lambda size: row["offline"][str(size)]["images_per_second"])
+        assert row["single_stream"]["latency_ms"]["p90"] == pytest.approx(
+            1e3 * np.percentile(row["single_stream"]["seconds"], 90), rel=1e-3
+        )
+        assert row["multi_stream"]["images_a_call"] == 8
+        assert set(row["callers"]) == {"1", "2"}
+        assert row["verdict"].startswith("Bound by ")
+        assert (row["server"] is None) == (row["backend"] == "torch")
 
 
 def test_exported_fp32_and_torch_agree(report: Report, dataset: Dataset) -> None:
-    [fp32] = [row for row in report.rows if row.name == "onnxruntime-fp32"]
-    assert (report.reference, fp32.score.tiles) == ("torch-eager-fp32", len(dataset.tiles("test")))
-    assert fp32.score.flips == []
-    assert 0 < fp32.largest_logit_error < 1e-3
+    fp32 = engines(report)["onnxruntime-fp32"]
+    assert (fp32["reference"], fp32["accuracy"]["tiles"]) == ("torch-eager-fp32", len(dataset.tiles("test")))
+    assert fp32["accuracy"]["flips"] == []
+    assert 0 < fp32["accuracy"]["largest_logit_error"] < 1e-3
 
 
 def test_the_accuracy_is_that_of_the_engine(report: Report, bundle: Bundle, dataset: Dataset) -> None:
-    [fp32] = [row for row in report.rows if row.name == "onnxruntime-fp32"]
     images, labels = (
         np.concatenate(parts) for parts in zip(*[(i.copy(), y) for i, y in TileReader(dataset, dataset.tiles("test"), 2)], strict=True)
     )
     with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
-        assert fp32.score.correct == (engine.predict(images).labels == labels).sum()
+        predicted = engine.predict(images).labels
+    found = engines(report)["onnxruntime-fp32"]["accuracy"]
+    assert found["correct"] == (predicted == labels).sum()
+    assert found["wrong"] == [tile.name for tile, right in zip(dataset.tiles("test"), predicted == labels, strict=True) if not right]
 
 
-def test_the_report_is_written_for_people_and_machines(report: Report, tmp_path: Path) -> None:
-    json_path, markdown = write_report(report, tmp_path)
-    assert json.loads(json_path.read_text()) == json.loads(json.dumps(to_json(report)))
+def test_a_foreign_program_is_a_row_and_one_that_fails_a_line(report: Report, dataset: Dataset) -> None:
+    [peer] = report.document["peers"]
+    share = np.mean([tile.label == 1 for tile in dataset.tiles("test")])
+    assert peer["accuracy"] == pytest.approx(share)
+    assert "exit code 1" in report.document["absent"]["peer: false"]
+
+
+def test_the_report_warns_of_what_it_can_not_tell(report: Report, dataset: Dataset) -> None:
+    text = "\n".join(report.document["warnings"])
+    assert f"{len(dataset.tiles('test'))} test tiles tell an accuracy to within" in text
+    assert "percentiles of latency are indicative" in text
+
+
+def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> None:
+    _, markdown, _ = write_report(report, tmp_path)
     text = markdown.read_text()
-    for row in report.rows:
-        assert f"| {row.name} |" in text
-        assert f"{row.speed.latency_ms(99):.1f}" in text
-    for name in report.absent:
-        assert f"| {name} | not here | {report.absent[name]} |" in text
+    for name, row in engines(report).items():
+        assert f"| {name} |" in text
+        assert f"{row['single_stream']['latency_ms']['p99']:.1f}" in text
+    for reason in report.document["absent"].values():
+        assert reason in text
     assert "decoded by DALI" in text
 
 
@@ -111,40 +138,70 @@ def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pyt
         np.testing.assert_array_equal(labels, same_labels)
 
 
-def test_without_the_run_torch_is_a_row_that_says_why(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
-    report = bench(bundle, dataset, run=tmp_path, batches=(1,), budget=QUICK)
-    assert "--run" in report.absent["torch-eager-fp32"]
-    assert report.reference == "onnxruntime-fp32"
-
-
-def test_another_run_is_not_taken_for_its_own(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
+def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    few = only(bundle, "onnxruntime-fp32")
+    report = bench([few], dataset, replace(QUICK, run=str(tmp_path), scenarios="offline"))
+    assert "Name it with run in a TOML file" in report.document["absent"]["torch-eager-fp32"]
+    assert engines(report)["onnxruntime-fp32"]["reference"] == "onnxruntime-fp32"
     other = shutil.copytree(run, tmp_path / "run")
     with open(other / "best.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
-    report = bench(bundle, dataset, run=other, batches=(1,), budget=QUICK)
-    assert "not the checkpoint" in report.absent["torch-eager-fp32"]
+    report = bench([few], dataset, replace(QUICK, run=str(other), scenarios="offline"))
+    assert "not the checkpoint" in report.document["absent"]["torch-eager-fp32"]
 
 
-def test_a_dataset_of_other_classes_is_refused(bundle: Bundle, dataset: Dataset) -> None:
+def test_several_bundles_and_threads_are_measured_side_by_side(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
+    few = only(bundle, "onnxruntime-fp32")
+    report = bench([few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,2", scenarios="offline"))
+    assert set(engines(report)) == {
+        f"{folder}/{engine} ({threads})"
+        for folder in (bundle.path.name, "copy")
+        for engine in ("torch-eager-fp32", "onnxruntime-fp32")
+        for threads in ("1 thread", "2 threads")
+    }
+
+
+def test_a_dataset_of_other_classes_is_refused(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
     with pytest.raises(ContractError, match="knows the classes Field, Forest, Water"):
-        bench(bundle, replace(dataset, classes=("Field", "Water", "Forest")))
+        bench([bundle], replace(dataset, classes=("Field", "Water", "Forest")))
     with pytest.raises(ContractError, match="takes 64x64"):
-        bench(bundle, replace(dataset, width=32))
+        bench([bundle], replace(dataset, width=32))
+    few = only(bundle, "onnxruntime-fp32")
+    stranger = replace(few, path=copy, spec=replace(bundle.spec, classes=("x", "y", "z")))
+    report = bench([few, stranger], dataset, replace(QUICK, scenarios="offline"))
+    assert "knows the classes x, y, z" in report.document["absent"]["copy"]
+    assert f"{bundle.path.name}/onnxruntime-fp32" in engines(report)
 
 
 def test_an_empty_test_split_is_said(bundle: Bundle, dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"test split .* is empty"):
-        bench(bundle, replace(dataset, all_tiles=tuple(dataset.tiles("train"))))
+        bench([bundle], replace(dataset, all_tiles=tuple(dataset.tiles("train"))))
 
 
 def test_nothing_that_runs_is_an_error_with_every_reason(bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    plans_only = replace(bundle, engines=tuple(record for record in bundle.engines if record.backend == "onnxruntime"))
     with pytest.raises(BackendError, match="ONNX Runtime is not installed"):
-        bench(plans_only, dataset)
+        bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset)
+
+
+def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
+    bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Engine.infer
+
+    def infer(engine: Engine, tiles: np.ndarray) -> Any:
+        if engine.name == "onnxruntime-fp16" and len(tiles) == 4:
+            raise BackendError("out of memory")
+        return answer(engine, tiles)
+
+    monkeypatch.setattr(Engine, "infer", infer)
+    report = bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset, replace(QUICK, scenarios="offline"))
+    assert report.document["absent"]["onnxruntime-fp16"] == "out of memory"
+    assert set(engines(report)["onnxruntime-fp32"]["offline"]) == {"1", "4"}
 
 
 def test_another_split_is_noted(bundle: Bundle, dataset: Dataset) -> None:
-    report = bench(bundle, replace(dataset, all_tiles=dataset.all_tiles[1:]), batches=(1,), budget=QUICK)
-    assert not report.same_split
+    other = replace(dataset, all_tiles=dataset.all_tiles[1:])
+    report = bench([only(bundle, "onnxruntime-fp32")], other, replace(QUICK, scenarios="offline"))
+    assert "test tiles may have been seen in training" in "\n".join(report.document["warnings"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sattrt.machine import version
+from sattrt.machine import gpu, version
 from sattrt.runtime import Bundle
 
 SOURCE = Path(__file__).parents[2] / "engines" / "cpp"
@@ -40,6 +40,26 @@ def test_the_cpp_example_gives_the_golden_answers(program: Path, bundle: Bundle,
     np.testing.assert_allclose(
         [float(probability) for _, probability in answers], (powers / powers.sum(1, keepdims=True)).max(1), atol=1e-3
     )
+
+
+def test_the_tensorrt_example_gives_the_golden_answers(program: Path, bundle: Bundle, tmp_path: Path) -> None:
+    example, found = program.with_name("embed_tensorrt"), gpu()
+    if not example.exists():
+        pytest.skip("no TensorRT headers and libraries here: CMake left the example out")
+    plans = [
+        record.file
+        for record in bundle.engines
+        if record.backend.startswith("tensorrt") and found and found[1] in record.record["compute_capabilities"]
+    ]
+    if not plans:
+        pytest.skip("built, but no GPU here that a plan of this bundle was built for")
+    golden = np.load(bundle.path / "golden.npz")
+    golden["tiles"].tofile(tmp_path / "tiles.raw")
+    for plan in plans:
+        done = subprocess.run([example, bundle.path, plan, tmp_path / "tiles.raw"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        names = [bundle.spec.classes[label] for label in golden["torch-fp32"].argmax(1)]
+        assert [line.split("\t")[0] for line in done.stdout.splitlines()] == names
 
 
 def test_the_cpp_example_refuses_what_is_no_tile(program: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def test_plans_run_on_a_gpu(bundle: Bundle) -> None:
         pytest.skip("no GPU here that a plan of this bundle was built for")
     for name in names:
         with open_bundle(bundle.path, name) as engine:
-            assert (engine.predict(samples["tiles"]).labels == samples["torch-fp32"].argmax(1)).all()
+            for count in (20, 20, 20, 7, 7, 20, 1, 20):  # a size that comes again is recorded, and launched as one
+                assert (engine.predict(samples["tiles"][:count]).labels == samples["torch-fp32"][:count].argmax(1)).all(), name
 
 
 @pytest.fixture(scope="module")

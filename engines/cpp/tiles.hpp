@@ -1,0 +1,42 @@
+// What the example programs share: reading a bundle's labels and raw tiles, and printing an answer a tile.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+inline std::vector<char> read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw std::runtime_error(path + " can't be read. Check the path.");
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+inline std::vector<std::string> read_labels(const std::string& bundle) {
+    std::ifstream file(bundle + "/labels.txt");
+    if (!file) throw std::runtime_error(bundle + "/labels.txt can't be read. Give the folder of a bundle.");
+    std::vector<std::string> names;
+    for (std::string name; std::getline(file, name);) names.push_back(name);
+    return names;
+}
+
+// Raw tiles, one after another, each of `bytes` bytes.
+inline std::vector<uint8_t> read_tiles(const std::string& path, size_t bytes) {
+    const std::vector<char> content = read_file(path);
+    if (content.empty() || content.size() % bytes)
+        throw std::runtime_error(path + " holds no whole number of tiles of " + std::to_string(bytes) + " bytes. Cut tiles of that size.");
+    return {content.begin(), content.end()};
+}
+
+// A line for each tile: its class and the probability of it.
+inline void print_answers(const std::vector<std::string>& names, const float* probabilities, size_t tiles) {
+    for (const float* row = probabilities; tiles--; row += names.size()) {
+        const float* best = std::max_element(row, row + names.size());
+        std::cout << names[best - row] << '\t' << *best << '\n';
+    }
+}

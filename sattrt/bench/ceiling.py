@@ -1,0 +1,116 @@
+"""What this machine could do at best: the rate of a large matrix product in each precision, and the bandwidth of its memory.
+
+found = ceilings("cpu")
+found.matrix["int8"], found.memory          # operations a second, bytes a second
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+from ..machine import cpu_has_bf16
+from ..spec import ModelSpec
+
+_SIDE, _SIDE_ON_GPU, _SIDE_INT8 = 2048, 8192, 1024
+_COPIED = 256 * 2**20  # bytes: more than any cache holds
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """matrix: precision to operations a second (two a multiply-add). memory: bytes a second, reads and writes of a large copy together."""
+
+    matrix: dict[str, float] = field(default_factory=dict)
+    memory: float = 0.0
+
+
+@cache
+def ceilings(device: str = "cpu") -> Ceilings:
+    """Measure them, once a process, on the "cpu" or on "cuda"; by PyTorch where it is installed, else by numpy: fp32 alone."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        a, b = (np.random.default_rng(i).random((_SIDE, _SIDE), np.float32) for i in range(2))
+        source = np.ones(_COPIED, np.uint8)
+        target = np.empty_like(source)
+        memory = 2 * _COPIED / median_seconds(lambda: np.copyto(target, source))
+        return Ceilings({"fp32": 2 * _SIDE**3 / median_seconds(lambda: a @ b)}, memory)
+    precisions = ("fp32", "fp16", "bf16", "int8") if device == "cuda" else ("fp32", *(["bf16"] if cpu_has_bf16() else []), "int8")
+    rates = {precision: matrix_rate(precision, device) for precision in precisions}
+    if rates["int8"] < rates["fp32"]:  # a CPU without instructions for it: that is no ceiling
+        del rates["int8"]
+    return Ceilings(rates, _memory_rate(device))
+
+
+def matrix_rate(precision: str, device: str = "cpu") -> float:
+    """Operations a second of a square matrix product in PyTorch, by the library that is the fastest.
+
+    int8 is multiplied into int32; floats by the BLAS behind `@` and, on a CPU, by oneDNN as a 1x1 convolution.
+    """
+    import torch
+
+    side = _SIDE_ON_GPU if device == "cuda" else _SIDE_INT8 if precision == "int8" else _SIDE
+
+    def seconds(product: Callable[[], object]) -> float:
+        def work() -> None:
+            product()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return median_seconds(work)
+
+    if precision == "int8":
+        a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device) for _ in range(2))
+        return 2 * side**3 / seconds(lambda: torch._int_mm(a, b))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    x, y = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    with torch.inference_mode():
+        best = seconds(lambda: x @ y)
+        if device == "cpu":
+            image = x.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # (1, channels, side / 32, 32), channels last
+            best = min(best, seconds(lambda: torch.nn.functional.conv2d(image, y[:, :, None, None])))
+    return 2 * side**3 / best
+
+
+def _memory_rate(device: str) -> float:
+    import torch
+
+    source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * _COPIED / median_seconds(copy)
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median of ten calls, or of as many as fit into half a second, after one that doesn't count."""
+    work()
+    taken: list[float] = []
+    while len(taken) < 10 and sum(taken) < 0.5:
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def operations_per_tile(spec: ModelSpec) -> float | None:
+    """Operations of one forward pass through the exported graph, two a multiply-add, as PyTorch counts them; None without PyTorch."""
+    try:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+        from torchvision.models import resnet50
+    except ImportError:
+        return None
+    height, width = (spec.resize, spec.resize) if spec.resize else (spec.height, spec.width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        resnet50(num_classes=len(spec.classes)).eval()(torch.zeros(1, len(spec.bands), height, width))
+    return float(counter.get_total_flops()) * spec.views

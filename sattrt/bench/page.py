@@ -1,0 +1,295 @@
+"""`bench.html`: the report as one page that needs nothing but itself, made from the document of `bench.json` alone.
+
+html = to_html(report.document, report.worst)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from html import escape
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .rows import by_reason
+
+Document = dict[str, Any]
+Cell = tuple[Any, str]  # the value that is sorted by, and its text
+
+
+def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
+    """The page. worst: the tiles of document["worst_tiles"], uint8 (N, H, W, 3)."""
+    names = ", ".join(bundle["name"] for bundle in document["bundles"])
+    parts = [
+        f"<h1>{escape(names)}: speed and accuracy</h1>",
+        f"<p class=faint>{escape(_subtitle(document))}</p>",
+        _facts(document),
+        "<h2>Engines</h2>",
+        _engines(document),
+        _list(document["warnings"]),
+        _list(f"{', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()),
+        _changes(document),
+        "<h2>What bounds them</h2>",
+        _list(f"{row['engine']}: {row['verdict']}" for row in document["engines"] if row["verdict"]),
+        "<h2>Speed</h2>",
+        _speed(document),
+        "<h2>Accuracy</h2>",
+        _accuracy(document),
+        f"<h2>The {len(worst)} tiles that are hardest for it</h2>",
+        _worst(document, worst),
+        "<h2>How this was measured</h2>",
+        _method(document),
+    ]
+    script, style = (_data(f"page.{kind}") for kind in ("js", "css"))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n<title>{escape(names)}: sattrt bench</title>\n'
+        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _subtitle(document: Document) -> str:
+    environment, data = document["environment"], document["dataset"]
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {data['tiles']} test tiles of split "
+        f"{data['split']}. {document['measured_at'][:10]}, sattrt {document['sattrt']}."
+    )
+
+
+def _facts(document: Document) -> str:
+    engines = [row for row in document["engines"] if row["backend"] != "torch"]
+    torch = next((row for row in document["engines"] if row["backend"] == "torch"), None)
+    facts = []
+    if all(row["best_batch"] for row in engines):
+        fastest = max(engines, key=_best_speed)
+        times = f", {_best_speed(fastest) / _best_speed(torch):.1f} times PyTorch" if torch and torch["best_batch"] else ""
+        facts.append((f"{_best_speed(fastest):,.0f}", f"images a second: {fastest['engine']}, batches of {fastest['best_batch']}{times}"))
+    if quick := [row for row in engines if row["single_stream"]]:
+        first = min(quick, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
+        facts.append((f"{first['single_stream']['latency_ms']['p90']:.1f} ms", f"for one tile, nine times of ten: {first['engine']}"))
+    served = [row for row in engines if row["server"]]
+    if served:
+        first = max(served, key=lambda row: row["server"]["rate"])
+        facts.append(
+            (
+                f"{first['server']['rate']:,.0f}/s",
+                f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}",
+            )
+        )
+    score = max((row["accuracy"] for row in engines), key=lambda found: found["accuracy"])
+    low, high = score["interval"]
+    facts.append(
+        (f"{100 * score['accuracy']:.2f} %", f"of {score['tiles']} test tiles right, at best ({100 * low:.1f} to {100 * high:.1f}, 95 %)")
+    )
+    return (
+        "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
+    )
+
+
+def _engines(document: Document) -> str:
+    columns = [
+        "engine",
+        "on",
+        "accuracy % (95 %)",
+        "flips",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "images/s",
+        "file to label/s",
+        "server/s",
+        "of matrix rate %",
+    ]
+    energy = any(row["joules_per_1000_images"] for row in document["engines"])
+    body = []
+    for i, row in enumerate(document["engines"]):
+        found, single = row["accuracy"], row["single_stream"]
+        low, high = found["interval"]
+        body.append(
+            [
+                (row["engine"], f'<i style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
+                (row["device"], escape(row["device"])),
+                (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
+                (len(found["flips"]), str(len(found["flips"]))),
+                *(_number(single and single["latency_ms"][f"p{percentile}"], 2) for percentile in (50, 90, 99)),
+                _number(_best_speed(row), 0),
+                _number(row["clocks"] and row["clocks"]["file_to_label_per_second"], 0),
+                _number(row["server"] and row["server"]["rate"], 0),
+                _number(row["fraction_of_matrix_rate"], 0, 100),
+                *([_number(row["joules_per_1000_images"], 1)] if energy else []),
+            ]
+        )
+    for peer in document["peers"]:
+        low, high = peer["interval"]
+        blank: list[Cell] = [("", "")] * 4
+        body.append(
+            [
+                (peer["command"], f"peer: <code>{escape(peer['command'])}</code>"),
+                ("", ""),
+                (peer["accuracy"], f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
+                *blank,
+                _number(peer["images_per_second"], 0),
+                *([("", "")] * (3 + energy)),
+            ]
+        )
+    return _table("engines", columns + ["J per 1,000"] * energy, body)
+
+
+def _changes(document: Document) -> str:
+    changes = document.get("changes")
+    if changes is None:
+        return ""
+    body = [
+        [
+            (change["engine"], escape(change["engine"])),
+            (change["figure"], escape(change["figure"])),
+            _number(change["old"], 4),
+            _number(change["new"], 4),
+            (change["percent"], f"{change['percent']:+.1f}"),
+            _number(change["noise"], 1),
+            (change["exceeds_noise"], "yes" if change["exceeds_noise"] else "no"),
+        ]
+        for change in changes
+    ]
+    columns = ["engine", "figure", "baseline", "now", "better by %", "noise %", "beyond the noise"]
+    return "<h2>Against the baseline</h2>" + _table("changes", columns, body)
+
+
+def _speed(document: Document) -> str:
+    from . import charts
+
+    drawn = []
+    if any(row["single_stream"] for row in document["engines"]):
+        drawn.append(
+            ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
+        )
+    if document["engines"][0]["offline"]:
+        drawn.append(("Throughput over batch size", charts.throughput(document), "By the median call; from host array to host array."))
+    if any(row["clocks"] for row in document["engines"]):
+        drawn.append(
+            (
+                "From file to label",
+                charts.clocks(document),
+                "Decoding may run beside the engine; then a bar is longer than the time it took.",
+            )
+        )
+    return _charts(drawn)
+
+
+def _accuracy(document: Document) -> str:
+    from . import charts
+
+    engine = document["engines"][0]["engine"]
+    drawn = [
+        ("Accuracy against speed", charts.pareto(document), "Bars: 95 % intervals. Dotted: what no other engine beats in both."),
+        (
+            "Confidence that means something",
+            charts.reliability(document),
+            "On the diagonal a probability is the share that is right. Larger dots: more tiles. Behind the names: expected calibration error.",
+        ),
+        (
+            "If it may decline to answer",
+            charts.selective(document),
+            "Accuracy of the answers that remain, when the least certain tiles are rejected.",
+        ),
+        (f"Confusion, {engine}", charts.confusion(document, engine), "Counts; shades are shares of the row."),
+    ]
+    rows = document["engines"]
+    body = [
+        [(name, escape(name)), (tiles := rows[0]["accuracy"]["per_class"][name]["tiles"], str(tiles))]
+        + [_number(row["accuracy"]["per_class"][name]["f1"], 1, 100) for row in rows]
+        for name in document["dataset"]["classes"]
+    ]
+    found = rows[0]["accuracy"]["per_class"]
+    own = [
+        [(name, escape(name)), *(_number(found[name][key], 1, 100) for key in ("precision", "recall", "f1"))]
+        for name in document["dataset"]["classes"]
+    ]
+    return (
+        _charts(drawn)
+        + f"<h2>By class, {escape(engine)}</h2>"
+        + _table("classes", ["class", "precision %", "recall %", "F1 %"], own)
+        + "<h2>F1 by class, every engine</h2>"
+        + _table("f1", ["class", "tiles", *(row["engine"] for row in rows)], body)
+    )
+
+
+def _worst(document: Document, worst: NDArray[np.uint8]) -> str:
+    figures = []
+    for tile, image in zip(document["worst_tiles"], worst, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        source = base64.b64encode(buffer.getvalue()).decode()
+        kind = "" if tile["class"] == tile["answer"] else " class=wrong"
+        caption = f"{escape(tile['class'])} {100 * tile['probability']:.0f} %" + ("" if not kind else f"<br>said {escape(tile['answer'])}")
+        name = escape(tile["tile"], quote=True)
+        figures.append(
+            f'<figure{kind}><img src="data:image/png;base64,{source}" alt="{name}" title="{name}"><figcaption>{caption}</figcaption></figure>'
+        )
+    return f"<div class=tiles>{''.join(figures)}</div>"
+
+
+def _method(document: Document) -> str:
+    method, environment, data = document["method"], document["environment"], document["dataset"]
+    text = (
+        f"Warm-up until three windows agree within 5 %, then {method['seconds']:g} s for each engine, in turns, in a shuffled order (seed "
+        f"{method['seed']}). Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
+        f"to label begins with the encoded file, decoded by {data['decoder']}. Scenarios: {method['scenarios']}."
+    )
+    state = environment["gpu_state"]
+    entries = {
+        "CPU": f"{environment['cpu']} ({', '.join(environment['cpu_features'])})",
+        "cores": environment["cores"],
+        "GPU": environment["gpu"] or "none",
+        "GPU state": state if isinstance(state, str) else ", ".join(f"{key} {value}" for key, value in state.items()),
+        "energy": environment["energy"],
+        "system": f"{environment['system']}, Python {environment['python']}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
+        "sattrt": f"{document['sattrt']}, commit {environment['commit'] or 'unknown'}",
+        "dataset": f"split {data['split']}, seed {data['seed']}, digest {data['digest']}",
+        "bundles": ", ".join(f"{bundle['name']} {bundle['digest']}" for bundle in document["bundles"]),
+    }
+    for device, found in document["ceilings"].items():
+        rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in found["operations_per_second"].items())
+        entries[f"ceiling, {device}"] = f"{rates}; memory {found['memory_bytes_per_second'] / 1e9:.1f} GB/s"
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in entries.items())
+    return f"<p>{escape(text)}</p><dl>{listed}</dl>"
+
+
+def _best_speed(row: Document) -> Any:
+    return row["offline"][str(row["best_batch"])]["images_per_second"] if row["best_batch"] else None
+
+
+def _number(value: Any, digits: int, times: float = 1) -> Cell:
+    return ("", "") if value is None else (value, f"{times * value:,.{digits}f}")
+
+
+def _table(name: str, columns: list[str], body: list[list[Cell]]) -> str:
+    head = "".join(f"<th><button>{escape(column)}</button></th>" for column in columns)
+    lines = "".join(
+        "<tr>" + "".join(f'<td data-value="{escape(str(value), quote=True)}">{text}</td>' for value, text in row) + "</tr>" for row in body
+    )
+    return f'<div class=scroll><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _charts(drawn: list[tuple[str, str, str]]) -> str:
+    figures = "".join(
+        f"<figure><h3>{escape(title)}</h3>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for title, svg, caption in drawn
+    )
+    return f"<div class=charts>{figures}</div>"
+
+
+def _list(lines: Iterable[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _data(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,157 @@
+"""The contenders on their way through accuracy, clocks and scenarios, always all of them in turns; who fails is absent from then on.
+
+passes = Passes(contenders, tiles, BenchConfig(), print)
+answers, clocks = passes.answers(), passes.clocks(reader)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from .config import BenchConfig
+from .contenders import Contender, Contenders, Infer, Tiles
+from .measure import Budget, Samples, Timed, measure, wall
+from .power import joules
+from .scenarios import QUERY, ServerRate, queries, server, streams
+from .tiles import TileReader
+from .verdict import Clocks
+
+_ACCURACY_BATCH = 64
+_PASSES = 3  # over the whole split, from file to label
+
+
+class Passes:
+    """The contenders on their way through accuracy, clocks and scenarios; who fails is absent from then on."""
+
+    def __init__(self, contenders: Contenders, images: NDArray[np.uint8], config: BenchConfig, on_progress: Callable[[str], None]) -> None:
+        self._all, self._images, self._config, self._say = contenders, images, config, on_progress
+        self._budget = Budget(config.seconds)
+
+    def answers(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Logits and probabilities of every tile, by each."""
+        found = {}
+        for name, contender in self._all.present.items():
+            self._say(f"accuracy of {name}")
+            starts = range(0, len(self._images), _ACCURACY_BATCH)
+            try:
+                parts = [contender.infer(self._images[start : start + _ACCURACY_BATCH]) for start in starts]
+            except BackendError as error:
+                self._all.absent[name] = str(error)
+                continue
+            found[name] = (np.concatenate([logits for logits, _ in parts]), np.concatenate([shares for _, shares in parts]))
+        if not found:
+            raise BackendError(f"No engine gave an answer: {' | '.join(f'{name}: {why}' for name, why in self._all.absent.items())}")
+        return found
+
+    def _present(self) -> dict[str, Contender]:
+        return {name: each for name, each in self._all.present.items() if name not in self._all.absent}
+
+    def _batch(self, size: int) -> Tiles:
+        return np.resize(self._images, (size, *self._images.shape[1:]))
+
+    def _measure(self, timed: dict[str, Timed]) -> dict[str, Samples]:
+        return measure(timed, self._budget, self._config.seed, self._all.absent)
+
+    def clocks(self, reader: TileReader) -> dict[str, Clocks]:
+        """Seconds a tile by each of the clocks."""
+        batch = self._batch(self._config.clock_batch)
+        self._say("clock: the engine alone")
+        engine = self._measure({name: Timed(each.resident(batch), len(batch)) for name, each in self._present().items()})
+        self._say("clock: host to host")
+        host = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
+        whole: dict[str, list[float]] = {name: [] for name in host}
+        decode = []
+        for turn in range(_PASSES):
+            self._say(f"clock: file to label, pass {turn + 1} of {_PASSES}")
+            decode.append(wall(partial(_read, reader))())
+            for name in whole:
+                whole[name].append(wall(partial(_read, reader, self._all.present[name].infer))())
+        return {
+            name: Clocks(
+                engine=1 / engine[name].images_per_second,
+                host=1 / host[name].images_per_second,
+                decode=float(np.median(decode)) / len(self._images),
+                whole=float(np.median(taken)) / len(self._images),
+            )
+            for name, taken in whole.items()
+            if name in engine
+        }
+
+    def stream(self, scenario: str) -> dict[str, Samples]:
+        """Latencies of queries that come one after another."""
+        self._say(scenario)
+        size, seed = QUERY[scenario], self._config.seed
+        return self._measure({name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()})
+
+    def offline(self) -> tuple[dict[int, dict[str, Samples]], dict[str, dict[int, float]]]:
+        """Times of a batch by size and name; images a second by name and number of callers, at the best size of each."""
+        sweep: dict[int, dict[str, Samples]] = {}
+        for size in self._config.batch_sizes:
+            self._say(f"offline, batches of {size}")
+            batch = self._batch(size)
+            sweep[size] = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
+        callers: dict[str, dict[int, float]] = {name: {} for name in self._present()}
+        for count in self._config.stream_counts if len(self._config.stream_counts) > 1 else ():
+            self._say(f"offline, {count} callers")
+            for name, each in self._present().items():
+                callers[name][count] = streams(each.infer, self._images, _best(sweep, name), count, self._config.seconds)
+        return sweep, callers
+
+    def server(self, sweep: dict[int, dict[str, Samples]]) -> dict[str, ServerRate]:
+        """The highest rate of arrivals that each engine answers within the bound; torch has no batcher to be asked through."""
+        found = {}
+        for name, each in self._present().items():
+            if each.engine is None:
+                continue
+            self._say(f"server: {name}")
+            if sweep:
+                highest = sweep[_best(sweep, name)][name].images_per_second
+            else:
+                highest = self._measure({name: queries(each.infer, self._images, self._config.clock_batch, 0)})[name].images_per_second
+            bound, seconds = self._config.latency_bound / 1e3, self._config.seconds
+            try:
+                found[name] = server(each.engine, self._images, bound, highest, seconds, self._config.seed)
+            except BackendError as error:
+                self._all.absent[name] = str(error)
+        return found
+
+    def energy(self) -> dict[str, float]:
+        """Joules for 1,000 images, where something here counts them."""
+        found = {}
+        batch = self._batch(self._config.clock_batch)
+        for name, each in self._present().items():
+            before, source = joules()
+            if before is None:
+                return {}
+            self._say(f"energy of {source}: {name}")
+            count, begin = 0, time.perf_counter()
+            while time.perf_counter() - begin < self._config.seconds:
+                each.infer(batch)
+                count += len(batch)
+            after, _ = joules()
+            if after is not None and after >= before:  # RAPL's counter begins anew at its end
+                found[name] = 1000 * (after - before) / count
+        return found
+
+
+def _whole(contender: Contender, batch: Tiles) -> Timed:
+    """From host array to host array."""
+    return Timed(wall(partial(contender.infer, batch)), len(batch))
+
+
+def _read(reader: TileReader, infer: Infer | None = None) -> None:
+    """One pass over the files: read, decode and, with `infer`, the classes of all."""
+    for images, _ in reader:
+        if infer:
+            infer(images)[0].argmax(1)
+
+
+def _best(sweep: dict[int, dict[str, Samples]], name: str) -> int:
+    """The batch size of a contender's highest throughput."""
+    return max((size for size in sweep if name in sweep[size]), key=lambda size: sweep[size][name].images_per_second)

@@ -1,0 +1,107 @@
+"""A foreign program on the same tiles: `sattrt bench BUNDLE --peer "python theirs.py {tiles}"`.
+
+The command is given the path of a .npy file, uint8 (N, height, width, bands), in place of {tiles}, or as its last word where there is no
+{tiles}; it prints a line for each tile, in order, that begins with a class name or index. It is run for one tile and for all: the
+difference is what the tiles took, without the program's start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A foreign program's answers (class indices, int64 (N,)), images a second without its start, and its start in seconds."""
+
+    command: str
+    labels: NDArray[np.int64]
+    images_per_second: float
+    start_seconds: float
+    seconds: list[float]
+
+
+def run_peer(command: str, tiles: NDArray[np.uint8], classes: tuple[str, ...], limit: float) -> Peer:
+    """Run it. limit: seconds for one run. InputError where it can't be started, fails, takes longer, or prints something else."""
+    words = _words(command)
+    with tempfile.TemporaryDirectory() as folder:
+        one, every = Path(folder, "one.npy"), Path(folder, "tiles.npy")
+        np.save(one, tiles[:1])
+        np.save(every, tiles)
+        _run(words, command, one, limit)  # fills the disk's cache
+        start = min(_run(words, command, one, limit)[0] for _ in range(_RUNS))
+        runs = [_run(words, command, every, limit) for _ in range(_RUNS)]
+    labels = _labels(command, runs[0][1], classes, len(tiles))
+    seconds = [taken for taken, _ in runs]
+    beyond = float(np.median(seconds)) - start
+    if beyond <= 0:
+        raise InputError(
+            f"The peer {command!r} takes no longer for {len(tiles)} tiles than for one. Give it more tiles, or check what it does."
+        )
+    return Peer(command, labels, (len(tiles) - 1) / beyond, start, seconds)
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command. InputError where a quote is not closed, or it is empty."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"The peer {command!r} is no command ({error}). Quote it as for a shell.") from None
+    if not words:
+        raise InputError("The peer is an empty command. Give a program.")
+    return words if any("{tiles}" in word for word in words) else [*words, "{tiles}"]
+
+
+def _run(words: list[str], command: str, path: Path, limit: float) -> tuple[float, str]:
+    begin = time.perf_counter()
+    try:
+        process = subprocess.Popen(
+            [word.replace("{tiles}", str(path)) for word in words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that what it starts can be stopped with it
+        )
+    except OSError as error:
+        raise InputError(f"The peer {command!r} can't be started: {error.strerror}. Check the command.") from None
+    try:
+        said, complaints = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"The peer {command!r} was stopped after {limit:g} s. Raise peer_seconds, or mend it.") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        last = (complaints.strip() or "it says nothing").splitlines()[-1]
+        raise InputError(f"The peer {command!r} failed with exit code {process.returncode}: {last[:200]}. Mend it, or leave it out.")
+    return time.perf_counter() - begin, said
+
+
+def _labels(command: str, text: str, classes: tuple[str, ...], count: int) -> NDArray[np.int64]:
+    known = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
+    words = [line.split("\t")[0].strip() for line in text.splitlines() if line.strip()]
+    found = [known.get(word, known.get(word.split()[0])) for word in words]
+    if len(found) != count or None in found:
+        odd = next((word for word, label in zip(words, found, strict=True) if label is None), f"{len(found)} lines")
+        raise InputError(
+            f"The peer {command!r} prints {odd[:60]!r}; it must print a class name or index for each of {count} tiles, a line each."
+        )
+    return np.array(found, np.int64)

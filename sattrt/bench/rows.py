@@ -1,0 +1,220 @@
+"""What was measured, as the plain values of `bench.json` (docs/bench.md describes them): the parts that `run` puts together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..accuracy import evaluate, selective_curve
+from ..calibration import expected_calibration_error, reliability_curve
+from ..data.dataset import Tile
+from .ceiling import Ceilings
+from .contenders import Contender
+from .measure import STEADY, VARIATION, Samples
+from .peer import Peer
+from .scenarios import ServerRate
+from .verdict import Clocks, verdict
+
+Row = dict[str, Any]
+PERCENTILES = (50, 90, 99)
+_DIGIT = 0.005  # an interval of more than half a point either way makes the digits behind the point idle
+
+
+def accuracy(
+    logits: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    classes: tuple[str, ...],
+    reference: NDArray[np.float32],
+    tiles: list[Tile],
+) -> Row:
+    """Everything that is counted on the test split; reference: the logits that flips and errors are held against."""
+    answers = logits.argmax(1)
+    score = evaluate(answers, labels, classes, reference.argmax(1))
+    confidence, right = probabilities.max(1), answers == labels
+    return {
+        "tiles": score.tiles,
+        "correct": score.correct,
+        "accuracy": score.accuracy,
+        "interval": [score.low, score.high],
+        "per_class": {
+            name: {
+                "tiles": found.tiles,
+                "answered": found.answered,
+                "correct": found.correct,
+                "precision": found.precision,
+                "recall": found.recall,
+                "f1": found.f1,
+            }
+            for name, found in score.per_class.items()
+        },
+        "confusion": score.confusion,
+        "ece": expected_calibration_error(probabilities, labels),
+        "reliability": reliability_curve(probabilities, labels),
+        "selective": selective_curve(confidence, right),
+        "flips": [tiles[i].name for i in score.flips or []],
+        "wrong": [tiles[i].name for i in np.flatnonzero(~right)],
+        "largest_logit_error": float(np.abs(logits - reference).max()),
+    }
+
+
+def timing(samples: Samples | None) -> Row | None:
+    """Percentiles in ms, images a second, and the raw seconds of every call."""
+    if samples is None:
+        return None
+    return {
+        "images_a_call": samples.images,
+        "calls": len(samples.seconds),
+        "latency_ms": {f"p{percentile}": samples.milliseconds(percentile) for percentile in PERCENTILES},
+        "indicative": [f"p{percentile}" for percentile in PERCENTILES if not samples.tells(percentile)],
+        "images_per_second": samples.images_per_second,
+        "variation": samples.variation,
+        "steady": samples.steady,
+        "seconds": [round(seconds, 7) for seconds in samples.seconds],
+    }
+
+
+def engine_row(
+    contender: Contender,
+    accuracy: Row,
+    reference: str,
+    clocks: Clocks | None,
+    streams: dict[str, Samples | None],
+    offline: dict[int, Samples],
+    callers: dict[int, float],
+    served: ServerRate | None,
+    energy: float | None,
+    ceilings: Ceilings,
+    operations: float | None,
+) -> Row:
+    """One engine's part of the document."""
+    best = max(offline, key=lambda size: offline[size].images_per_second) if offline else None
+    single = streams.get("single-stream")
+    # a CPU computes fp16 graphs in fp32
+    precision = "fp32" if (contender.device, contender.precision) == ("cpu", "fp16") else contender.precision
+    rate = ceilings.matrix.get(precision)
+    images = offline[best].images_per_second if best else 1 / clocks.engine if clocks else None
+    of_matrix = images * operations / rate if images and operations and rate else None
+    return {
+        "engine": contender.name,
+        "bundle": contender.bundle.path.name,
+        "backend": contender.backend,
+        "precision": contender.precision,
+        "device": contender.device,
+        "threads": contender.threads,
+        "reference": reference,
+        "accuracy": accuracy,
+        "single_stream": timing(single),
+        "multi_stream": timing(streams.get("multi-stream")),
+        "offline": {str(size): timing(samples) for size, samples in offline.items()},
+        "best_batch": best,
+        "callers": {str(count): speed for count, speed in callers.items()},
+        "server": _server(served),
+        "clocks": _clocks(clocks),
+        "joules_per_1000_images": energy,
+        "fraction_of_matrix_rate": of_matrix,
+        # at batch 1 every weight is read once a tile
+        "fraction_of_memory_rate": contender.size / ceilings.memory / np.median(single.seconds) if single and ceilings.memory else None,
+        "verdict": verdict(clocks, of_matrix) if clocks else None,
+    }
+
+
+def peer_row(peer: Peer, labels: NDArray[np.integer], classes: tuple[str, ...]) -> Row:
+    """A foreign program's part of the document."""
+    score = evaluate(peer.labels, labels, classes)
+    return {
+        "command": peer.command,
+        "accuracy": score.accuracy,
+        "interval": [score.low, score.high],
+        "tiles": score.tiles,
+        "images_per_second": peer.images_per_second,
+        "start_seconds": peer.start_seconds,
+        "seconds": peer.seconds,
+    }
+
+
+def warnings(document: Row) -> list[str]:
+    """What a reader of the figures has to know before quoting them."""
+    found, engines = [], document["engines"]
+    timings = {
+        f"{row['engine']}, {name}": timed
+        for row in engines
+        for name, timed in (
+            ("single-stream", row["single_stream"]),
+            ("multi-stream", row["multi_stream"]),
+            *((f"batch {size}", t) for size, t in row["offline"].items()),
+        )
+        if timed
+    }
+    if noisy := [name for name, timed in timings.items() if timed["variation"] > VARIATION]:
+        worst = max(noisy, key=lambda name: timings[name]["variation"])
+        found.append(
+            f"{len(noisy)} of {len(timings)} timings vary by more than {100 * VARIATION:.0f} % (worst: {worst}, "
+            f"{100 * timings[worst]['variation']:.0f} %): medians and percentiles are shown, the raw samples are in the JSON."
+        )
+    if restless := [name for name, timed in timings.items() if not timed["steady"]]:
+        found.append(
+            f"{len(restless)} of {len(timings)} warm-ups did not come to rest within {100 * STEADY:.0f} %: {', '.join(restless[:4])}."
+        )
+    if unsure := sorted(
+        {
+            f"{name} {percentile}"
+            for name, timed in timings.items()
+            for percentile in timed["indicative"]
+            if not name.split(", ")[1].startswith("batch")
+        }
+    ):
+        found.append(
+            f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {', '.join(unsure[:3])}, ..."
+        )
+    scores = [row["accuracy"] for row in engines]
+    half = max((high - low) / 2 for low, high in (score["interval"] for score in scores))
+    if half > _DIGIT:
+        found.append(
+            f"{scores[0]['tiles']} test tiles tell an accuracy to within {100 * half:.1f} points (95 %): don't quote more digits than that."
+        )
+    spread = max(score["accuracy"] for score in scores) - min(score["accuracy"] for score in scores)
+    if 0 < spread < half:
+        found.append(
+            f"The engines' accuracies differ by {100 * spread:.2f} points, less than that interval: this split can't tell them apart. Look at the flips."
+        )
+    if other := [bundle["name"] for bundle in document["bundles"] if not bundle["same_split"]]:
+        found.append(
+            f"The dataset's split is not the one that {', '.join(other)} was trained on: test tiles may have been seen in training."
+        )
+    return found
+
+
+def _server(found: ServerRate | None) -> Row | None:
+    if found is None:
+        return None
+    latency = found.latency
+    return {
+        "rate": found.rate,
+        "bound_ms": 1e3 * found.bound,
+        "p99_ms": latency.milliseconds(99) if latency else None,
+        "indicative": bool(latency and not latency.tells(99)),
+        "trials": [{"rate": trial.rate, "within": trial.within, "queries": len(trial.seconds)} for trial in found.trials],
+    }
+
+
+def _clocks(clocks: Clocks | None) -> Row | None:
+    if clocks is None:
+        return None
+    return {
+        "engine_per_second": 1 / clocks.engine,
+        "host_to_host_per_second": 1 / clocks.host,
+        "file_to_label_per_second": 1 / clocks.whole,
+        "decoding_per_second": 1 / clocks.decode,
+        "shares": clocks.shares(),
+    }
+
+
+def by_reason(absent: dict[str, str]) -> dict[str, list[str]]:
+    """The names that share a reason, by reason."""
+    found: dict[str, list[str]] = {}
+    for name, reason in absent.items():
+        found.setdefault(reason, []).append(name)
+    return found

@@ -1,0 +1,130 @@
+"""The four ways in which an engine is asked, after MLPerf inference (Reddi et al., ISCA 2020).
+
+Single-stream: one tile after another, judged by the 90th percentile of latency. Multi-stream: eight tiles a query, the 99th. Offline: all
+tiles at hand, images a second. Server: single tiles at random moments; the highest rate at which 99 % are answered within a bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import Batcher, Engine
+from .measure import Samples, Timed, wall
+
+Tiles = NDArray[np.uint8]
+QUERY = {"single-stream": 1, "multi-stream": 8}  # tiles a query
+_MOST_QUERIES = 64  # different ones, so that no cache makes the work easier than it is
+_TRIALS = 6  # of the search for a rate
+_FEWEST_ARRIVALS, _MOST_ARRIVALS = 200, 20_000
+_LONGEST_TRIAL = 4  # times `seconds`, so that a slow rate has some arrivals
+
+
+def queries(infer: Callable[[Tiles], object], tiles: Tiles, size: int, seed: int) -> Timed:
+    """Queries of `size` tiles, each another one, in a seeded order."""
+    order = np.random.default_rng(seed).permutation(len(tiles))
+    count = min(_MOST_QUERIES, -(-len(tiles) // size))
+    drawn = [np.ascontiguousarray(tiles[np.resize(np.roll(order, -i * size), size)]) for i in range(count)]
+    turns = itertools.cycle(drawn)
+    return Timed(wall(lambda: infer(next(turns))), size)
+
+
+def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: int, seconds: float) -> float:
+    """Images a second of several threads that each ask for batches of `size` as fast as they are answered."""
+    images = np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:])))
+    infer(images)
+    begin = time.perf_counter()
+    counts = [0] * callers
+
+    def ask(number: int) -> None:
+        while time.perf_counter() - begin < seconds:
+            infer(images)
+            counts[number] += size
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate of arrivals: how many came, the latency in seconds of each, the share answered within the bound (0..1)."""
+
+    rate: float
+    seconds: list[float]
+    within: float
+
+
+@dataclass(frozen=True)
+class ServerRate:
+    """The highest rate found at which 99 % are answered within `bound` seconds, 0 where none was; every trial of the search."""
+
+    rate: float
+    bound: float
+    trials: list[Trial]
+
+    @property
+    def latency(self) -> Samples | None:
+        """Latencies at the rate that was found."""
+        return next((Samples(1, trial.seconds) for trial in reversed(self.trials) if trial.rate == self.rate), None)
+
+
+def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: float, seed: int) -> ServerRate:
+    """Search the rate between 0 and `highest` (images a second) by bisection; tiles are gathered into batches by a `Batcher`.
+
+    bound: seconds. seconds: how long tiles arrive in each trial.
+    """
+    low, high, trials = 0.0, highest, []
+    for number in range(_TRIALS):
+        rate = high if number == 0 else (low + high) / 2
+        trials.append(_trial(engine, tiles, bound, rate, seconds, seed + number))
+        low, high = (rate, high) if trials[-1].within >= 0.99 else (low, rate)
+        if low == high:
+            break
+    return ServerRate(low, bound, trials)
+
+
+def _trial(engine: Engine, tiles: Tiles, bound: float, rate: float, seconds: float, seed: int) -> Trial:
+    rng = np.random.default_rng(seed)
+    count = max(1, int(min(max(rate * seconds, _FEWEST_ARRIVALS), rate * _LONGEST_TRIAL * seconds, _MOST_ARRIVALS)))
+    arrivals = np.cumsum(rng.exponential(1 / rate, count))
+    order = rng.integers(0, len(tiles), count)
+    answered = np.full(count, np.inf)
+    with Batcher(engine, latency=bound / 2) as batcher:
+        batcher.predict(tiles[0])
+        begin = time.perf_counter()
+
+        def note(place: int) -> Callable[[object], None]:
+            def done(_: object) -> None:
+                answered[place] = time.perf_counter() - begin
+
+            return done
+
+        futures = []
+        for place in range(count):
+            wait = arrivals[place] - (time.perf_counter() - begin)
+            if wait > 0:
+                time.sleep(wait)
+            if place % 64 == 0 and (_late(answered, arrivals, bound) > 0.01 * count or wait < -10 * bound):
+                break  # it has failed already
+            futures.append(batcher.submit(tiles[order[place]]))
+            futures[-1].add_done_callback(note(place))
+        for future in futures:
+            future.result()
+    latencies = (answered - arrivals)[: len(futures)]  # from the moment of arrival, not from when it could be handed over
+    return Trial(rate, latencies.tolist(), float((latencies <= bound).sum() / count))
+
+
+def _late(answered: NDArray[np.float64], arrivals: NDArray[np.float64], bound: float) -> int:
+    """How many of the answers that are there came too late."""
+    there = answered < np.inf
+    return int((answered[there] - arrivals[there] > bound).sum())

@@ -1,0 +1,149 @@
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sattrt.bench import measure as module
+from sattrt.bench.ceiling import ceilings, operations_per_tile
+from sattrt.bench.config import BenchConfig
+from sattrt.bench.measure import Budget, Samples, Timed, measure, wall
+from sattrt.bench.scenarios import queries, server, streams
+from sattrt.bench.verdict import Clocks, verdict
+from sattrt.errors import BackendError, InputError
+from sattrt.runtime import Bundle, open_bundle
+
+
+def test_contenders_are_timed_in_turns() -> None:
+    calls: list[str] = []
+
+    def contender(name: str) -> Timed:
+        def work() -> None:
+            calls.append(name)
+            time.sleep(0.02)
+
+        return Timed(wall(work), 4)
+
+    samples = measure({"a": contender("a"), "b": contender("b")}, Budget(seconds=0, calls=40))
+    for each in samples.values():
+        assert len(each.seconds) >= 40
+        assert min(each.seconds) >= 0.02
+        assert each.images_per_second == pytest.approx(4 / np.median(each.seconds))
+    turns = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
+    assert len(turns) >= 6  # a and b warmed up, then at least two turns of each
+
+
+def test_the_warm_up_goes_on_until_it_rests() -> None:
+    pace = iter([0.1] * 4 + [0.05] * 4 + [0.02] * 1000)  # seconds of each call: slow at first
+
+    assert module._warm_up(lambda: next(pace)) is True
+    left = sum(1 for _ in pace)
+    assert left < 1000  # it had reached the pace that stays
+    restless = iter(0.01 * 1.2**i for i in range(10_000))
+    assert module._warm_up(lambda: next(restless)) is False
+
+
+def test_what_fails_is_left_out_with_its_reason_and_the_others_go_on() -> None:
+    def after(count: int) -> Callable[[], float]:
+        left = iter(range(count))
+
+        def call() -> float:
+            if next(left, None) is None:
+                raise BackendError("it gave up")
+            time.sleep(0.01)
+            return 0.01
+
+        return call
+
+    failed: dict[str, str] = {}
+    contenders = {"at once": Timed(after(0)), "later": Timed(after(70)), "never": Timed(wall(lambda: time.sleep(0.005)))}
+    samples = measure(contenders, Budget(seconds=1.0), failed=failed)
+    assert set(samples) == {"never"}
+    assert failed == {"at once": "it gave up", "later": "it gave up"}
+    with pytest.raises(BackendError, match="gave up"):
+        measure({"at once": Timed(after(0))})
+
+
+def test_a_percentile_is_claimed_with_ten_samples_beyond_it() -> None:
+    hundred = Samples(1, [0.001 * i for i in range(1, 101)])
+    assert hundred.tells(50)
+    assert hundred.tells(90)
+    assert not hundred.tells(99)
+    assert Samples(1, [0.001] * 1000).tells(99)
+    assert hundred.milliseconds(50) == pytest.approx(50.5)
+    assert Samples(1, [1.0, 3.0]).variation == pytest.approx(0.5)
+
+
+def test_every_query_is_another_one() -> None:
+    seen: list[bytes] = []
+    tiles = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((5, 2, 2, 3), np.uint8)
+    timed = queries(lambda images: seen.append(images.tobytes()), tiles, 1, seed=3)
+    for _ in range(5):
+        timed.call()
+    assert len(set(seen)) == 5
+
+
+def test_a_server_finds_the_rate_that_holds_the_bound(bundle: Bundle) -> None:
+    tiles = np.load(bundle.path / "golden.npz")["tiles"]
+    with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
+        alone = measure({"e": queries(engine.infer, tiles, 64, 0)}, Budget(0.3))["e"].images_per_second
+        found = server(engine, tiles, bound=0.5, highest=alone, seconds=0.5, seed=0)
+        assert 0 < found.rate <= alone
+        assert found.trials[0].rate == alone
+        passed = [trial.rate for trial in found.trials if trial.within >= 0.99]
+        assert found.rate == max(passed)
+        assert found.latency is not None
+        assert found.latency.milliseconds(99) <= 500
+        hopeless = server(engine, tiles, bound=1e-4, highest=alone, seconds=0.1, seed=0)
+        assert (hopeless.rate, hopeless.latency) == (0, None)
+        assert streams(engine.infer, tiles, 4, callers=2, seconds=0.2) > 0
+
+
+def test_the_clock_of_the_engine_alone_is_within_that_of_the_host(bundle: Bundle) -> None:
+    tiles = np.resize(np.load(bundle.path / "golden.npz")["tiles"], (32, 64, 64, 3))
+    for name in ("onnxruntime-fp32", "openvino-fp32"):
+        if name not in {record.name for record in bundle.engines}:
+            continue
+        with open_bundle(bundle.path, name) as engine:
+            alone = engine.resident(tiles)
+            taken = sorted(alone() for _ in range(5))
+            assert 0 < taken[2] < 5
+            begin = time.perf_counter()
+            alone()
+            assert alone() < time.perf_counter() - begin
+
+
+def test_ceilings_and_operations_are_measured(bundle: Bundle) -> None:
+    found = ceilings()
+    assert found.matrix["fp32"] > 1e9
+    assert found.memory > 1e8
+    operations = operations_per_tile(bundle.spec)
+    assert operations == pytest.approx(0.67e9, rel=0.1)  # ResNet-50 at 64x64: a twelfth of the 8.2 GFLOP at 224x224
+
+
+def test_the_verdict_names_what_takes_most() -> None:
+    assert verdict(Clocks(engine=1e-3, host=1.1e-3, decode=4e-3, whole=6e-3)).startswith(
+        "Bound by reading and decoding the files: 67 % of the 6.00 ms"
+    )
+    text = verdict(Clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=0.5)
+    assert text.startswith("Bound by the engine itself: 67 %")
+    assert text.endswith("It runs at 50 % of the machine's matrix rate.")
+    assert "overlap" in verdict(Clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"scenarios": "offline,serving"}, "'serving' is unknown"),
+        ({"seconds": 0.0}, "seconds is 0.0"),
+        ({"batches": "1,x"}, "batches is '1,x'"),
+        ({"batches": ""}, "batches is ''"),
+        ({"threads": "-1"}, "threads is '-1'"),
+        ({"streams": "0"}, "streams is '0'"),
+        ({"latency_bound": float("nan")}, "latency_bound is nan"),
+        ({"second": 1.0}, "Did you mean 'seconds'"),
+    ],
+)
+def test_a_setting_that_can_not_be_measured_with_is_refused(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BenchConfig.from_dict(setting, "bench.toml")

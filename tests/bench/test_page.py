@@ -1,0 +1,117 @@
+"""The page in a real browser: it renders, says nothing on the console, shows the JSON's numbers, sorts, prints, fits a phone."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sattrt.bench.page import to_html
+from sattrt.bench.report import Report, write_report
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def folder(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("report")
+    write_report(report, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not BROWSER:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=quiet)
+        yield opened
+        opened.close()
+
+
+def opened(browser: Any, folder: Path, width: int = 1200, scheme: str = "light") -> tuple[Any, list[str]]:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+    page.goto((folder / "bench.html").as_uri())
+    return page, said
+
+
+def column(page: Any, number: int) -> list[str]:
+    return page.eval_on_selector_all(f"#engines tbody td:nth-child({number})", "cells => cells.map(cell => cell.dataset.value)")  # type: ignore[no-any-return]
+
+
+def test_it_needs_nothing_but_itself(report: Report) -> None:
+    html = to_html(report.document, report.worst)
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert "@import" not in html
+    assert html.count("<svg") == 7
+    assert html.count('<img src="data:image/png') == len(report.worst)
+
+
+def test_names_can_not_become_markup(report: Report) -> None:
+    evil = json.loads(json.dumps(report.document).replace("Field", "<script>alert(1)</script>"))
+    evil["absent"]["x"] = '"><img src=x onerror=alert(1)>'
+    html = to_html(evil, report.worst)
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+
+
+def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
+    page, said = opened(browser, folder)
+    rows = json.loads((folder / "bench.json").read_text())["engines"]
+    header = page.eval_on_selector_all("#engines th", "cells => cells.map(cell => cell.textContent)")
+    shown = {name: column(page, i + 1)[: len(rows)] for i, name in enumerate(header)}
+    assert shown["engine"] == [row["engine"] for row in rows]
+    assert [float(value) for value in shown["accuracy % (95 %)"]] == [row["accuracy"]["accuracy"] for row in rows]
+    assert [float(value) for value in shown["p99 ms"]] == [row["single_stream"]["latency_ms"]["p99"] for row in rows]
+    assert [float(value) for value in shown["images/s"]] == [row["offline"][str(row["best_batch"])]["images_per_second"] for row in rows]
+    texts = page.eval_on_selector_all("#engines tbody td:nth-child(3)", "cells => cells.map(cell => cell.textContent)")
+    assert texts[0].startswith(f"{100 * rows[0]['accuracy']['accuracy']:.2f}")
+    assert said == []
+
+
+def test_its_tables_sort(browser: Any, folder: Path) -> None:
+    page, said = opened(browser, folder)
+    page.click("#engines th:nth-child(5) button")
+    largest_first = [float(value) for value in column(page, 5) if value]
+    assert largest_first == sorted(largest_first, reverse=True)
+    page.click("#engines th:nth-child(5) button")
+    assert [float(value) for value in column(page, 5) if value] == largest_first[::-1]
+    page.click("#engines th:nth-child(1) button")
+    assert column(page, 1) == sorted(column(page, 1), key=str.casefold, reverse=True)
+    assert said == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_follows_the_readers_colours(browser: Any, folder: Path, scheme: str) -> None:
+    page, said = opened(browser, folder, width=390, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
+    labels = page.evaluate("[...document.querySelectorAll('svg text')].map(text => getComputedStyle(text).fill)")
+    assert len(labels) > 50
+    bright = [sum(map(int, re.findall(r"\d+", fill))) > 380 for fill in labels]
+    assert (sum(bright) > len(bright) / 2) == (scheme == "dark")
+    assert said == []
+
+
+def test_it_prints(browser: Any, folder: Path) -> None:
+    page, _ = opened(browser, folder)
+    assert page.pdf(format="A4").startswith(b"%PDF-")

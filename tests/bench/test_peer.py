@@ -1,0 +1,54 @@
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from sattrt.bench.peer import run_peer
+from sattrt.errors import InputError
+
+TILES = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * np.ones((6, 4, 4, 3), np.uint8)
+CLASSES = ("River", "Sea Lake", "Forest")
+THEIRS = """
+import sys, time, numpy as np
+tiles = np.load(sys.argv[1])
+time.sleep(0.05 * len(tiles))
+for tile in tiles:
+    print({answer})
+"""
+
+
+def program(answer: str) -> str:
+    return f'"{sys.executable}" -c "{THEIRS.format(answer=answer)}" {{tiles}}'
+
+
+@pytest.mark.parametrize("answer", ["tile[0, 0, 0] % 3", "('River', 'Sea Lake', 'Forest')[tile[0, 0, 0] % 3]"])
+def test_a_foreign_program_is_timed_without_its_start(answer: str) -> None:
+    peer = run_peer(program(answer), TILES, CLASSES, 60)
+    assert peer.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert 8 < peer.images_per_second < 40  # it sleeps 50 ms a tile
+    assert peer.start_seconds > 0.05
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("/no/such/program", "can't be started: No such file"),
+        ("'", "no command"),
+        (" ", "empty command"),
+        ("false", "failed with exit code 1: it says nothing"),
+        ("sh -c 'echo broken >&2; exit 3'", "exit code 3: broken"),
+        ("true", "prints '0 lines'"),
+        ("echo Desert", "prints 'Desert"),
+    ],
+)
+def test_a_program_that_fails_is_one_line(command: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run_peer(command, TILES, CLASSES, 60)
+
+
+def test_a_program_that_hangs_is_stopped_with_what_it_started() -> None:
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="stopped after 1 s"):
+        run_peer("sh -c 'sleep 300 & wait'", TILES, CLASSES, 1)
+    assert time.monotonic() - begin < 10
