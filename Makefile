@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(SATTRT) train $(DEMO)/dataset --out $(DEMO)/run --weights "$(WEIGHTS)" $(if $(MINUTES),--minutes $(MINUTES))
 	$(SATTRT) export $(DEMO)/run --out engines/eurosat --best-effort
 	.venv/bin/python engines/embed.py engines/eurosat
-	$(SATTRT) bench engines/eurosat --data $(DEMO)/dataset --out $(DEMO)/report
+	$(SATTRT) bench engines/eurosat --data $(DEMO)/dataset --out $(DEMO)/report $(if $(GPU),,--config benchmarks/demo.toml)
 
 test: .venv/installed-for-tests
 	.venv/bin/ruff check .

@@ -2,33 +2,40 @@
 
     python benchmarks/inference.py engines/eurosat --data dataset
 
-The yardstick is PyTorch eager in fp32, channels_last. The peers are a plain ONNX Runtime session and a plain OpenVINO model, with no
-setting at all, on the very graphs that the engines run; OpenVINO then computes an fp32 graph in bf16 where the CPU can. The ceiling is a
-large matrix product in the engine's precision; useful operations are counted by torch on the network itself.
+The yardstick is PyTorch eager in fp32, channels_last; beside it bf16 under autocast and torch.compile. The peers are a plain ONNX Runtime
+session and a plain OpenVINO model, with no setting at all, on the very graphs that the engines run; OpenVINO then computes an fp32 graph in
+bf16 where the CPU can. OpenVINO's own benchmark_app times the same model at the same batch size, as a check of how we time. The ceiling
+is a large matrix product in the engine's precision; useful operations are counted by torch on the network itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sattrt.bench.ceiling import ceilings, operations_per_tile
 from sattrt.bench.contenders import TORCH, gather
-from sattrt.bench.measure import Budget, Speed, measure
+from sattrt.bench.measure import Budget, Samples, Timed, measure, wall
 from sattrt.bench.tiles import TileReader
 from sattrt.data.dataset import Dataset
-from sattrt.machine import cores, environment
+from sattrt.machine import cores, cpu_has_bf16, environment
 from sattrt.runtime import Bundle, read_bundle
 
 Infer = Callable[[NDArray[np.uint8]], Any]
 BATCHES = (1, 64)
+Speeds = dict[str, dict[int, Samples]]
 
 
 def plain_onnxruntime(path: Path) -> Infer:
@@ -45,7 +52,8 @@ def plain_openvino(path: Path) -> Infer:
     return lambda tiles: model({"input": tiles})
 
 
-def torch_bf16(run: Path) -> Infer:
+def torch_variants(run: Path) -> dict[str, Infer]:
+    """The trained network in bf16 under autocast, where the CPU has it, and compiled by Inductor in fp32; both channels_last."""
     import torch
 
     from sattrt.training.run import load_trained
@@ -54,50 +62,46 @@ def torch_bf16(run: Path) -> Infer:
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def infer(tiles: NDArray[np.uint8]) -> Any:
+    def bf16(tiles: NDArray[np.uint8]) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             return model(torch.from_numpy(tiles)).float().numpy()
 
-    return infer
+    compiled = torch.compile(model, dynamic=False)
+
+    @torch.inference_mode()
+    def compile_fp32(tiles: NDArray[np.uint8]) -> Any:
+        return compiled(torch.from_numpy(tiles)).numpy()
+
+    begin = time.perf_counter()
+    for batch in BATCHES:
+        compile_fp32(np.zeros((batch, 64, 64, 3), np.uint8))
+    print(f"torch.compile took {time.perf_counter() - begin:.0f} s for batches of {BATCHES}", flush=True)
+    return {"torch-compile-fp32": compile_fp32} | ({"torch-eager-bf16": bf16} if cpu_has_bf16() else {})
 
 
-def matrix_rate(precision: str, size: int = 2048) -> float:
-    """Operations a second of a square matrix product in PyTorch: the median of seven, of the library that is the fastest.
-
-    int8 is multiplied into int32; floats by the BLAS behind `@`, and by oneDNN as a 1x1 convolution.
-    """
-    import torch
-
-    if precision == "int8":
-        a, b = (torch.randint(-128, 128, (size, size), dtype=torch.int8) for _ in range(2))
-        return 2 * size**3 / median_seconds(lambda: torch._int_mm(a, b))
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    x, y = (torch.randn(size, size).to(dtype) for _ in range(2))
-    image = x.view(1, size // 32, 32, size).permute(0, 3, 1, 2)  # (1, channels, 64, 32), channels last
-    with torch.inference_mode():
-        blas = median_seconds(lambda: x @ y)
-        onednn = median_seconds(lambda: torch.nn.functional.conv2d(image, y[:, :, None, None]))
-    return 2 * size**3 / min(blas, onednn)
-
-
-def median_seconds(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[3:])
-
-
-def useful_operations() -> float:
-    """Operations of a forward pass per 64x64 tile (torch's own count, two a multiply-add)."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-    from torchvision.models import resnet50
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        resnet50(num_classes=10).eval()(torch.zeros(1, 3, 64, 64))
-    return float(counter.get_total_flops())
+def benchmark_app(path: Path, batch: int, seconds: float) -> float | None:
+    """Median milliseconds of OpenVINO's own benchmark of the model, one request at a time; None where it is not installed."""
+    program = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
+    if not program:
+        return None
+    words = [
+        program,
+        "-m",
+        path,
+        "-d",
+        "CPU",
+        "-api",
+        "sync",
+        "-hint",
+        "latency",
+        "-t",
+        str(max(1, round(seconds))),
+        "-data_shape",
+        f"[{batch},64,64,3]",
+    ]
+    said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Median:\s+([\d.]+) ms", said)
+    return float(found[1]) if found else None
 
 
 def peers(bundle: Bundle) -> dict[str, tuple[str, Infer]]:
@@ -123,15 +127,19 @@ def main() -> None:
     bundle, dataset = read_bundle(options.bundle), Dataset.read(options.data)
     run = options.run or Path(bundle.source["run"])
     tiles = np.concatenate([images.copy() for images, _ in TileReader(dataset, dataset.require("test"), cores())])
-    contenders = gather(bundle, run, cores())
+    contenders = gather([bundle], dataset, run, (cores(),))
     plain = peers(bundle)
-    everyone: dict[str, Infer] = {**contenders.infer, "torch-eager-bf16": torch_bf16(run)}
+    everyone: dict[str, Infer] = {name: each.infer for name, each in contenders.present.items()} | torch_variants(run)
     everyone |= {name: infer for name, (_, infer) in plain.items()}
-    budget = Budget(options.seconds, 100, options.seconds, 5)
-    speeds = measure(everyone, tiles, BATCHES, budget)
-    operations = useful_operations()
-    ceilings = {precision: matrix_rate(precision) for precision in ("fp32", "bf16", "int8")}
-    result = summary(bundle, speeds, plain, {name: operations / rate for name, rate in ceilings.items()})
+    speeds: Speeds = {name: {} for name in everyone}
+    for batch in BATCHES:
+        images = np.resize(tiles, (batch, *tiles.shape[1:]))
+        found = measure({name: Timed(wall(partial(infer, images)), batch) for name, infer in everyone.items()}, Budget(options.seconds, 5))
+        for name, samples in found.items():
+            speeds[name][batch] = samples
+    best, operations = ceilings(), operations_per_tile(bundle.spec) or 0.0
+    result = summary(bundle, speeds, plain, {name: operations / rate for name, rate in best.matrix.items()})
+    result["benchmark_app"] = checked_against_benchmark_app(bundle, speeds, options.seconds)
     rows = sorted(result["engines"].items(), key=lambda row: -row[1]["images_per_second"])
     print(f"{'':28} ms p50  img/s (64)  to eager  to the best peer on its graph  of the matrix rate")
     for name, row in rows:
@@ -139,32 +147,54 @@ def main() -> None:
         print(
             f"{name:28} {row['latency_ms']:6.2f} {row['images_per_second']:9.0f} {row['throughput_ratio_eager']:10.2f} {peer:>16} {share:>20}"
         )
-    result |= {"ceilings_gflops": {name: rate / 1e9 for name, rate in ceilings.items()}, "tiles": len(tiles), "environment": environment()}
-    result["seconds"] = {name: speed.seconds for name, speed in speeds.items()}
+    for name, row in result["benchmark_app"].items():
+        print(f"{name}: benchmark_app says {row['benchmark_app_ms']:.2f} ms, we {row['ours_ms']:.2f} ms, {row['ratio']:.3f}")
+    result |= {
+        "ceilings_gflops": {name: rate / 1e9 for name, rate in best.matrix.items()},
+        "tiles": len(tiles),
+        "environment": environment(),
+    }
+    result["seconds"] = {name: {batch: samples.seconds for batch, samples in by_batch.items()} for name, by_batch in speeds.items()}
     print(json.dumps(result))
 
 
-def summary(
-    bundle: Bundle, speeds: dict[str, Speed], plain: dict[str, tuple[str, Infer]], seconds_at_ceiling: dict[str, float]
-) -> dict[str, Any]:
+def checked_against_benchmark_app(bundle: Bundle, speeds: Speeds, seconds: float) -> dict[str, dict[str, float]]:
+    """Our median of the plain OpenVINO model over that of benchmark_app, by graph and batch."""
+    found = {}
+    for name, by_batch in speeds.items():
+        if name.startswith("plain-openvino-"):
+            graph = bundle.path / f"model.{name.removeprefix('plain-openvino-')}.onnx"
+            for batch, samples in by_batch.items():
+                if theirs := benchmark_app(graph, batch, seconds):
+                    ours = samples.milliseconds(50)
+                    found[f"{name}, batch {batch}"] = {"benchmark_app_ms": theirs, "ours_ms": ours, "ratio": ours / theirs}
+    return found
+
+
+def summary(bundle: Bundle, speeds: Speeds, plain: dict[str, tuple[str, Infer]], seconds_at_ceiling: dict[str, float]) -> dict[str, Any]:
     """Ratios by engine, and those of the best."""
     eager = speeds[TORCH]
     graphs = {engine.name: engine.file for engine in bundle.engines}
-    precisions = {engine.name: engine.precision for engine in bundle.engines} | {TORCH: "fp32", "torch-eager-bf16": "bf16"}
+    precisions = {engine.name: engine.precision for engine in bundle.engines} | {
+        TORCH: "fp32",
+        "torch-eager-bf16": "bf16",
+        "torch-compile-fp32": "fp32",
+    }
     rows: dict[str, dict[str, Any]] = {}
     for name, speed in speeds.items():
+        latency, throughput = speed[1].milliseconds(50), speed[64].images_per_second
         row = rows[name] = {
-            "latency_ms": speed.latency_ms(50),
-            "images_per_second": speed.throughput(64),
-            "throughput_ratio_eager": speed.throughput(64) / eager.throughput(64),
-            "latency_ratio_eager": speed.latency_ms(50) / eager.latency_ms(50),
+            "latency_ms": latency,
+            "images_per_second": throughput,
+            "throughput_ratio_eager": throughput / eager[64].images_per_second,
+            "latency_ratio_eager": latency / eager[1].milliseconds(50),
         }
         if precisions.get(name) in seconds_at_ceiling:
-            row["fraction_of_ceiling"] = speed.throughput(64) * seconds_at_ceiling[precisions[name]]
+            row["fraction_of_ceiling"] = throughput * seconds_at_ceiling[precisions[name]]
         same = [speeds[peer] for peer, (graph, _) in plain.items() if graph == graphs.get(name)]
         if same:
-            row["throughput_ratio_best_peer"] = speed.throughput(64) / max(peer.throughput(64) for peer in same)
-            row["latency_ratio_best_peer"] = speed.latency_ms(50) / min(peer.latency_ms(50) for peer in same)
+            row["throughput_ratio_best_peer"] = throughput / max(peer[64].images_per_second for peer in same)
+            row["latency_ratio_best_peer"] = latency / min(peer[1].milliseconds(50) for peer in same)
     own = {name: row for name, row in rows.items() if name in graphs}
     fastest = max(own, key=lambda name: own[name]["images_per_second"])
     quickest = min(own, key=lambda name: own[name]["latency_ms"])

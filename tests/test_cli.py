@@ -7,14 +7,16 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, jpeg
+from conftest import CLASSES, jpeg, respell
 from PIL import Image
 
 from sattrt import __version__
+from sattrt.bench.report import Report
 from sattrt.runtime import Bundle
 
 STAGES = ("data", "train", "export", "bench", "predict", "selftest", "sign", "doctor")
@@ -128,6 +130,26 @@ def test_export_and_bench_refuse_what_is_not_there(tmp_path: Path, dataset_folde
     assert sattrt("data", tiles, "--out", tmp_path / "d", "--split", "50:25:25").returncode == 0
     assert "the dataset has Field, Forest, Snow" in refusal("bench", bundle.path, "--data", tmp_path / "d", "--out", tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
+    copy: Path, bundle: Bundle, dataset_folder: Path, report: Report, tmp_path: Path
+) -> None:
+    respell(copy, engines=[asdict(bundle.engine("onnxruntime-fp32"))])
+    before = json.loads(json.dumps(report.document))
+    for row in before["engines"]:
+        row["offline"]["1"]["seconds"] = [seconds / 100 for seconds in row["offline"]["1"]["seconds"]]
+    (tmp_path / "old.json").write_text(json.dumps(before))
+    (tmp_path / "bench.toml").write_text('scenarios = "offline"\nbatches = "1"\nstreams = "1"\nclock_batch = 1\nseconds = 0.1\n')
+    words = ("bench", copy, "--data", dataset_folder, "--config", tmp_path / "bench.toml", "--out", tmp_path / "r")
+    done = sattrt(*words, "--baseline", tmp_path / "old.json", "--max-regression", "50")
+    assert done.returncode == 2, done.stderr
+    assert "worse than the baseline by 9" in done.stderr
+    assert "onnxruntime-fp32: offline at 1, ms" in done.stdout
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"bench.json", "bench.md", "bench.html"}
+    (tmp_path / "old.json").write_text(json.dumps(before | {"schema": 1}))
+    assert "has schema 1" in refusal(*words, "--baseline", tmp_path / "old.json")
+    assert "--baseline to compare with" in refusal(*words, "--max-regression", "5")
 
 
 def test_predict_answers_for_files(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Tiles a second out of four loaders, cold and warm, nothing behind them; the last line on stdout is one JSON document.
+
+    python benchmarks/loading.py --tiles ../shared/data/EuroSAT_RGB.zip
+
+The loops are those that each library's documentation shows, with flips as the only augmentation, batches of 64, and as many workers or
+threads as there are cores: ImageFolder with DataLoader; DALI's file reader, decoder and flips; sattrt's loader with its tiles kept in
+memory, and with none kept. Cold: the first epoch in a fresh process, set-up included, after the files were dropped from the disk's cache.
+Warm: the median of the epochs after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from sattrt.data.dataset import Dataset, balanced
+from sattrt.data.scan import SplitRule, scan
+from sattrt.data.sources import open_source
+from sattrt.machine import cores, environment
+
+BATCH, EPOCHS, ROUNDS = 64, 4, 3
+Epoch = Callable[[int], Iterator[int]]  # tiles of each batch
+
+
+def image_folder(folder: Path, dataset: Dataset) -> Epoch:
+    import torch
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    look = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), transforms.ToTensor()])
+    loader = torch.utils.data.DataLoader(ImageFolder(folder, look), BATCH, shuffle=True, num_workers=cores(), persistent_workers=True)
+    return lambda epoch: (len(labels) for _, labels in loader)
+
+
+def dali(folder: Path, dataset: Dataset) -> Epoch:
+    import torch
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali.plugin.pytorch import DALIClassificationIterator, LastBatchPolicy
+    from nvidia.dali.types import DALIDataType
+
+    on_gpu = torch.cuda.is_available()
+
+    @pipeline_def(batch_size=BATCH, num_threads=cores(), device_id=0 if on_gpu else None)
+    def pipeline():  # type: ignore[no-untyped-def]
+        encoded, labels = fn.readers.file(file_root=str(folder), random_shuffle=True, name="reader")
+        images = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu")
+        images = fn.flip(images, horizontal=fn.random.coin_flip(), vertical=fn.random.coin_flip())
+        return fn.crop_mirror_normalize(images, dtype=DALIDataType.FLOAT, std=[255.0] * 3), labels
+
+    made = DALIClassificationIterator(pipeline(), reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL, auto_reset=True)
+    return lambda epoch: (len(batch[0]["label"]) for batch in made)
+
+
+def sattrt_kept(folder: Path, dataset: Dataset, cache_gb: float = 4.0) -> Epoch:
+    import torch
+
+    from sattrt.data.augment import Augmentation
+    from sattrt.data.loader import Loader
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = Loader(
+        dataset, dataset.tiles("train"), batch_size=BATCH, device=device, augmentation=Augmentation(), threads=cores(), cache_gb=cache_gb
+    )
+    return lambda epoch: (len(labels) for _, labels in loader.epoch(epoch))
+
+
+def sattrt_streamed(folder: Path, dataset: Dataset) -> Epoch:
+    return sattrt_kept(folder, dataset, cache_gb=0.0)
+
+
+LOADERS = {
+    "ImageFolder and DataLoader": image_folder,
+    "DALI": dali,
+    "sattrt, tiles kept": sattrt_kept,
+    "sattrt, tiles streamed": sattrt_streamed,
+}
+
+
+def speeds(name: str, folder: Path, dataset: Dataset) -> list[float]:
+    """Tiles a second of each epoch."""
+    import torch  # the first import is nobody's
+
+    torch.set_num_threads(cores())
+    forget(folder)
+    begin, taken = time.perf_counter(), []
+    epoch = LOADERS[name](folder, dataset)
+    for number in range(EPOCHS):
+        count = sum(epoch(number))
+        taken.append(count / (time.perf_counter() - begin))
+        begin = time.perf_counter()
+    return taken
+
+
+def forget(folder: Path) -> None:
+    """Ask the system to drop the files from its cache."""
+    for path in folder.rglob("*.jpg"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", type=Path, required=True, help="folder or archive of class folders")
+    parser.add_argument("--count", type=int, default=8000, help="tiles, balanced over the classes")
+    options = parser.parse_args()
+    whole = scan(options.tiles, SplitRule(), cores())
+    chosen = balanced(whole.tiles("train"), options.count)
+    found: dict[str, list[list[float]]] = {name: [] for name in LOADERS}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tiles = []
+        with open_source(options.tiles) as source:
+            for tile in chosen:  # everyone reads the same loose files
+                path = folder / whole.classes[tile.label] / Path(tile.name).name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(source.read(tile.name))
+                tiles.append(replace(tile, name=str(path.relative_to(folder))))
+        os.sync()
+        dataset = replace(whole, source=str(folder), all_tiles=tuple(tiles))
+        for _ in range(ROUNDS):
+            for name in LOADERS:
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    found[name].append(pool.submit(speeds, name, folder, dataset).result())
+    rows = {
+        name: {"cold": statistics.median(run[0] for run in runs), "warm": statistics.median(speed for run in runs for speed in run[1:])}
+        for name, runs in found.items()
+    }
+    for name, row in rows.items():
+        print(f"{name:28} cold {row['cold']:8.0f} tiles/s, warm {row['warm']:8.0f}")
+    peers = ("ImageFolder and DataLoader", "DALI")
+    ratios = {when: rows["sattrt, tiles kept"][when] / max(rows[peer][when] for peer in peers) for when in ("cold", "warm")}
+    print(
+        json.dumps(
+            {"ratio_best_peer": ratios, "tiles": len(tiles), "tiles_per_second": rows, "epochs": found, "environment": environment()}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The tables of README.md and docs/ from the files under benchmarks/results, so that a figure is never typed.
+
+    python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
+    python benchmarks/tables.py --check    # exit code 1 where something would change
+
+Kinds: `bench` (the first table of a bench.md), `training`, `inference`, `onnxruntime`, `loading`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/design.md", "docs/training.md", "docs/export.md", "docs/bench.md")
+_MARKED = re.compile(r"(<!-- table: (\w+) ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+
+
+def render(text: str) -> str:
+    """A page with its tables made anew."""
+    return _MARKED.sub(lambda found: found[1] + KINDS[found[2]](*found[3].split()) + "\n" + found[4], text)
+
+
+def bench(name: str) -> str:
+    """The first table of a bench.md."""
+    lines = (RESULTS / name).read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| engine |"))
+    end = next(i for i in range(begin, len(lines)) if not lines[i].startswith("|"))
+    return "\n".join(line for line in lines[begin:end] if "| not here |" not in line)
+
+
+def training(*names: str) -> str:
+    """Images a second of `sattrt train`, timm's parts and the plain loop, a row for each machine."""
+    rows = []
+    for name in names:
+        data = read(name)
+        timm = data.get("timm_images_per_second")
+        rows.append(
+            (
+                machine(name),
+                data["precision"],
+                f"{data['images_per_second']:.1f}",
+                f"{timm:.1f}" if timm else "",
+                f"{data['plain_images_per_second']:.1f}",
+                f"**{data['ratio_timm']:.2f}**" if timm else "",
+                f"**{data['ratio_plain']:.2f}**",
+                f"{100 * data['fraction_of_ceiling']:.0f} %",
+            )
+        )
+    columns = (
+        "CPU, 2 cores",
+        "precision",
+        "sattrt, images/s",
+        "timm",
+        "plain loop",
+        "to timm",
+        "to the plain loop",
+        "of a large matrix product's rate",
+    )
+    return markdown(columns, rows)
+
+
+def inference(name: str) -> str:
+    """Engines, fastest first, with PyTorch's variants and without the plain peers."""
+    rows = []
+    for engine, row in sorted(read(name)["engines"].items(), key=lambda each: -each[1]["images_per_second"]):
+        if engine.startswith("plain-"):
+            continue
+        peer, share = row.get("throughput_ratio_best_peer"), row.get("fraction_of_ceiling")
+        rows.append(
+            (
+                engine,
+                f"{row['latency_ms']:.2f}",
+                f"{row['images_per_second']:.0f}",
+                f"{row['throughput_ratio_eager']:.2f}",
+                f"{peer:.2f}" if peer else "",
+                f"{100 * share:.0f} %" if share else "",
+            )
+        )
+    return markdown(
+        ("", "ms, one tile", "images/s", "to PyTorch eager fp32", "to the best plain peer on its graph", "of the matrix rate"), rows
+    )
+
+
+def onnxruntime(name: str) -> str:
+    """ONNX Runtime's settings, by graph."""
+    rows = [
+        (graph, variant, f"{row['latency_ms']:.2f}", f"{row['images_per_second']:.0f}", f"{row['seconds']:.2f}", f"{row['batch_mb']:.0f}")
+        for graph, variants in read(name)["variants"].items()
+        for variant, row in variants.items()
+    ]
+    return markdown(("graph", "setting", "ms, one tile", "images/s", "s to open and answer", "MB after a batch of 64"), rows)
+
+
+def loading(name: str) -> str:
+    """Loaders, cold and warm."""
+    rows = [(loader, f"{row['cold']:,.0f}", f"{row['warm']:,.0f}") for loader, row in read(name)["tiles_per_second"].items()]
+    return markdown(("loader", "tiles/s, cold", "warm"), rows)
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    "bench": bench,
+    "training": training,
+    "inference": inference,
+    "onnxruntime": onnxruntime,
+    "loading": loading,
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return data
+
+
+def machine(name: str) -> str:
+    """The machine that a result's file name tells."""
+    generation = re.search(r"epyc-zen(\d)", name)
+    return f"AMD EPYC (Zen {generation[1]})" if generation else str(read(name)["environment"]["cpu"])
+
+
+def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *["| " + " | ".join(row) + " |" for row in rows]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = [page for page in PAGES if (text := (ROOT / page).read_text()) != render(text)]
+    if options.check:
+        sys.exit(f"Made from other results than there are: {', '.join(stale)}. Run python benchmarks/tables.py" if stale else 0)
+    for page in stale:
+        (ROOT / page).write_text(render((ROOT / page).read_text()))
+        print(page)
+
+
+if __name__ == "__main__":
+    main()
