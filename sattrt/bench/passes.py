@@ -6,8 +6,9 @@ answers, clocks = passes.answers(), passes.clocks(reader)
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -36,21 +37,25 @@ class Passes:
     def answers(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Logits and probabilities of every tile, by each."""
         found = {}
-        for name, contender in self._all.present.items():
+        starts = range(0, len(self._images), _ACCURACY_BATCH)
+        for name, contender in self._present().items():
             self._say(f"accuracy of {name}")
-            starts = range(0, len(self._images), _ACCURACY_BATCH)
-            try:
+            with self._absent_if_it_fails(name):
                 parts = [contender.infer(self._images[start : start + _ACCURACY_BATCH]) for start in starts]
-            except BackendError as error:
-                self._all.absent[name] = str(error)
-                continue
-            found[name] = (np.concatenate([logits for logits, _ in parts]), np.concatenate([shares for _, shares in parts]))
+                found[name] = (np.concatenate([logits for logits, _ in parts]), np.concatenate([shares for _, shares in parts]))
         if not found:
             raise BackendError(f"No engine gave an answer: {' | '.join(f'{name}: {why}' for name, why in self._all.absent.items())}")
         return found
 
     def _present(self) -> dict[str, Contender]:
         return {name: each for name, each in self._all.present.items() if name not in self._all.absent}
+
+    @contextlib.contextmanager
+    def _absent_if_it_fails(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except BackendError as error:
+            self._all.absent[name] = str(error)
 
     def _batch(self, size: int) -> Tiles:
         return np.resize(self._images, (size, *self._images.shape[1:]))
@@ -62,7 +67,11 @@ class Passes:
         """Seconds a tile by each of the clocks."""
         batch = self._batch(self._config.clock_batch)
         self._say("clock: the engine alone")
-        engine = self._measure({name: Timed(each.resident(batch), len(batch)) for name, each in self._present().items()})
+        alone = {}
+        for name, each in self._present().items():
+            with self._absent_if_it_fails(name):
+                alone[name] = Timed(each.resident(batch), len(batch))
+        engine = self._measure(alone)
         self._say("clock: host to host")
         host = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
         whole: dict[str, list[float]] = {name: [] for name in host}
@@ -70,8 +79,9 @@ class Passes:
         for turn in range(_PASSES):
             self._say(f"clock: file to label, pass {turn + 1} of {_PASSES}")
             decode.append(wall(partial(_read, reader))())
-            for name in whole:
-                whole[name].append(wall(partial(_read, reader, self._all.present[name].infer))())
+            for name, each in self._present().items():
+                with self._absent_if_it_fails(name):
+                    whole[name].append(wall(partial(_read, reader, each.infer))())
         return {
             name: Clocks(
                 engine=1 / engine[name].images_per_second,
@@ -80,7 +90,7 @@ class Passes:
                 whole=float(np.median(taken)) / len(self._images),
             )
             for name, taken in whole.items()
-            if name in engine
+            if name in self._present()
         }
 
     def stream(self, scenario: str) -> dict[str, Samples]:
@@ -100,7 +110,8 @@ class Passes:
         for count in self._config.stream_counts if len(self._config.stream_counts) > 1 else ():
             self._say(f"offline, {count} callers")
             for name, each in self._present().items():
-                callers[name][count] = streams(each.infer, self._images, _best(sweep, name), count, self._config.seconds)
+                with self._absent_if_it_fails(name):
+                    callers[name][count] = streams(each.infer, self._images, _best(sweep, name), count, self._config.seconds)
         return sweep, callers
 
     def server(self, sweep: dict[int, dict[str, Samples]]) -> dict[str, ServerRate]:
@@ -110,15 +121,14 @@ class Passes:
             if each.engine is None:
                 continue
             self._say(f"server: {name}")
-            if sweep:
-                highest = sweep[_best(sweep, name)][name].images_per_second
-            else:
-                highest = self._measure({name: queries(each.infer, self._images, self._config.clock_batch, 0)})[name].images_per_second
             bound, seconds = self._config.latency_bound / 1e3, self._config.seconds
-            try:
+            with self._absent_if_it_fails(name):
+                if sweep:
+                    highest = sweep[_best(sweep, name)][name].images_per_second
+                else:
+                    batch = self._batch(self._config.clock_batch)
+                    highest = measure({name: _whole(each, batch)}, self._budget)[name].images_per_second
                 found[name] = server(each.engine, self._images, bound, highest, seconds, self._config.seed)
-            except BackendError as error:
-                self._all.absent[name] = str(error)
         return found
 
     def energy(self) -> dict[str, float]:
@@ -131,11 +141,12 @@ class Passes:
                 return {}
             self._say(f"energy of {source}: {name}")
             count, begin = 0, time.perf_counter()
-            while time.perf_counter() - begin < self._config.seconds:
-                each.infer(batch)
-                count += len(batch)
+            with self._absent_if_it_fails(name):
+                while time.perf_counter() - begin < self._config.seconds:
+                    each.infer(batch)
+                    count += len(batch)
             after, _ = joules()
-            if after is not None and after >= before:  # RAPL's counter begins anew at its end
+            if count and after is not None and after >= before:  # RAPL's counter begins anew at its end
                 found[name] = 1000 * (after - before) / count
         return found
 

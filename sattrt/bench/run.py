@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.dataset import Dataset
-from ..errors import ContractError, InputError
+from ..errors import BackendError, ContractError, InputError
 from ..machine import cores, environment
 from ..runtime import Bundle
 from . import rows
@@ -72,6 +72,8 @@ def bench(
     engines = []
     references = _references(contenders, answers)
     for name, (logits, probabilities) in answers.items():
+        if name in contenders.absent:  # it failed on the way
+            continue
         contender = contenders.present[name]
         reference = references[contender.bundle.digest]
         engines.append(
@@ -89,6 +91,8 @@ def bench(
                 operations[contender.bundle.digest],
             )
         )
+    if not engines:
+        raise BackendError(f"Every engine failed on the way: {' | '.join(f'{name}: {why}' for name, why in contenders.absent.items())}")
     peer_rows = _peers(peers, images, labels, dataset, config, contenders, on_progress)
     reference = next(iter(references.values()))
     worst = _worst(answers[reference][1], labels)

@@ -7,9 +7,9 @@ tiles at hand, images a second. Server: single tiles at random moments; the high
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,19 +40,16 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
     images = np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:])))
     infer(images)
     begin = time.perf_counter()
-    counts = [0] * callers
 
-    def ask(number: int) -> None:
+    def ask(_: int) -> int:
+        count = 0
         while time.perf_counter() - begin < seconds:
             infer(images)
-            counts[number] += size
+            count += size
+        return count
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - begin)
+    with ThreadPoolExecutor(callers) as pool:
+        return sum(pool.map(ask, range(callers))) / (time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from . import checkpoint
 from .config import TrainConfig
 from .loop import train
 
-EPOCHS, STEPS_PER_EPOCH, LARGEST_BATCH, VALID_TILES = 3, 6, 16, 32
+EPOCHS, STEPS_PER_EPOCH, LARGEST_BATCH, VALID_TILES = 2, 6, 16, 16
 # every process is a fork of one that has done no more than import: so the moments of death fall into the work, not into the imports
 _PROCESSES = multiprocessing.get_context("forkserver")
 

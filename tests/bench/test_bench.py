@@ -153,7 +153,7 @@ def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: 
 
 def test_several_bundles_and_threads_are_measured_side_by_side(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
     few = only(bundle, "onnxruntime-fp32")
-    report = bench([few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,2", scenarios="offline"))
+    report = bench([few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,2", scenarios="offline", batches="1", clock_batch=1))
     assert set(engines(report)) == {
         f"{folder}/{engine} ({threads})"
         for folder in (bundle.path.name, "copy")
@@ -198,6 +198,7 @@ def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     monkeypatch.setattr(Engine, "infer", infer)
     report = bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset, replace(QUICK, scenarios="offline"))
     assert report.document["absent"]["onnxruntime-fp16"] == "out of memory"
+    assert set(engines(report)) == {"torch-eager-fp32", "onnxruntime-fp32"}
     assert set(engines(report)["onnxruntime-fp32"]["offline"]) == {"1", "4"}
 
 

@@ -1,8 +1,10 @@
 import dataclasses
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,19 +114,27 @@ def test_an_engine_may_be_called_from_many_threads(bundle: Bundle, name: str) ->
             np.testing.assert_allclose(answer.logits[0], expected[i % 24], atol=0.02 * float(np.abs(expected).max()))
 
 
-def test_memory_stays_where_it_is(bundle: Bundle) -> None:
+def grown(folder: Path) -> float:
+    """Megabytes by which 2,000 predictions move the resident size, after 500 that warm up."""
+
     def resident() -> float:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096 / 1e6
 
     image = tiles(1)[0]
-    with open_bundle(bundle.path, "onnxruntime-int8") as engine:
+    with open_bundle(folder, "onnxruntime-int8") as engine:
         for _ in range(500):
             engine.predict(image)
         before = resident()
         for _ in range(2000):
             engine.predict(image)
-        assert resident() - before < 5  # MB
+        return resident() - before
+
+
+def test_memory_stays_where_it_is(bundle: Bundle) -> None:
+    # in a process of its own: this one has trained, and keeps what it freed
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(grown, bundle.path).result() < 5
 
 
 def test_what_is_uncertain_is_rejected_when_asked(bundle: Bundle) -> None:
