@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights, resnet50
+from torchvision.models.resnet import Bottleneck
 
 from .errors import ContractError, InputError
 from .spec import KERAS_RESNET50, RESNET50
@@ -84,7 +85,9 @@ class TileClassifier(nn.Module):
 def _as_in_keras(network: ResNet) -> None:
     """Keras' ResNet-50 v1 out of torchvision's v1.5, in place; the names and shapes of the weights stay."""
     for stage in (network.layer2, network.layer3, network.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+        block = stage[0]
+        assert isinstance(block, Bottleneck)
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = KERAS_EPSILON

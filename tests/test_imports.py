@@ -63,6 +63,7 @@ def test_who_may_import_whom(path: Path) -> None:
         "training": {"errors", "spec", "settings", "machine", "calibration", "data", "model", "training"},
         "deploy": {"errors", "spec", "settings", "machine", "accuracy", "calibration", "model", "training", "runtime", "deploy"},
         "bench": {"errors", "spec", "settings", "accuracy", "calibration", "machine", "data", "training", "runtime", "bench"},
+        "rmldnn": {"errors", "spec", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "doctor": {"machine"},
         "__init__": set(),
         "__main__": {"cli"},
