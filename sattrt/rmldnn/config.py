@@ -21,7 +21,7 @@ OPTIMIZERS = ("SGD", "Adagrad", "Adam", "AdamW", "RMSprop", "LARS", "LAMB")
 SCHEDULERS = ("Step", "MultiStep", "Exponential", "Warmup")
 _SGD = {"momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False}
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False}
-_OPTIONS: dict[str, dict[str, float | bool]] = {
+OPTIONS: dict[str, dict[str, float | bool]] = {
     "SGD": _SGD,
     "Adagrad": {"lr_decay": 0.0, "weight_decay": 0.0},
     "Adam": _ADAM,
@@ -183,7 +183,7 @@ def _optimizer(values: Any, name: str) -> OptimizerConfig:
     if not isinstance(values, dict):
         raise InputError(f"{name} is missing; training needs one of {', '.join(OPTIMIZERS)}.")
     kind = Section({"type": values.get("type")}, name, ("type",)).choice("type", OPTIMIZERS)
-    defaults = _OPTIONS[kind]
+    defaults = OPTIONS[kind]
     section = Section(values, name, ("type", "learning_rate", "lr_scheduler", *defaults))
     options = {
         key: section.flag(key, default) if isinstance(default, bool) else section.number(key, default, high=1.0 if key in _BELOW_1 else 1e6)

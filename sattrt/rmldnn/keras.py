@@ -29,7 +29,7 @@ class KerasNetwork:
 
     names: what the file calls each layer with weights. trainable: which of them are trained.
     switched_off: (layer, weight) that the file does without: biases of convolutions and head, gamma and beta of BatchNorms.
-    momentum: share of the old running statistics that a step keeps. classes, activation: of the head.
+    classes, activation: of the head.
     height, width, channels: of the input; 0 where the file leaves them open.
     own_pixels: the preprocessing that is part of the network, of values in 0..255; None where it has none.
     """
@@ -37,7 +37,6 @@ class KerasNetwork:
     names: dict[str, str]
     trainable: frozenset[str]
     switched_off: frozenset[tuple[str, str]]
-    momentum: float
     classes: int
     activation: str
     height: int
@@ -97,7 +96,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     activation = _activation(graph, found["fc"], used, name)
     if left := [layer for layer in graph.values() if layer.name not in used]:
         raise ContractError(
-            f"{name} is not Keras' ResNet-50: {len(left)} layers more than its own were found, first {left[0]}. sattrt trains no other network."
+            f"{name} is not Keras' ResNet-50: layers that are none of its own were found, {len(left)} in all, first {left[0]}. sattrt trains no other network."
         )
     weighted = {role: layer for role, layer in found.items() if layer.kind in ("Conv2D", "BatchNormalization", "Dense")}
     trainable = frozenset(role for role, layer in weighted.items() if layer.trainable)
@@ -106,7 +105,6 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
         names={role: layer.name for role, layer in weighted.items()},
         trainable=trainable,
         switched_off=frozenset(_switched_off(weighted)),
-        momentum=_momentum(found["bn1"], name),
         classes=_classes(found["fc"], name),
         activation=activation,
         height=height,
@@ -202,13 +200,6 @@ def _classes(head: Layer, name: str) -> int:
     if type(units) is not int or not 2 <= units <= 65536:
         raise ContractError(f"{name}: the head {head.name!r} has {str(units)[:60]} units; 2 to 65,536 were expected.")
     return units
-
-
-def _momentum(norm: Layer, name: str) -> float:
-    value = norm.settings.get("momentum", 0.99)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ContractError(f"{name}: {norm.name!r} has the momentum {str(value)[:60]}; 0 to below 1 was expected.")
-    return float(value)
 
 
 def _switched_off(weighted: dict[str, Layer]) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,11 @@ class Network:
 
 
 def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Network:
-    """Read layers and weights for tiles of this size. ContractError where layers, weights and transforms don't fit together."""
+    """Read layers and weights for tiles of this size. ContractError where layers, weights and transforms don't fit together.
+
+    The running statistics take in a tenth of each batch, as is torch's way, on which rmldnn is built; a layer file's momentum (0.99,
+    Keras' default) would let them lag behind weights that move as fast as the tutorial's: docs/from-rmldnn.md has both, measured.
+    """
     transforms, name = (
         config.data.transforms,
         str(config.layers) if not isinstance(config.layers, dict | list) else f"{config.path}: layers",
@@ -84,9 +88,6 @@ def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Netwo
         state, notes = to_state(keras, weights, config.load, pixels, model.backbone.state_dict())
         model.backbone.load_state_dict(state, strict=False)
     _set_trainable(model.backbone, keras, state)
-    for module in model.backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1 - keras.momentum  # torch counts the share of the new
     return Network(model, keras, pixels, side, size, tuple(notes))
 
 

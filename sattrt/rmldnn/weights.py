@@ -10,6 +10,7 @@ state dict out of one.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def read_weights(path: Path, graph: Graph) -> Weights:
         return _read_h5(path, graph)
     weights: Weights = {}
     try:
-        state = read_state(path)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of a TorchScript archive before it refuses it
+            state = read_state(path)
     except InputError as error:
         if "TorchScript" in str(error):
             raise InputError(
