@@ -17,7 +17,7 @@ from PIL import Image
 from sattrt import __version__
 from sattrt.runtime import Bundle
 
-STAGES = ("data", "train", "export", "bench", "predict", "selftest", "sign", "doctor")
+STAGES = ("data", "train", "export", "bench", "predict", "selftest", "sign", "rmldnn", "plot", "doctor")
 
 
 def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,15 @@ import typer
 from sattrt.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "engines/README.md", "benchmarks/README.md", "docs/design.md", "docs/training.md", "docs/export.md"]
+PAGES = [
+    "README.md",
+    "engines/README.md",
+    "benchmarks/README.md",
+    "docs/design.md",
+    "docs/training.md",
+    "docs/export.md",
+    "docs/from-rmldnn.md",
+]
 
 
 def commands(page: str) -> list[list[str]]:

@@ -86,7 +86,7 @@ class Section:
         return self._values.get(key, default)
 
     def text(self, key: str, default: str = "") -> str:
-        """A string; it must be there where the default is empty and it is asked for by `required`."""
+        """A string."""
         value = self._values.get(key, default)
         if not isinstance(value, str) or "\0" in value:
             raise self.fault(key, "a string")

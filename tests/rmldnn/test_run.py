@@ -13,6 +13,7 @@ import torch
 from conftest import CLASSES, QUICK, configuration, keras_by_torch, write_configuration
 
 from sattrt.bench.run import bench
+from sattrt.cli import main
 from sattrt.data.scan import SplitRule, decode, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
@@ -252,26 +253,39 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
             run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
 
 
-def test_the_command_line(tutorial: Path, trained: tuple[Path, Outcome], tmp_path: Path) -> None:
-    def sattrt(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "sattrt", *map(str, words)], capture_output=True, text=True, timeout=120)
+def test_the_command_line(
+    tutorial: Path, trained: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sattrt(*words: object) -> str:
+        """What a command prints; it runs in this process, which has torch already."""
+        monkeypatch.setattr(sys, "argv", ["sattrt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 0
+        return capsys.readouterr().out
 
     run = trained[0]
     assert {"training_loss.png", "test_accuracy.png", "spec.json", "best.safetensors", "log.csv", "samples.npz"} <= {
         p.name for p in run.iterdir()
     }
     (run / "training_loss.png").unlink()
-    done = sattrt("plot", run)
-    assert done.stdout.split() == [str(run / "training_loss.png"), str(run / "test_accuracy.png")]
+    assert sattrt("plot", run).split() == [str(run / "training_loss.png"), str(run / "test_accuracy.png")]
     assert (run / "training_loss.png").stat().st_size > 5000
     config = write_configuration(tmp_path / "config_train.json", configuration(tutorial))
-    done = sattrt("rmldnn", config, "--translate", tmp_path / "run.toml")
-    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "run.toml"))
+    assert sattrt("rmldnn", config, "--translate", tmp_path / "run.toml").strip() == str(tmp_path / "run.toml")
+    write_configuration(config, configuration(tutorial, "test", data={"target_type": "labels", "test_output_path": str(tmp_path / "out")}))
+    said = sattrt("rmldnn", config).splitlines()
+    assert said[0].startswith("device ")
+    assert re.match(r"accuracy \d+\.\d\d % of 18 tiles, loss \d", said[-2])
+    assert said[-1] == str(tmp_path / "out" / "output_1.h5")
     config.write_text(config.read_text()[:200])
     for words in (("rmldnn", config), ("rmldnn", tmp_path / "none.json"), ("plot", tmp_path)):
-        done = sattrt(*words)
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
-        assert done.stderr.startswith("sattrt: ")
+        monkeypatch.setattr(sys, "argv", ["sattrt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert re.fullmatch(r"sattrt: [^\n]+", str(left.value.code))
+    done = subprocess.run([sys.executable, "-m", "sattrt", "rmldnn", str(config)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
 
 
 def test_the_contract_names_the_architecture(trained: tuple[Path, Outcome]) -> None:
