@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..spec import atomic_path
@@ -54,12 +55,13 @@ def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list
         figure = Figure((6, 4), layout="constrained")
         axes = figure.subplots()
         if path is paths[0]:
-            axes.plot(epochs, losses, color=_BLUE, alpha=0.25, linewidth=0.8)
-            axes.plot(epochs, _smooth(losses), color=_BLUE)
+            axes.semilogy(epochs, losses, color=_BLUE, alpha=0.25, linewidth=0.8)
+            axes.semilogy(epochs, _smooth(losses), color=_BLUE)
         else:
             shares = [100 * (row["valid_accuracy"] or 0) for row in ends]
             axes.plot(np.array([row["epoch"] for row in ends], float), shares, "o-", color=_ORANGE)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         _save(figure, path)
