@@ -328,6 +328,55 @@ def sign(
 
 
 @app.command()
+def rmldnn(
+    config: Annotated[Path, typer.Argument(help="rmldnn's JSON, of training or of a test.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the run, for `sattrt export`; a test needs none.")] = Path("run"),
+    translate: Annotated[
+        Path | None, typer.Option(help="Write sattrt's own configuration (TOML) here instead of running.", show_default=False)
+    ] = None,
+) -> None:
+    """Run an rmldnn configuration as it is. Several processes: torchrun --nproc-per-node N -m sattrt rmldnn ..."""
+    from .rmldnn.config import RmldnnConfig
+    from .rmldnn.run import run_config
+    from .rmldnn.translate import translate as to_toml
+    from .spec import write_bytes
+
+    settings = RmldnnConfig.read(config)
+    if translate:
+        write_bytes(translate, to_toml(settings).encode())
+        print(translate)
+        return
+
+    def report(lines: list[tuple[str, str]]) -> None:
+        for name, value in lines:
+            print(f"{name:<12} {value}")
+
+    with _bar("[progress.description]{task.description}", "") as bar:
+        outcome = run_config(settings, out, _observer(bar), report, _updater(bar, "Scanning"))
+    if int(os.environ.get("RANK", 0)):
+        return
+    if outcome.training:
+        result = outcome.training
+        print(
+            f"accuracy {100 * result.last_accuracy:.2f} % after the last epoch, at best {100 * result.accuracy:.2f} % (epoch {result.epoch})"
+        )
+        print(*result.checkpoints, out / "best.safetensors", sep="\n")
+    if outcome.accuracy is not None:
+        print(f"accuracy {100 * outcome.accuracy:.2f} % of {outcome.tiles} tiles, loss {outcome.loss:.4f}")
+    if outcome.predictions:
+        print(outcome.predictions)
+
+
+@app.command()
+def plot(run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
+    """Draw training loss and test accuracy of a run, finished or not."""
+    from .training.figures import loss_and_accuracy
+    from .training.log import read_log
+
+    print(*loss_and_accuracy(read_log(run / "log.csv"), run), sep="\n")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what hardware was found, and what each absence costs."""
     from dataclasses import asdict

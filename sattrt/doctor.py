@@ -32,6 +32,7 @@ _PACKAGES = (
     ("OpenVINO", ("openvino",), "no openvino engine", "pip install 'sattrt[openvino]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
     ("TensorRT", ("tensorrt",), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
+    ("h5py", ("h5py",), "`sattrt rmldnn` reads no .h5 weights and writes no predictions", "pip install 'sattrt[rmldnn]'"),
 )
 
 

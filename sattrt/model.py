@@ -4,7 +4,7 @@
     load_weights(model, "imagenet")
     logits = model(tiles)                      # uint8 (N, H, W, 3) -> float (N, 10)
 
-ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (torchvision's v1.5 form).
+ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (torchvision's v1.5 form, or Keras' of the paper).
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import ResNet, ResNet50_Weights, resnet50
+from torchvision.models.resnet import Bottleneck
 
 from .errors import ContractError, InputError
+from .spec import KERAS_RESNET50, RESNET50
 
 TUNES = ("all", "head", "bn")
+KERAS_EPSILON = 1.001e-5  # of every BatchNorm in Keras' ResNet-50
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")  # from the input to the head
 # what torch and safetensors raise for a file that is damaged or none of theirs
 _UNREADABLE = (
@@ -45,17 +48,28 @@ class TileClassifier(nn.Module):
     mean, std: per channel, of values scaled to 0..1.
     size: side in pixels that tiles are resized to, bilinear; 0 leaves them as they are.
     views: with 8, the logits are the mean over the eight symmetries of a tile (4 where it is not square), in evaluation only.
+    architecture: "resnet50" is torchvision's; "keras-resnet50" has the stride of a stage in its first 1x1 convolution, and Keras' epsilon.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], size: int = 0, views: int = 1) -> None:
+    def __init__(
+        self,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int = 0,
+        views: int = 1,
+        architecture: str = RESNET50,
+    ) -> None:
         super().__init__()
         self.size, self.views = size, views
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(-1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(std).mul(255).reciprocal().view(-1, 1, 1), persistent=False)
         self.backbone = resnet50(num_classes=classes)
+        if architecture == KERAS_RESNET50:
+            _as_in_keras(self.backbone)
 
     def forward(self, tiles: Tensor) -> Tensor:
         # cast before the permutation: TensorRT refuses to transpose uint8. The view is channels_last already.
@@ -66,6 +80,17 @@ class TileClassifier(nn.Module):
             return logits
         views = symmetries(values)
         return self.backbone(torch.cat(views)).unflatten(0, (len(views), -1)).mean(0)  # type: ignore[no-any-return]
+
+
+def _as_in_keras(network: ResNet) -> None:
+    """Keras' ResNet-50 v1 out of torchvision's v1.5, in place; the names and shapes of the weights stay."""
+    for stage in (network.layer2, network.layer3, network.layer4):
+        block = stage[0]
+        assert isinstance(block, Bottleneck)
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = KERAS_EPSILON
 
 
 def resized(values: Tensor, size: int) -> Tensor:

@@ -25,6 +25,7 @@ from typing import Any
 from .errors import ContractError, InputError
 
 SCHEMA = 1
+RESNET50, KERAS_RESNET50 = "resnet50", "keras-resnet50"  # torchvision's (v1.5), and Keras' (v1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class ModelSpec:
     mean, std: per band, of values scaled to 0..1; applied inside the graph.
     resize: side in pixels that the graph resizes a tile to (bilinear) before the network; 0 leaves it as it is.
     views: how many symmetries of a tile the graph averages the logits over (test-time augmentation); 1 is the tile alone.
+    architecture: "resnet50" or "keras-resnet50"; a bundle's graphs hold the network itself, only a run is read by it.
     temperature: the logits are divided by it before the softmax.
     dataset_digest: sha256 of the split that the network was trained on.
     training: a summary for people (epochs, best accuracy, precision, device).
@@ -55,7 +57,7 @@ class ModelSpec:
     views: int = 1
     output: str = "probabilities"
     output_meaning: str = "softmax over the classes, in index order"
-    architecture: str = "resnet50"
+    architecture: str = RESNET50
     temperature: float = 1.0
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -101,7 +103,7 @@ class ModelSpec:
             fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
         elif not isinstance(self.resize, int) or not 0 <= self.resize <= 65536 or self.views not in (1, 4, 8):
             fault = f"asks for a resize to {self.resize!r} and {self.views!r} views, which this sattrt does not know"
-        elif (self.architecture, self.output) != ("resnet50", "probabilities"):
+        elif self.architecture not in (RESNET50, KERAS_RESNET50) or self.output != "probabilities":
             fault = f"describes a {self.architecture} that gives {self.output}, which this sattrt does not know"
         if fault:
             raise ContractError(f"{path} {fault}. Export the bundle or train the run again.")

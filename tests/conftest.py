@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,3 +117,62 @@ def reseal(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     files = json.loads((folder / MANIFEST).read_text())["files"]
     respell(folder, files=files | {name: hashlib.sha256(content).hexdigest()})
+
+
+@pytest.fixture(scope="session")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as rmldnn's tutorial has it: tiles in data/, layers.json and model.h5 of Keras' own ResNet-50 with random weights."""
+    pytest.importorskip("h5py", reason="Keras' .h5 files need h5py")
+    keras = keras_by_torch()
+    folder = tmp_path_factory.mktemp("tutorial")
+    for seed, (split, count) in enumerate((("train", 10), ("valid", 5), ("test", 6))):
+        for index, (name, colour) in enumerate(CLASSES.items()):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                (folder / "data" / split / name / f"{name}_{i}.jpg").write_bytes(jpeg(colour, 10_000 * seed + 1000 * index + i))
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg")
+    model = keras.Model(base.input, keras.layers.Dense(len(CLASSES), activation="log_softmax")(base.output))
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        layer.trainable = isinstance(layer, keras.layers.BatchNormalization | keras.layers.Dense)
+        weights = layer.get_weights()
+        for place, values in enumerate(weights):
+            if values.ndim == 1:  # Keras begins with zeros and ones, which prove nothing; gamma and variance are positive
+                drawn = rng.uniform(0.7, 1.1, values.shape) if len(weights) == 4 and place in (0, 3) else rng.normal(0, 0.1, values.shape)
+                weights[place] = drawn.astype(np.float32)
+        layer.set_weights(weights)
+    (folder / "layers.json").write_text(model.to_json())
+    model.save(folder / "model.h5")
+    return folder
+
+
+def keras_by_torch() -> Any:
+    """Keras on torch; a test without it is skipped."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    return pytest.importorskip("keras", reason="Keras is what layer files and weights are compared with")
+
+
+def configuration(folder: Path, kind: str = "train", **changes: Any) -> dict[str, Any]:
+    """The tutorial's configuration for that folder, for two epochs of small batches; `changes` go into its sections."""
+    sections: dict[str, Any] = {
+        "layers": str(folder / "layers.json"),
+        "checkpoints": {"load": str(folder / "model.h5")},
+        "data": {"input_type": "images", "transforms": [{"resize": [64, 64]}]},
+    }
+    if kind == "test":
+        sections["data"] |= {"test_input_path": f"{folder}/data/test/", "test_output_path": f"{folder}/predictions/"}
+    else:
+        sections |= {"num_epochs": 2, "outfile": f"{folder}/out_classifier.txt", "loss": {"function": "NLL"}}
+        sections["checkpoints"] |= {"save": f"{folder}/model_checkpoints_save/", "interval": 1}
+        paths = {"input_path": f"{folder}/data/train/", "test_input_path": f"{folder}/data/valid/"}
+        sections["data"] |= {"target_type": "labels", **paths, "batch_size": 10, "test_batch_size": 8, "preload": True}
+        sections["optimizer"] = {"type": "Adam", "learning_rate": 0.005, "lr_scheduler": {"type": "Exponential", "gamma": 0.95}}
+    for name, values in changes.items():
+        sections[name] = {**sections.get(name, {}), **values} if isinstance(values, dict) and name != "layers" else values
+    return {"neural_network": sections}
+
+
+def write_configuration(path: Path, document: Any) -> Path:
+    """The file of a configuration, or of any text in its place."""
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path

@@ -14,7 +14,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables  # noqa: E402
 
-PAGES = ["README.md", "engines/README.md", "benchmarks/README.md", "docs/design.md", "docs/training.md", "docs/export.md", "docs/bench.md"]
+PAGES = [
+    "README.md",
+    "engines/README.md",
+    "benchmarks/README.md",
+    "docs/design.md",
+    "docs/training.md",
+    "docs/export.md",
+    "docs/bench.md",
+    "docs/from-rmldnn.md",
+]
 
 
 def commands(page: str) -> list[list[str]]:

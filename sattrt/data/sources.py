@@ -22,6 +22,7 @@ import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Generic, Self, TypeVar, cast
@@ -38,7 +39,11 @@ class Source(ABC):
 
     path: Path
     opens_cheaply = True
-    irregular: tuple[str, ...] = ()  # names of what is no file: pipes, devices, links that lead nowhere
+
+    @property
+    def irregular(self) -> tuple[str, ...]:
+        """Names of what is no file: pipes, devices, links that lead nowhere."""
+        return ()
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -83,25 +88,33 @@ def open_source(path: Path) -> Source:
 
 
 class FolderSource(Source):
-    """Files below a folder."""
+    """Files below a folder, which is walked when its names are first asked for: whoever knows them needs no walk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._names: list[str] = []
-        self._folders: list[str] = []
-        for root, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if _visible(name))
-            base = Path(root).relative_to(path)
-            self._folders += [(base / name).as_posix() for name in folders]
-            self._names += [(base / name).as_posix() for name in files if _visible(name)]
-        self.irregular = tuple(name for name in self._names if not os.path.isfile(path / name))
-        self._names = [name for name in self._names if name not in self.irregular]
 
     def names(self) -> list[str]:
-        return sorted(self._names)
+        return sorted(self._walked[0])
 
     def folders(self) -> list[str]:
-        return sorted(self._folders)
+        return sorted(self._walked[1])
+
+    @property
+    def irregular(self) -> tuple[str, ...]:
+        return self._walked[2]
+
+    @cached_property
+    def _walked(self) -> tuple[list[str], list[str], tuple[str, ...]]:
+        """Names of the files, of the folders, and of what is neither."""
+        found: list[str] = []
+        below: list[str] = []
+        for root, folders, files in os.walk(self.path):
+            folders[:] = sorted(name for name in folders if _visible(name))
+            base = Path(root).relative_to(self.path)
+            below += [(base / name).as_posix() for name in folders]
+            found += [(base / name).as_posix() for name in files if _visible(name)]
+        irregular = tuple(name for name in found if not os.path.isfile(self.path / name))
+        return [name for name in found if name not in irregular], below, irregular
 
     def read(self, name: str) -> bytes:
         try:

@@ -1,4 +1,4 @@
-"""Pictures of a run, with matplotlib: `curves.png` and `.svg`, `confusion.png`, `worst.png`."""
+"""Pictures of a run, with matplotlib: `curves.png` and `.svg`, `confusion.png`, `worst.png`; `training_loss.png`, `test_accuracy.png`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..spec import atomic_path
@@ -41,6 +42,30 @@ def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, folder / "curves.png")
     _save(figure, folder / "curves.svg")
+
+
+def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list[Path]:
+    """The two plots of rmldnn's tutorials, from the rows of log.csv: training loss by batch, accuracy on the unseen tiles by epoch."""
+    paths = [folder / "training_loss.png", folder / "test_accuracy.png"]
+    per_epoch = max(sum(row["epoch"] == 1 for row in rows), 1)
+    losses = np.array([row["train_loss"] for row in rows], float)
+    epochs = np.array([row["step"] for row in rows], float) / per_epoch
+    ends = [row for row in rows if row["valid_accuracy"] is not None]
+    for path, label in zip(paths, ("training loss", "accuracy on unseen tiles, %"), strict=True):
+        figure = Figure((6, 4), layout="constrained")
+        axes = figure.subplots()
+        if path is paths[0]:
+            axes.semilogy(epochs, losses, color=_BLUE, alpha=0.25, linewidth=0.8)
+            axes.semilogy(epochs, _smooth(losses), color=_BLUE)
+        else:
+            shares = [100 * (row["valid_accuracy"] or 0) for row in ends]
+            axes.plot(np.array([row["epoch"] for row in ends], float), shares, "o-", color=_ORANGE)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        _save(figure, path)
+    return paths
 
 
 def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: Sequence[str], folder: Path) -> None:

@@ -118,7 +118,7 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
         raise ContractError(
             f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them."
         )
-    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize)
+    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture)
     check_state(model.state_dict(), tensors, run / "best.safetensors")
     model.load_state_dict(tensors)
     return model.eval(), spec

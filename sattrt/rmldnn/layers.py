@@ -1,0 +1,98 @@
+"""The JSON of a Keras functional model as a graph of layers; both spellings, Keras 2's and Keras 3's, and rmldnn's bare list.
+
+graph = read_layers(Path("layers.json"), "layers.json")
+graph["conv1_conv"].inputs, graph["conv1_conv"].settings["filters"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ContractError
+from ..spec import read_json
+
+_MODELS = ("Functional", "Model", "Sequential")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its class in Keras, its config, the names of the layers that feed it, and the call's other arguments."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    inputs: tuple[str, ...]
+    arguments: Any = None
+    trainable: bool = True
+
+    def __str__(self) -> str:
+        shown = ("filters", "units", "kernel_size", "strides", "padding", "activation", "epsilon", "pool_size", "use_bias")
+        parts = [f"{key} {self.settings[key]}" for key in shown if key in self.settings]
+        return f"{self.name!r}, {self.kind}" + (f" ({', '.join(parts)[:150]})" if parts else "")
+
+
+Graph = dict[str, Layer]  # in the order of the file
+
+
+def read_layers(layers: Path | dict[str, Any] | list[Any], name: str) -> Graph:
+    """Layers by name. ContractError where it is no functional model; `name` is said in errors."""
+    document = read_json(layers) if isinstance(layers, Path) else layers
+    trainable = True
+    if isinstance(document, dict):
+        if document.get("class_name") not in _MODELS or not isinstance(document.get("config"), dict):
+            raise ContractError(
+                f"{name} is no Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
+            )
+        trainable = document["config"].get("trainable", True) is not False
+        document = document["config"].get("layers")
+    if not isinstance(document, list) or not document:
+        raise ContractError(f"{name} holds no list of layers. Give what Keras' model.to_json() writes.")
+    graph: Graph = {}
+    for place, entry in enumerate(document):
+        layer = _layer(entry, f"{name}: layer {place}", list(graph)[-1:], trainable)
+        if layer.name in graph:
+            raise ContractError(f"{name} has two layers {layer.name!r}. Give what Keras' model.to_json() writes.")
+        graph[layer.name] = layer
+    return graph
+
+
+def _layer(entry: Any, where: str, before: list[str], trainable: bool) -> Layer:
+    settings = entry.get("config") if isinstance(entry, dict) else None
+    if not isinstance(settings, dict) or not isinstance(entry.get("class_name"), str):
+        raise ContractError(f"{where} has no 'class_name' and 'config'. Give what Keras' model.to_json() writes.")
+    name = settings.get("name", entry.get("name"))
+    if not isinstance(name, str):
+        raise ContractError(f"{where}, a {entry['class_name']}, has no name. Give what Keras' model.to_json() writes.")
+    nodes = entry.get("inbound_nodes")
+    if nodes is None:  # rmldnn: the layer before
+        inputs = tuple(before) if entry["class_name"] != "InputLayer" else ()
+    elif not isinstance(nodes, list) or len(nodes) > 1:
+        raise ContractError(f"{where}, {name!r}, is used {len(nodes) if isinstance(nodes, list) else 'in an unknown way'} times, not once.")
+    else:
+        inputs = tuple(_sources(nodes))
+    own = settings.get("trainable", True) is not False
+    return Layer(name, entry["class_name"], settings, inputs, nodes, own and trainable)
+
+
+def _sources(nodes: Any) -> Iterator[str]:
+    """Names of the layers that a call takes its tensors from: [name, 0, 0, {}] in Keras 2, a keras_history in Keras 3."""
+    if isinstance(nodes, dict):
+        history = nodes["config"].get("keras_history") if isinstance(nodes.get("config"), dict) else None
+        if isinstance(history, list) and history and isinstance(history[0], str):
+            yield history[0]
+        else:
+            for value in nodes.values():
+                yield from _sources(value)
+    elif isinstance(nodes, list):
+        if len(nodes) in (3, 4) and isinstance(nodes[0], str) and nodes[1:3] == [0, 0]:
+            yield nodes[0]
+        else:
+            for value in nodes:
+                yield from _sources(value)
+
+
+def _keys(document: dict[str, Any]) -> str:
+    return f"an object with {', '.join(map(repr, list(document)[:5])) or 'nothing'}"

@@ -1,0 +1,120 @@
+"""`sattrt rmldnn`: what a configuration of rmldnn asks for, training or predictions.
+
+    outcome = run_config(RmldnnConfig.read(Path("config_train.json")), Path("run"))
+
+Training writes rmldnn's files where its configuration wants them (logs, checkpoints, predictions) and, into the run folder, what
+`sattrt train` would: the best network, its contract, samples, log and pictures, for `sattrt export`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from ..errors import InputError
+from ..training.hardware import Rank, ranks
+from ..training.loop import Observer
+from .config import RmldnnConfig
+from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
+from .files import OutFiles, write_predictions
+from .network import Network, build
+from .tiles import Progress, known_by_folder, labelled, unlabelled
+from .training import Training, TrainingResult
+
+Report = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """training: None where none was asked for. predictions: the file that was written, or None. tiles: judged or predicted.
+    loss, accuracy (0..1): of a test configuration that knows the classes."""
+
+    training: TrainingResult | None = None
+    predictions: Path | None = None
+    tiles: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+def run_config(
+    config: RmldnnConfig,
+    out: Path,
+    observer: Observer | None = None,
+    on_report: Callable[[Report], None] = lambda report: None,
+    on_scan: Progress = lambda done, total: None,
+) -> Outcome:
+    """Do what the configuration says; several processes are one run, by torchrun.
+
+    on_report: called on the first rank with what is about to be done, as pairs of a name and a value.
+    Raises InputError and ContractError for what doesn't fit together, before anything is written.
+    """
+    data = config.data
+    assert data.test_input_path is not None
+    with ranks() as rank:
+        if data.input_path:
+            dataset = labelled(data.input_path, data.test_input_path, on_scan)
+            network = build(config, dataset.height, dataset.width)
+            check_classes(network, dataset, config)
+            training = Training(config, dataset, network, out, rank, observer or Observer())
+            if rank.is_first:
+                on_report(_report(config, network, rank) + training.report())
+            return Outcome(training.run(), None, len(dataset.tiles("valid")))
+        return _test(config, rank, on_report)
+
+
+def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None]) -> Outcome:
+    """Predictions by a test configuration, in fp32; loss and accuracy too, where it has a target_type."""
+    data = config.data
+    assert data.test_input_path is not None
+    if not config.load:
+        raise InputError(f"{config.path} lacks checkpoints.load: predictions by random weights are worth nothing. Give the checkpoint.")
+    if not data.test_output_path and not data.labels:
+        raise InputError(
+            f"{config.path} has neither input_path, test_output_path nor target_type: nothing would come of it. Add one of them."
+        )
+    dataset = unlabelled(data.test_input_path)
+    network = build(config, dataset.height, dataset.width)
+    if data.labels:
+        dataset = known_by_folder(dataset)
+        check_classes(network, dataset, config)
+    network.model.to(rank.device).to(memory_format=torch.channels_last)
+    tiles = dataset.tiles("test")
+    if rank.is_first:
+        on_report([*_report(config, network, rank), ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
+    loader = loader_of(dataset, tiles, data.test_batch_size, rank)
+    logits = answers(network, loader, len(tiles), rank, "fp32", data.transforms)
+    loader.close()
+    path = loss = accuracy = None
+    if rank.is_first and data.labels:
+        loss, accuracy = judge(logits, torch.tensor([tile.label for tile in tiles]), config.loss)
+        files = OutFiles(config.outfile)
+        files.begin("test")
+        files.test(1, loss, accuracy)
+    if rank.is_first and data.test_output_path:
+        names = [str(PurePosixPath(tile.name)) for tile in tiles]
+        path = write_predictions(data.test_output_path, 1, names, as_last_layer(logits, network.keras.activation))
+    rank.barrier()
+    return Outcome(None, path, len(tiles), loss, accuracy)
+
+
+def _report(config: RmldnnConfig, network: Network, rank: Rank) -> Report:
+    """What every run begins with."""
+    parameters = list(network.model.parameters())
+    device = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
+    found = [
+        ("device", f"{device}, {rank.world} process{'es' * (rank.world > 1)}, {rank.threads} threads each"),
+        ("network", f"Keras' ResNet-50, {network.keras.classes} classes, {network.keras.activation}"),
+        ("parameters", f"{sum(each.numel() for each in parameters):,}"),
+    ]
+    if config.data.input_path:
+        trained = sum(each.numel() for each in parameters if each.requires_grad)
+        found.append(("trainable", f"{trained:,}, in {len(network.keras.trainable)} of {len(network.keras.names)} layers"))
+    return found + [("note", note) for note in network.notes]
+
+
+def _batches(tiles: int, batch_size: int, rank: Rank) -> str:
+    share = -(-tiles // rank.world)
+    return f"{tiles:,}, {-(-share // max(1, batch_size // rank.world)):,} batches of up to {max(1, batch_size // rank.world)} a process"

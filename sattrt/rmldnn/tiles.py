@@ -1,0 +1,93 @@
+"""The tiles of rmldnn's folders as a `Dataset`.
+
+dataset = labelled(Path("data/train"), Path("data/valid"))       # splits "train" and "valid"
+dataset = unlabelled(Path("data/test"))                          # split "test", every image below the folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from ..data.dataset import Dataset, Tile
+from ..data.scan import EXTENSIONS, SplitRule, decode, scan
+from ..data.sources import open_source
+from ..errors import InputError
+from ..machine import cores
+
+Progress = Callable[[int, int], None]
+
+
+def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, total: None) -> Dataset:
+    """Two folders of class folders, as the splits "train" and "valid" of one dataset. InputError where their classes or sizes differ."""
+    scans = [_scanned(path, on_progress) for path in (train, valid)]
+    first, second = scans
+    for name in sorted(set(first.classes) ^ set(second.classes)):
+        there, lacking = (train, valid) if name in first.classes else (valid, train)
+        raise InputError(f"{there} has the class {name!r}, {lacking} has not. Give both folders the same class folders.")
+    if (first.width, first.height) != (second.width, second.height):
+        sizes = f"{first.width}x{first.height} pixels, those of {valid} {second.width}x{second.height}"
+        raise InputError(f"The tiles of {train} have {sizes}. Cut them alike.")
+    root = os.path.commonpath([each.source for each in scans])
+    tiles: list[Tile] = []
+    left_out: dict[str, str] = {}
+    for each, split in zip(scans, ("train", "valid"), strict=True):
+        folder = PurePosixPath(os.path.relpath(each.source, root))
+        tiles += [replace(tile, name=str(folder / tile.name), split=split) for tile in each.all_tiles]
+        left_out |= {str(folder / name): reason for name, reason in each.left_out.items()}
+    return replace(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out)
+
+
+def unlabelled(path: Path) -> Dataset:
+    """Every image below a folder, in order of their names. InputError for one that can't be read, or is of another size."""
+    tiles: list[Tile] = []
+    size, first = (0, 0), ""
+    with open_source(path) as source:
+        for name in source.names():
+            if posixpath.splitext(name)[1].lower() not in EXTENSIONS:
+                continue
+            content = source.read(name)
+            try:
+                height, width, _ = decode(content).shape
+            except InputError as error:
+                raise InputError(f"{path / name}: {error}. Mend it, or take it out.") from None
+            if not tiles:
+                size, first = (height, width), name
+            if (height, width) != size:
+                raise InputError(f"{path / name} has {width}x{height} pixels, {first} {size[1]}x{size[0]}. Give tiles of one size.")
+            tiles.append(Tile(name, 0, "test", hashlib.sha256(content).hexdigest(), len(content)))
+    if not tiles:
+        raise InputError(f"{path} holds no image ({', '.join(sorted(EXTENSIONS))}). Check data.test_input_path.")
+    return Dataset(
+        source=str(path.resolve()),
+        classes=("unknown",),
+        height=size[0],
+        width=size[1],
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        split="folders",
+        seed=0,
+        all_tiles=tuple(tiles),
+        left_out={},
+    )
+
+
+def known_by_folder(dataset: Dataset) -> Dataset:
+    """The same tiles with the folder that each lies in as its class. InputError for one that lies in none."""
+    folders = [PurePosixPath(tile.name).parent.name for tile in dataset.all_tiles]
+    if "" in folders:
+        name = dataset.all_tiles[folders.index("")].name
+        raise InputError(f"{dataset.source} has {name!r} in no class folder. Put it in one, or take target_type out.")
+    classes = tuple(sorted(set(folders)))
+    tiles = tuple(replace(tile, label=classes.index(folder)) for tile, folder in zip(dataset.all_tiles, folders, strict=True))
+    return replace(dataset, classes=classes, all_tiles=tiles)
+
+
+def _scanned(path: Path, on_progress: Progress) -> Dataset:
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
+    return scan(path, SplitRule((1, 0, 0)), cores(), on_progress)

@@ -1,0 +1,278 @@
+"""Training as an rmldnn configuration describes it: its optimizer, schedule, loss, transforms, logs and checkpoints.
+
+    result = Training(config, dataset, network, Path("run"), rank, Observer()).run()
+
+The loop is made of the parts that `sattrt train` is made of: loader, mixed precision, ranks, log, checkpoints, pictures.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.augment import Augmentation
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..spec import KERAS_RESNET50, ModelSpec, atomic_path, read_bytes, require_space, write_json
+from ..training import checkpoint, figures
+from ..training.config import TrainConfig
+from ..training.cpu import use_products
+from ..training.finish import finish
+from ..training.hardware import DTYPES, Rank, choose_precision
+from ..training.log import Row, TrainLog, Window, read_log
+from ..training.loop import STEPS_BETWEEN_REPORTS, Observer, Plan
+from ..training.run import write_samples
+from ..training.syncnorm import synchronise_batchnorm
+from .config import RmldnnConfig
+from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
+from .files import OutFiles, write_predictions
+from .network import Network, require_trainable
+from .optimizer import make_optimizer, rate_at
+from .weights import save_checkpoint
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Best validation accuracy (0..1) and its epoch (from 1); accuracy of the last epoch; the checkpoints that were written."""
+
+    accuracy: float
+    epoch: int
+    last_accuracy: float
+    checkpoints: tuple[Path, ...]
+
+
+class Training:
+    """One run. Raises InputError for what can't be trained, and for a run folder that holds one already."""
+
+    def __init__(self, config: RmldnnConfig, dataset: Dataset, network: Network, out: Path, rank: Rank, observer: Observer) -> None:
+        assert config.optimizer is not None
+        if config.data.batch_size % rank.world:
+            raise InputError(f"batch_size {config.data.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
+        if (out / "best.safetensors").exists() or (out.exists() and not out.is_dir()):
+            raise InputError(f"{out} holds a run already, or is a file: it is not overwritten. Choose another --out.")
+        require_trainable(network, config.layers if isinstance(config.layers, Path) else config.path)
+        self.config, self.dataset, self.network, self.out, self.rank, self.observer = config, dataset, network, out, rank, observer
+        self.optimizer_config = config.optimizer
+        self.started = time.perf_counter()
+        self.precision = choose_precision("auto", rank.device)
+        network.model.to(rank.device).to(memory_format=torch.channels_last)
+        if rank.device.type == "cpu":
+            use_products(network.model)
+        else:
+            torch.backends.cudnn.benchmark = True
+        self.net: nn.Module = network.model
+        if rank.world > 1:
+            synchronise_batchnorm(network.model, rank.device)
+            self.net = DistributedDataParallel(network.model, [rank.device.index] if rank.device.type == "cuda" else None)
+        trained = [each for each in network.model.parameters() if each.requires_grad]
+        self.optimizer = make_optimizer(trained, config.optimizer)
+        self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
+        memory: dict[str, object] = {} if config.data.preload else {"cache_gb": 0.0}
+        self.tiles, self.valid_tiles = dataset.require("train"), dataset.require("valid")
+        shuffled = Augmentation(symmetries=False)  # how tiles vary is the transforms' affair
+        self.loader = loader_of(dataset, self.tiles, config.data.batch_size, rank, augmentation=shuffled, seed=SEED, **memory)
+        self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, **memory)
+        name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
+        count, steps = len(self.tiles), self.loader.steps
+        self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder)
+        self.step, self.best, self.best_epoch, self.last = 0, -1.0, 0, 0.0
+        self.checkpoints: list[Path] = []
+
+    def report(self) -> list[tuple[str, str]]:
+        """Optimizer, schedule, loss and sizes, as pairs of a name and a value."""
+        optimizer, loss, data, world = self.optimizer_config, self.config.loss, self.config.data, self.rank.world
+        options = ", ".join(f"{key} {value}" for key, value in optimizer.options.items())
+        schedule = optimizer.scheduler
+        weighed = f", classes weighed by {', '.join(f'{each:g}' for each in loss.weight)}" if loss.weight else ""
+        ignored = f", without class {loss.ignore_index}" if loss.ignore_index is not None else ""
+        return [
+            ("optimizer", f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {options}"),
+            ("schedule", schedule.kind if schedule else "constant"),
+            ("loss", f"NLL{weighed}{ignored}"),
+            ("train tiles", f"{len(self.tiles):,}, {self.loader.steps:,} batches of {data.batch_size // world} a process"),
+            (
+                "valid tiles",
+                f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process",
+            ),
+        ]
+
+    def run(self) -> TrainingResult:
+        """Train, validate and write, epoch by epoch."""
+        self.files = OutFiles(self.config.outfile)
+        if self.rank.is_first:
+            weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
+            require_space(self.out, 2 * weights)
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "config.json", {"rmldnn": str(self.config.path), "ran_with": vars(self.plan)})
+            self._write_samples()
+            self.files.begin("train", "test")
+            self.log = TrainLog(self.out, 0)
+            self.observer.started(self.plan)
+        for epoch in range(1, self.config.num_epochs + 1):
+            self._epoch(epoch)
+        self.loader.close()
+        self.valid.close()
+        self.rank.barrier()
+        if self.rank.is_first:
+            self.observer.finishing()
+            if self.network.side is not None:
+                finish(self.dataset, self.out, self.rank, self.precision, TrainConfig())
+            figures.loss_and_accuracy(read_log(self.out / "log.csv"), self.out)
+        return TrainingResult(self.best, self.best_epoch, self.last, tuple(self.checkpoints))
+
+    def _epoch(self, epoch: int) -> None:
+        self.network.set_training_mode()
+        rate = rate_at(self.optimizer_config, epoch - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        window = Window()
+        for tiles, labels in self.loader.epoch(epoch - 1):
+            window.add(rate, *self._step(tiles, labels), len(labels) * self.rank.world)
+            self.step += 1
+            ends = self.step % self.plan.steps_per_epoch == 0
+            if ends or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
+                rows = self._rows(epoch, window)
+                if self.rank.is_first:
+                    self.observer.stepped(rows[-1], self.plan)
+                    if not ends:
+                        self.log.add(*rows)
+        transforms = self.config.data.transforms
+        logits = answers(self.network, self.valid, len(self.valid_tiles), self.rank, self.precision, transforms)
+        loss, self.last = judge(logits, torch.tensor([tile.label for tile in self.valid_tiles]), self.config.loss)
+        improved = self.last > self.best
+        if improved:
+            self.best, self.best_epoch = self.last, epoch
+        if self.rank.is_first:
+            last = replace(rows[-1], valid_loss=loss, valid_accuracy=self.last, seconds=self._seconds())
+            self.log.add(*rows[:-1], last)
+            self.files.test(epoch, loss, self.last)
+            self._save(epoch, loss, improved, logits)
+            self.observer.epoch_ended(last, improved)
+
+    def _step(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; this rank's part of the loss, and the norm of the gradient."""
+        transforms = self.config.data.transforms
+        if transforms.vary or self.network.side is None:
+            rng = np.random.default_rng([SEED, self.step, self.rank.number])
+            tiles = transforms.views(tiles.shape[1], tiles.shape[2], len(tiles), rng).show(tiles)
+        with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            logits = self.net(tiles)
+        total, weight = weighed_loss(logits, labels, self.config.loss)
+        if self.rank.world > 1:  # the mean is over the batch of all ranks; DDP divides by their number
+            dist.all_reduce(weight)
+        loss = total * self.rank.world / weight.clamp(min=1e-12)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([each.grad for each in self.network.model.parameters() if each.grad is not None])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), norm
+
+    def _rows(self, epoch: int, window: Window) -> list[Row]:
+        """A row for each step since the last report, which rmldnn's log gets too. InputError where the loss is no number."""
+        rates, losses, norms, speed = window.close()
+        losses = [each / self.rank.world for each in self.rank.sum(*losses)]
+        first = self.step - len(losses) + 1
+        seconds = self._seconds()
+        rows = [
+            Row(
+                epoch=epoch,
+                step=first + i,
+                seconds=seconds,
+                learning_rate=rates[i],
+                train_loss=losses[i],
+                gradient_norm=norms[i],
+                images_per_second=speed,
+            )
+            for i in range(len(losses))
+        ]
+        if self.rank.is_first:
+            before = (epoch - 1) * self.plan.steps_per_epoch
+            self.files.train((seconds, epoch, row.step - before, row.train_loss, row.gradient_norm) for row in rows)
+        for row in rows:
+            if not math.isfinite(row.train_loss):
+                raise InputError(f"The loss is no number (step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate.")
+        return rows
+
+    def _save(self, epoch: int, loss: float, improved: bool, logits: Tensor) -> None:
+        """rmldnn's checkpoint and predictions where they are due, and the best network for the stages after."""
+        config = self.config
+        if config.save and epoch % config.interval == 0:
+            path = config.save / f"model_checkpoint_{epoch}.pt"
+            save_checkpoint(path, self.network.keras, self.network.model.backbone.state_dict(), self.network.pixels)
+            self.checkpoints.append(path)
+        if config.data.test_output_path:
+            names = ["/".join(PurePosixPath(tile.name).parts[-2:]) for tile in self.valid_tiles]
+            write_predictions(config.data.test_output_path, epoch, names, as_last_layer(logits, self.network.keras.activation))
+        if improved:
+            spec = self._spec(loss)
+            state = {"classes": spec.classes, "dataset_digest": spec.dataset_digest, "epoch": epoch, "valid_accuracy": self.best}
+            checkpoint.save(self.out / "best.safetensors", self.network.state(), state)
+            spec.write(self.out / "spec.json")
+
+    def _spec(self, loss: float) -> ModelSpec:
+        """The contract; where transforms come before the network, it is for tiles that were put through them."""
+        data, network, config = self.dataset, self.network, self.config
+        prepared = network.side is None
+        height, width = network.size if prepared else (data.height, data.width)
+        training: dict[str, Any] = {
+            "valid_accuracy": self.best,
+            "valid_loss": loss,
+            "valid_tiles": len(self.valid_tiles),
+            "epoch": self.best_epoch,
+            "epochs": config.num_epochs,
+            "train_tiles": len(self.tiles),
+            "recipe": f"rmldnn, {config.path.name}",
+            "tune": f"{len(network.keras.trainable)} of {len(network.keras.names)} layers",
+            "weights": config.load.name if config.load else "none",
+            "precision": self.precision,
+            "device": self.plan.device,
+        }
+        fixed = [f"{step.kind} {', '.join(f'{value:g}' for value in step.values)}" for step in config.data.transforms.steps if step.fixed]
+        if prepared:
+            training["tiles_after"] = fixed
+        return ModelSpec(
+            classes=data.classes,
+            height=height,
+            width=width,
+            mean=network.pixels.rgb_mean,
+            std=network.pixels.rgb_std,
+            resize=network.side or 0,
+            architecture=KERAS_RESNET50,
+            dataset_digest=data.digest if not prepared else f"{data.digest} after {', '.join(fixed)}",
+            training=training,
+        )
+
+    def _write_samples(self) -> None:
+        """samples.npz, of tiles as the network takes them."""
+        write_samples(self.dataset, self.out)
+        if self.network.side is not None:
+            return
+        path = self.out / "samples.npz"
+        with np.load(io.BytesIO(read_bytes(path))) as file:
+            arrays = dict(file)
+        for split in ("train", "valid"):
+            tiles = torch.from_numpy(arrays[split])
+            parts = [
+                self.config.data.transforms.views(tiles.shape[1], tiles.shape[2], len(part), None).show(part).round().clamp(0, 255).byte()
+                for part in torch.split(tiles, 256)
+            ]
+            arrays[split] = torch.cat(parts).numpy()
+        with atomic_path(path) as temporary, open(temporary, "wb") as target:
+            np.savez(target, **arrays)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started

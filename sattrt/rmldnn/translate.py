@@ -1,0 +1,153 @@
+"""An rmldnn configuration in sattrt's own words: a TOML file for `sattrt train --config`, with a comment on what came from where.
+
+text = translate(RmldnnConfig.read(Path("config_train.json")))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import __version__
+from ..errors import InputError
+from .config import OptimizerConfig, RmldnnConfig
+from .keras import KerasNetwork, read_network
+
+Line = Callable[[str, object, str], None]  # setting, value, what is said of it
+
+_BETTER = """
+# What would be done better today; each line may be taken as it stands:
+#   normalisation   nothing to do: sattrt takes the train tiles' own mean and deviation off inside the network
+#   augmentation    symmetries = true      an overhead tile is as likely in any of its eight orientations
+#   what is kept    nothing to do: the epoch of the best validation accuracy, not the last one
+#   learning rate   optimizer = "sgd", learning_rate = 0.02, schedule = "one-cycle", warmup = 0.1: the rate rises, then falls to zero
+#   what is trained tune = "all"           every layer adapts to tiles that are no photographs
+#   labels          label_smoothing = 0.1
+# All of these together are sattrt's defaults: `sattrt train dataset --out run --epochs 1`, without this file.
+"""
+
+
+def translate(config: RmldnnConfig) -> str:
+    """The TOML text. InputError for a configuration that trains nothing; what has no counterpart is said in comments."""
+    data, optimizer = config.data, config.optimizer
+    if not data.input_path or optimizer is None:
+        raise InputError(f"{config.path} trains nothing: it has no data.input_path. For predictions: sattrt predict BUNDLE FILES")
+    _, network = read_network(config.layers, str(config.path))
+    lines = [
+        f"# From {config.path.name} by sattrt {__version__}. Use it so:",
+        f"#   sattrt data {_parent(data.input_path, data.test_input_path)} --out dataset",
+        "#   sattrt train dataset --out run --config THIS_FILE",
+        "",
+    ]
+    left: list[str] = []
+
+    def line(key: str, value: object, said: str) -> None:
+        lines.append(f"{key + ' = ' + json.dumps(value):<28}  # {said}")
+
+    line("epochs", config.num_epochs, f"num_epochs {config.num_epochs}")
+    line("batch_size", max(2, data.batch_size), f"data.batch_size {data.batch_size}; over all processes together")
+    if data.preload:
+        line("cache_gb", 4.0, "data.preload true: tiles are decoded once and kept, up to so many GB")
+    else:
+        line("cache_gb", 0.0, "data.preload false: tiles are decoded in every epoch")
+    line(
+        "weights", "imagenet", f"checkpoints.load {json.dumps(str(config.load or 'none'))}; torchvision's, or give the path of a state dict"
+    )
+    line("tune", _tune(network), f"trainable in {_name(config)}: {len(network.trainable)} of {len(network.names)} layers")
+    for kind, said in _geometry(config):
+        if kind:
+            line(*kind, said)
+        else:
+            left.append(said)
+    _optimizer(line, left, optimizer, config.num_epochs)
+    line("label_smoothing", 0.0, "loss.function NLL")
+    line("precision", "auto", "bf16 where the hardware has it; rmldnn computes in fp32")
+    if config.loss.weight or config.loss.ignore_index is not None:
+        left.append("loss.weight, loss.ignore_index: sattrt train counts every tile alike")
+    if config.outfile:
+        left.append(f"outfile {config.outfile}: the log is log.csv in the run folder; `sattrt plot run` draws it")
+    if config.save:
+        left.append(f"checkpoints.save {config.save} every {config.interval} epochs: the run folder holds the best and the last")
+    lines += ["", "# Without a counterpart:", *(f"#   {each}" for each in left)] if left else []
+    return "\n".join(lines) + "\n" + _BETTER
+
+
+def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: int) -> None:
+    options, kind = optimizer.options, optimizer.kind
+    nearest = {"Adam": "adam", "AdamW": "adamw", "LAMB": "adamw"}.get(kind, "sgd")
+    line(
+        "optimizer",
+        nearest,
+        f"optimizer.type {kind}" + ("" if nearest == kind.lower() else f"; sattrt train has no {kind}, this is the nearest"),
+    )
+    line("learning_rate", optimizer.learning_rate, f"optimizer.learning_rate {optimizer.learning_rate:g}")
+    if "beta1" in options:
+        line("momentum", max(1e-3, float(options["beta1"])), f"optimizer.beta1 {options['beta1']}")
+    else:
+        momentum = float(options.get("momentum", 0.0))
+        line(
+            "momentum",
+            min(0.999, momentum) or 0.9,
+            f"optimizer.momentum {momentum:g}" + ("" if momentum else "; sattrt's SGD always has some"),
+        )
+    line("weight_decay", min(1.0, float(options["weight_decay"])), f"optimizer.weight_decay {options['weight_decay']}")
+    known = {"beta1", "weight_decay", "momentum"}
+    left += [f"optimizer.{key} {value}" for key, value in options.items() if key not in known]
+    schedule = optimizer.scheduler
+    warmup = 0.0
+    if schedule is None:
+        line("schedule", "constant", "no lr_scheduler")
+    elif schedule.kind == "Warmup":
+        warmup = min(1.0, schedule.num_epochs / epochs)
+        line("schedule", "constant", f"lr_scheduler.type Warmup, from {schedule.start_factor:g} of the rate; sattrt begins near 0")
+    elif schedule.kind == "MultiStep":
+        first = schedule.milestones[0] if schedule.milestones else epochs
+        line("schedule", "step", f"lr_scheduler.type MultiStep, milestones {list(schedule.milestones)}; sattrt's steps are even")
+        line("step_epochs", first, "the first milestone")
+    elif schedule.kind == "Step":
+        line("schedule", "step", "lr_scheduler.type Step")
+        line("step_epochs", schedule.step_size, f"lr_scheduler.step_size {schedule.step_size}")
+    else:
+        line("schedule", "exponential", "lr_scheduler.type Exponential")
+    if schedule and schedule.kind != "Warmup":
+        line("gamma", min(1.0, schedule.gamma), f"lr_scheduler.gamma {schedule.gamma:g}")
+    line("warmup", warmup, "lr_scheduler.num_epochs, as a share of the run" if warmup else "none")
+
+
+def _geometry(config: RmldnnConfig) -> list[tuple[tuple[str, object] | None, str]]:
+    """Transforms as settings, or as what has no counterpart."""
+    found: list[tuple[tuple[str, object] | None, str]] = []
+    flips = False
+    for step in config.data.transforms.steps:
+        said = f"transforms: {step.kind} {step.code or ', '.join(f'{value:g}' for value in step.values)}"
+        if step.kind == "resize" and len(set(step.values)) == 1 and step.values[0] >= 32:
+            found.append((("image_size", int(step.values[0])), said + "; 0 leaves tiles at their own size"))
+        elif "flip" in step.kind:
+            flips = True
+        elif step.kind == "random_zoom":
+            found.append((("crop", round((1 - step.values[0]) ** 2, 4) or 0.01), said + "; the least share of the area that is shown"))
+        elif step.kind == "normalize":
+            found.append((None, said + ": the train tiles' own mean and deviation are taken instead"))
+        else:
+            found.append((None, said))
+    found.append((("symmetries", flips), "transforms: flips; sattrt turns by quarters too" if flips else "transforms: no flips"))
+    if config.data.grayscale:
+        found.append((None, "data.grayscale true: sattrt train takes RGB"))
+    return found
+
+
+def _tune(network: KerasNetwork) -> str:
+    norms = {role for role in network.names if "bn" in role or "downsample.1" in role}
+    kernels = set(network.names) - norms - {"fc"}
+    return "all" if network.trainable & kernels else "bn" if network.trainable & norms else "head"
+
+
+def _name(config: RmldnnConfig) -> str:
+    return config.layers.name if isinstance(config.layers, Path) else "layers"
+
+
+def _parent(train: Path, valid: Path | None) -> str:
+    if valid and train.parent == valid.parent:
+        return json.dumps(str(train.parent))
+    return f"FOLDER    # one that holds {train} as train/ and {valid} as valid/"

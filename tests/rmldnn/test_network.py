@@ -1,0 +1,336 @@
+"""Layer files and weights against Keras itself: the same logits, by any spelling; anything else is refused by layer."""
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import EUROSAT, configuration, keras_by_torch, write_configuration
+
+from sattrt.data.scan import decode
+from sattrt.data.sources import open_source
+from sattrt.errors import ContractError, InputError, SattrtError
+from sattrt.model import TileClassifier
+from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.keras import read_network
+from sattrt.rmldnn.network import Network, build
+from sattrt.rmldnn.weights import save_checkpoint
+from sattrt.spec import KERAS_RESNET50
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def document(tutorial: Path) -> dict[str, Any]:
+    """The layer file."""
+    return json.loads((tutorial / "layers.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def tiles(tutorial: Path) -> np.ndarray:
+    """Real JPEG tiles, decoded; some of EuroSAT's where they are at hand."""
+    contents = [path.read_bytes() for path in sorted(tutorial.glob("data/test/*/*.jpg"))]
+    if EUROSAT.exists():
+        with open_source(EUROSAT) as source:
+            contents += [source.read(name) for name in source.names() if name.endswith("_7.jpg")]
+    return np.stack([decode(content) for content in contents])
+
+
+@pytest.fixture(scope="module")
+def expected(tutorial: Path, tiles: np.ndarray) -> np.ndarray:
+    """Keras' own answers."""
+    model = keras_by_torch().models.load_model(tutorial / "model.h5")
+    return model.predict(tiles / np.float32(255), verbose=0)  # type: ignore[no-any-return]
+
+
+def network(folder: Path, tmp_path: Path, **changes: Any) -> Network:
+    config = RmldnnConfig.read(write_configuration(tmp_path / "c.json", configuration(folder, "test", **changes)))
+    return build(config, 64, 64)
+
+
+@torch.inference_mode()
+def answers(built: Network, tiles: np.ndarray) -> np.ndarray:
+    return built.model.eval()(torch.from_numpy(tiles)).log_softmax(1).numpy()  # type: ignore[no-any-return]
+
+
+def by_name(document: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(layer["config"] for layer in document["config"]["layers"] if layer["config"]["name"] == name)
+
+
+def as_keras_2(document: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """The same network as Keras 2 wrote it, its layers called otherwise."""
+    layers = []
+    for layer in document["config"]["layers"]:
+        nodes = [
+            [[rename(tensor["config"]["keras_history"][0]), 0, 0, {}] for tensor in flat(node["args"])] for node in layer["inbound_nodes"]
+        ]
+        config = {**layer["config"], "name": rename(layer["config"]["name"]), "dtype": "float32"}
+        if "batch_shape" in config:
+            config["batch_input_shape"] = config.pop("batch_shape")
+        if config.get("axis") == 3:
+            config["axis"] = [3]
+        if config.get("activation") == "log_softmax":
+            config["activation"] = "log_softmax_v2"
+        layers.append({"class_name": layer["class_name"], "config": config, "name": config["name"], "inbound_nodes": nodes})
+    return {"class_name": "Functional", "config": {"name": "model_1", "layers": layers}, "keras_version": "2.9.0"}
+
+
+def flat(values: list[Any]) -> list[Any]:
+    return [each for value in values for each in (flat(value) if isinstance(value, list) else [value])]
+
+
+def test_the_logits_are_keras_own(tutorial: Path, tmp_path: Path, tiles: np.ndarray, expected: np.ndarray) -> None:
+    built = network(tutorial, tmp_path)
+    assert np.abs(expected).max() > 0.5  # they say something
+    np.testing.assert_allclose(answers(built, tiles), expected, atol=TOLERANCE)
+    assert built.notes == ()
+    trained = {name.rpartition(".")[0] for name, each in built.model.backbone.named_parameters() if each.requires_grad}
+    assert trained == {role for role in built.keras.names if "bn" in role or "downsample.1" in role} | {"fc"}
+
+
+def test_any_spelling_and_numbering_is_the_same_network(document: dict[str, Any]) -> None:
+    old = as_keras_2(document, lambda name: f"{name[::-1]}_7")
+    for layers in (document, old, old["config"]["layers"]):
+        _, found = read_network(layers, "c.json")
+        assert (found.classes, found.activation, found.height, len(found.names)) == (3, "log_softmax", 64, 107)
+    assert found.names["layer1.0.downsample.0"] == "vnoc_0_1kcolb_2vnoc_7"
+
+
+def test_a_bare_list_needs_no_connections_where_layers_follow_each_other(document: dict[str, Any]) -> None:
+    layers = copy.deepcopy(document["config"]["layers"])
+    for layer in layers[1:7]:
+        del layer["inbound_nodes"]
+    assert read_network(layers, "c.json")[1].classes == 3
+
+
+OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a stride that stands elsewhere": ("conv3_block1_1_conv", {"strides": [1, 1]}, "strides 2, padding valid"),
+    "more filters": ("conv4_block6_3_conv", {"filters": 2048}, "'conv4_block6_3_conv', Conv2D (filters 2048"),
+    "another epsilon": ("conv2_block1_2_bn", {"epsilon": 0.001}, "a BatchNormalization (epsilon 1.001e-05"),
+    "another activation": ("conv5_block3_out", {"activation": "gelu"}, "'conv5_block3_out', Activation (activation gelu)"),
+    "another pool": ("pool1_pool", {"pool_size": [2, 2]}, "a MaxPooling2D (pool_size 3"),
+    "an input of 13 bands": ("input", {"batch_shape": [None, 64, 64, 13]}, "tiles are [null, height, width, 3]"),
+    "no units": ("dense", {"units": "ten"}, "has ten units"),
+    "another end": ("dense", {"activation": "sigmoid"}, "has the activation 'sigmoid'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_another_network_is_refused_by_layer(document: dict[str, Any], case: str) -> None:
+    name, change, said = OTHER[case]
+    spoilt = copy.deepcopy(document)
+    for layer in spoilt["config"]["layers"]:
+        if layer["config"]["name"].startswith(name):
+            layer["config"] |= change
+    with pytest.raises(ContractError) as caught:
+        read_network(spoilt, "c.json")
+    assert said in str(caught.value)
+
+
+def test_what_is_no_network_is_one_line(document: dict[str, Any], tmp_path: Path) -> None:
+    more = copy.deepcopy(document)
+    more["config"]["layers"].append({"class_name": "Dense", "config": {"name": "other"}, "inbound_nodes": []})
+    less = copy.deepcopy(document)
+    less["config"]["layers"] = less["config"]["layers"][:20]
+    frozen = copy.deepcopy(document)
+    by_name(frozen, "conv1_conv")["trainable"], by_name(frozen, "conv1_bn")["trainable"] = True, False
+    twice = copy.deepcopy(document)
+    twice["config"]["layers"].append(twice["config"]["layers"][-1])
+    shared = copy.deepcopy(document)
+    shared["config"]["layers"][5]["inbound_nodes"] *= 2
+    nested: Any = {}
+    for _ in range(900):
+        nested = [nested]
+    deep = copy.deepcopy(document)
+    deep["config"]["layers"][5]["inbound_nodes"] = [nested]
+    cases = {
+        "layers that are none of its own were found, 1 in all, first 'other', Dense": more,
+        "was expected, nothing was found": less,
+        "trains the bias of 'conv1_conv' beside the frozen 'conv1_bn'": frozen,
+        "has two layers 'dense": twice,
+        "is used 2 times, not once": shared,
+        "ZeroPadding2D": deep,
+        "is no Keras model": {"model": 5},
+        "holds no list of layers": {"class_name": "Functional", "config": {}},
+        "has no 'class_name' and 'config'": [5],
+    }
+    for said, layers in cases.items():
+        with pytest.raises(ContractError) as caught:
+            read_network(layers, "c.json")
+        assert said in str(caught.value) or (layers is deep and "nested too deeply" in str(caught.value)), said
+    for text in (json.dumps(document)[:5000], "[" * 10**6, "# layers\n[]"):
+        (tmp_path / "layers.json").write_text(text)
+        with pytest.raises(ContractError, match=r"layers.json is not readable JSON"):
+            read_network(tmp_path / "layers.json", "c.json")
+
+
+def test_keras_2_names_its_weights_with_a_number(tutorial: Path, tmp_path: Path, tiles: np.ndarray, expected: np.ndarray) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tutorial / "model.h5") as new, h5py.File(tmp_path / "old.h5", "w") as old:
+        old.attrs["layer_names"] = [name.encode() for name in new["model_weights"].attrs["layer_names"]]
+        for layer, group in new["model_weights"].items():
+            made = old.create_group(layer)
+            made.attrs["weight_names"] = [f"{name}:0".encode() for name in group.attrs["weight_names"]]
+            for name in group.attrs["weight_names"]:
+                made[f"{name}:0"] = group[name][()]
+    built = network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / "old.h5")})
+    np.testing.assert_allclose(answers(built, tiles), expected, atol=TOLERANCE)
+
+
+def test_keras_preprocessing_is_taken_in(tutorial: Path, tmp_path: Path, tiles: np.ndarray) -> None:
+    keras = keras_by_torch()
+    trained = keras.models.load_model(tutorial / "model.h5")
+    pixels = keras.Input((64, 64, 3))
+    own = keras.applications.resnet.preprocess_input(pixels)  # BGR less Caffe's means
+    model = keras.Model(pixels, _through(trained, own))
+    (tmp_path / "layers.json").write_text(model.to_json())
+    model.save_weights(tmp_path / "own.weights.h5")  # Keras 3's numbered layout
+    built = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"), checkpoints={"load": str(tmp_path / "own.weights.h5")})
+    assert built.pixels.order == (2, 1, 0)
+    assert built.pixels.rgb_mean == pytest.approx(np.array([123.68, 116.779, 103.939]) / 255)
+    theirs = model.predict(tiles.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(answers(built, tiles), theirs, atol=TOLERANCE * max(1, np.abs(theirs).max()))
+    by_transforms = network(
+        tutorial,
+        tmp_path,
+        data={
+            "transforms": [
+                {"convert_color": "RGB2BGR"},
+                {"normalize": {"mean": [103.939 / 255, 116.779 / 255, 123.68 / 255], "std": 1 / 255}},
+            ]
+        },
+    )
+    np.testing.assert_allclose(answers(by_transforms, tiles), theirs, atol=TOLERANCE * max(1, np.abs(theirs).max()))
+
+
+def _through(model: Any, values: Any) -> Any:
+    """The layers of a model put upon other values, as users do who build it from `input_tensor`."""
+    made = {model.layers[0].name: values}
+    for layer in model.layers[1:]:
+        sources = [made[tensor._keras_history.operation.name] for tensor in layer._inbound_nodes[0].input_tensors]
+        made[layer.name] = layer(sources if len(sources) > 1 else sources[0])
+    return made[model.layers[-1].name]
+
+
+def test_grey_tiles(tutorial: Path, tmp_path: Path, tiles: np.ndarray) -> None:
+    keras = keras_by_torch()
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 1), pooling="avg")
+    model = keras.Model(base.input, keras.layers.Dense(3, activation="log_softmax", name="dense")(base.output))
+    (tmp_path / "layers.json").write_text(model.to_json())
+    model.save(tmp_path / "grey.h5")
+    built = network(
+        tutorial,
+        tmp_path,
+        layers=str(tmp_path / "layers.json"),
+        checkpoints={"load": str(tmp_path / "grey.h5")},
+        data={"grayscale": True},
+    )
+    values = (tiles / 255) @ np.array([0.299, 0.587, 0.114])
+    theirs = model.predict(values[..., None].astype(np.float32), verbose=0)
+    np.testing.assert_allclose(answers(built, tiles), theirs, atol=TOLERANCE)
+    plain = TileClassifier(3, built.pixels.rgb_mean, built.pixels.rgb_std, architecture=KERAS_RESNET50)
+    plain.load_state_dict(built.state())  # what a run keeps takes RGB
+    np.testing.assert_allclose(answers(replace(built, model=plain), tiles), theirs, atol=TOLERANCE)
+    with pytest.raises(ContractError, match=r"takes 1 channels, the samples of .* have 3. Set grayscale to true"):
+        network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
+
+
+def test_a_checkpoint_is_read_back(tutorial: Path, tmp_path: Path, tiles: np.ndarray, expected: np.ndarray) -> None:
+    first = network(tutorial, tmp_path, data={"transforms": [{"convert_color": "BGR2RGB"}]})
+    save_checkpoint(tmp_path / "model_checkpoint_1.pt", first.keras, first.model.backbone.state_dict(), first.pixels)
+    state = torch.load(tmp_path / "model_checkpoint_1.pt", weights_only=True)
+    assert {"conv1_conv.weight", "conv1_bn.running_mean", "conv2_block1_0_bn.weight"} < set(state)
+    again = network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / "model_checkpoint_1.pt")})
+    np.testing.assert_allclose(answers(again, tiles), expected, atol=TOLERANCE)
+
+
+def test_another_head_begins_at_random(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
+    other = copy.deepcopy(document)
+    by_name(other, "dense")["name"] = "dense_5"
+    by_name(other, "dense_5")["units"] = 7
+    (tmp_path / "layers.json").write_text(json.dumps(other))
+    built = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
+    assert built.keras.classes == 7
+    assert [note.split()[2] for note in built.notes] == ["'dense_5'", "of"]
+
+
+def test_what_the_file_switches_off_is_trained_where_the_weights_hold_it(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
+    """The tutorial's own layer file says center, scale and use_bias false, of weights that have them all."""
+    bare = copy.deepcopy(document)
+    for layer in bare["config"]["layers"]:
+        for key in ("center", "scale", "use_bias"):
+            if key in layer["config"]:
+                layer["config"][key] = False
+    (tmp_path / "layers.json").write_text(json.dumps(bare))
+    held = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
+    names = {name for name, each in held.model.backbone.named_parameters() if each.requires_grad}
+    assert {"bn1.weight", "bn1.bias", "fc.weight", "fc.bias"} < names
+    fresh = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"), checkpoints={"load": ""})
+    assert {name for name, each in fresh.model.backbone.named_parameters() if each.requires_grad} == {"fc.weight"}
+
+
+def test_weights_that_do_not_fit_are_one_line(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
+    whole = network(tutorial, tmp_path)
+    state = {f"{whole.keras.names[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in _weights(whole).items()}
+    cases = {
+        "has the shape (64, 3, 5, 5), not (64, 3, 7, 7)": {**state, "conv1_conv.weight": torch.zeros(64, 3, 5, 5)},
+        "has the shape (4, 2048), not (3, 2048)": {**state, "dense.weight": torch.zeros(4, 2048)},
+        "holds values that are not finite": {**state, "conv1_bn.bias": torch.full((64,), torch.nan)},
+        "lacks 1 of the 107 layers with weights, 'conv1_conv' first": {k: v for k, v in state.items() if not k.startswith("conv1_conv")},
+        "lacks 'running_var' of the layer 'conv1_bn'": {k: v for k, v in state.items() if k != "conv1_bn.running_var"},
+        "holds no state dict": {"epoch": 5},
+    }
+    for said, spoilt in cases.items():
+        torch.save(spoilt, tmp_path / "w.pt")
+        with pytest.raises(SattrtError) as caught:
+            network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / "w.pt")})
+        assert said in str(caught.value)
+        assert "w.pt" in str(caught.value)
+
+
+def _weights(built: Network) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in built.model.backbone.state_dict().items() if "num_batches" not in key}
+
+
+def test_files_that_are_no_weights_are_one_line(tutorial: Path, tmp_path: Path) -> None:
+    with open(tutorial / "model.h5", "rb") as file:
+        (tmp_path / "cut.h5").write_bytes(file.read(10**6))
+    (tmp_path / "text.h5").write_text("weights")
+    (tmp_path / "text.pt").write_text("weights")
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is on its way out; libtorch's files are not
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pt"))
+    said = {
+        "cut.h5": "can't be read as weights of Keras",
+        "text.h5": "can't be read",
+        "text.pt": "can't be read",
+        "none.h5": "does not exist",
+    }
+    for name, text in {**said, "script.pt": "is a TorchScript archive, a program"}.items():
+        with pytest.raises(InputError) as caught:
+            network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / name)})
+        assert text in str(caught.value)
+
+
+def test_sizes_have_to_agree(tutorial: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"takes 64x64 pixels, the samples of .* have 96x96"):
+        network(tutorial, tmp_path, data={"transforms": [{"resize": [96, 96]}]})
+
+
+def test_a_frozen_batchnorm_keeps_its_statistics(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
+    frozen = copy.deepcopy(document)
+    by_name(frozen, "conv1_bn")["trainable"] = False
+    (tmp_path / "layers.json").write_text(json.dumps(frozen))
+    built = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
+    before = {name: value.clone() for name, value in built.model.backbone.named_buffers()}
+    built.set_training_mode()
+    built.model(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+    after = dict(built.model.backbone.named_buffers())
+    assert torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
+    moved = before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"]
+    assert not torch.equal(*moved)

@@ -1,0 +1,296 @@
+"""The tutorial from its configuration to its accuracy script, on a few tiles: logs, checkpoints, predictions, plots, engines."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, QUICK, configuration, keras_by_torch, write_configuration
+
+from sattrt.bench.run import bench
+from sattrt.cli import main
+from sattrt.data.scan import SplitRule, decode, scan
+from sattrt.deploy.bundle import export
+from sattrt.deploy.config import ExportConfig
+from sattrt.errors import SattrtError
+from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.run import Outcome, run_config
+from sattrt.rmldnn.translate import translate
+from sattrt.spec import ModelSpec
+from sattrt.training.config import TrainConfig
+from sattrt.training.loop import Observer
+from sattrt.training.run import load_trained, read_samples
+
+
+def read(path: Path, document: Any) -> RmldnnConfig:
+    return RmldnnConfig.read(write_configuration(path, document))
+
+
+@pytest.fixture(scope="module")
+def report() -> list[tuple[str, str]]:
+    """What the trained run said at its start."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(tutorial: Path, tmp_path_factory: pytest.TempPathFactory, report: list[tuple[str, str]]) -> tuple[Path, Outcome]:
+    """The run folder of two epochs, and the outcome."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = run_config(read(folder / "config_train.json", configuration(tutorial)), folder / "run", Observer(), report.extend)
+    return folder / "run", outcome
+
+
+def test_the_report_says_what_is_run(trained: tuple[Path, Outcome], report: list[tuple[str, str]]) -> None:
+    said = dict(report)
+    assert said["parameters"] == "23,514,179"
+    assert said["trainable"] == "59,267, in 54 of 107 layers"  # 53 BatchNorms and the head
+    assert said["optimizer"].startswith("Adam, learning rate 0.005, beta1 0.9")
+    assert (said["schedule"], said["loss"]) == ("Exponential", "NLL")
+    assert (said["train tiles"], said["valid tiles"]) == ("30, 3 batches of 10 a process", "15, 2 batches of up to 8 a process")
+
+
+def test_the_logs_read_as_rmldnns(tutorial: Path, trained: tuple[Path, Outcome]) -> None:
+    train = np.loadtxt(tutorial / "out_classifier_train.txt")  # seconds, epoch, batch, loss, gradient norm
+    assert train.shape == (6, 5)
+    assert (np.diff(train[:, 0]) >= 0).all()
+    assert train[:, 1:3].tolist() == [[1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
+    assert (train[:, 3:] > 0).all()
+    lines = (tutorial / "out_classifier_test.txt").read_text().splitlines()
+    numbers = [re.findall(r"[0-9]*\.?[0-9]+", line) for line in lines]  # as their Optuna tutorial reads it: first epoch, last accuracy
+    assert [int(each[0]) for each in numbers] == [1, 2]
+    outcome = trained[1].training
+    assert outcome is not None
+    assert float(numbers[-1][-1]) == pytest.approx(outcome.last_accuracy, abs=1e-6)
+    assert max(float(each[-1]) for each in numbers) == pytest.approx(outcome.accuracy, abs=1e-6)
+
+
+def test_checkpoints_are_numbered_by_epoch(tutorial: Path, trained: tuple[Path, Outcome]) -> None:
+    assert sorted(path.name for path in (tutorial / "model_checkpoints_save").iterdir()) == [
+        "model_checkpoint_1.pt",
+        "model_checkpoint_2.pt",
+    ]
+    state = torch.load(tutorial / "model_checkpoints_save" / "model_checkpoint_2.pt", weights_only=True)
+    first = torch.load(tutorial / "model_checkpoints_save" / "model_checkpoint_1.pt", weights_only=True)
+    assert torch.equal(state["conv1_conv.weight"], first["conv1_conv.weight"])  # frozen
+    assert not torch.equal(state["conv1_bn.weight"], first["conv1_bn.weight"])
+    assert not torch.equal(state["dense.weight"], first["dense.weight"])
+
+
+def test_predictions_count_to_what_bench_says(tutorial: Path, trained: tuple[Path, Outcome], tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    run, outcome = trained
+    assert outcome.training is not None
+    load = str(tutorial / "model_checkpoints_save" / f"model_checkpoint_{outcome.training.epoch}.pt")
+    test = read(tmp_path / "config_test.json", configuration(tutorial, "test", checkpoints={"load": load}))
+    predicted = run_config(test, tmp_path / "none")
+    assert predicted.predictions == tutorial / "predictions" / "output_1.h5"
+    labels = {name: number for number, name in enumerate(CLASSES)}
+    right = total = 0
+    with h5py.File(predicted.predictions, "r") as file:
+        for folder in file:
+            for sample in file[folder]:
+                assert file[folder][sample].shape == (3,)
+                assert np.exp(file[folder][sample][()]).sum() == pytest.approx(1, abs=1e-5)
+                right += int(np.argmax(file[folder][sample][()]) == labels[folder])
+                total += 1
+    assert total == 18
+    bundle = export(run, tmp_path / "engine", ExportConfig(precision="fp32", gate=100)).bundle
+    document = bench([bundle], scan(tutorial / "data", SplitRule(), workers=1), QUICK).document
+    rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
+    for engine in ("torch-eager-fp32", "onnxruntime-fp32"):
+        assert rows[engine]["accuracy"] == right / total
+    labelled = configuration(tutorial, "test", checkpoints={"load": load}, data={"target_type": "labels", "test_output_path": ""})
+    assert run_config(read(tmp_path / "c.json", labelled), tmp_path / "none").accuracy == right / total
+    _onnx_agrees_with_keras(tutorial, Path(load), bundle)
+
+
+def _onnx_agrees_with_keras(tutorial: Path, checkpoint: Path, bundle: Any) -> None:
+    """The trained weights put back into Keras' own network give the logits of the exported graph."""
+    model = keras_by_torch().models.load_model(tutorial / "model.h5")
+    state = {key: value.numpy() for key, value in torch.load(checkpoint, weights_only=True).items()}
+    for layer in model.layers:
+        kernel = state.get(f"{layer.name}.weight")
+        if kernel is None:
+            continue
+        if kernel.ndim == 1:
+            layer.set_weights([state[f"{layer.name}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")])
+        elif kernel.ndim == 2:
+            layer.set_weights([kernel.T, state[f"{layer.name}.bias"]])
+        else:
+            layer.set_weights([kernel.transpose(2, 3, 1, 0), np.zeros(len(kernel))])  # a bias is in the BatchNorm's mean by now
+    tiles = np.stack([decode(path.read_bytes()) for path in sorted(tutorial.glob("data/test/*/*.jpg"))])
+    theirs = model.predict(tiles / np.float32(255), verbose=0)
+    with bundle.open("onnxruntime-fp32") as engine:
+        logits = engine.infer(tiles)[0] * engine.spec.temperature
+    ours = torch.from_numpy(logits).log_softmax(1).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1, np.abs(theirs).max()))
+
+
+def test_samples_in_one_folder_are_predicted_without_groups(tutorial: Path, trained: tuple[Path, Outcome], tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "flat").mkdir()
+    for path in tutorial.glob("data/test/*/*_0.jpg"):
+        (tmp_path / "flat" / path.name).write_bytes(path.read_bytes())
+    paths = {"test_input_path": f"{tmp_path}/x/../flat/", "test_output_path": str(tmp_path / "out")}
+    (tmp_path / "x").mkdir()
+    outcome = run_config(read(tmp_path / "c.json", configuration(tutorial, "test", data=paths)), tmp_path / "none")
+    assert outcome.predictions is not None
+    with h5py.File(outcome.predictions, "r") as file:
+        assert list(file) == [f"{name}_0.jpg" for name in sorted(CLASSES)]
+    (tmp_path / "flat" / "cut.jpg").write_bytes((tmp_path / "flat" / "Water_0.jpg").read_bytes()[:700])
+    with pytest.raises(SattrtError, match=r"flat/cut.jpg: corrupt or cut short"):
+        run_config(read(tmp_path / "c.json", configuration(tutorial, "test", data=paths)), tmp_path / "none")
+
+
+def test_transforms_weights_and_grey_train_too(tutorial: Path, tmp_path: Path) -> None:
+    """What comes before the network is in the samples, so that the exported graph is judged by the tiles it is made for."""
+    document = configuration(
+        tutorial,
+        num_epochs=1,
+        outfile="",
+        checkpoints={"save": ""},
+        data={
+            "transforms": [
+                {"random_rotate": 10},
+                {"jitter_crop": 0.1},
+                {"resize": [72, 72]},
+                {"center_crop": [64, 64]},
+                {"normalize": {"mean": 0.4, "std": 0.2}},
+            ],
+            "test_output_path": str(tmp_path / "out"),
+            "preload": False,
+        },
+        loss={"weight": [1, 2, 0.5], "ignore_index": 1},
+    )
+    outcome = run_config(read(tmp_path / "c.json", document), tmp_path / "run")
+    assert outcome.training is not None
+    assert (tmp_path / "out" / "output_1.h5").exists()
+    model, spec = load_trained(tmp_path / "run")
+    assert (spec.height, spec.mean, spec.std, spec.resize) == (64, (0.4,) * 3, (0.2,) * 3, 0)
+    assert spec.training["tiles_after"] == ["resize 72, 72", "center_crop 64, 64"]
+    samples = read_samples(tmp_path / "run", spec)
+    with torch.inference_mode():
+        right = model(torch.from_numpy(samples.valid)).argmax(1).numpy() == samples.valid_labels
+    assert abs(right.mean() - outcome.training.accuracy) <= 1 / 15  # uint8 rounds what the run had in float
+    with pytest.raises(SattrtError, match="holds a run already"):
+        run_config(read(tmp_path / "c.json", document), tmp_path / "run")
+
+
+def test_two_processes_train_what_one_does(tutorial: Path, trained: tuple[Path, Outcome], tmp_path: Path) -> None:
+    alone = (tutorial / "out_classifier_train.txt").read_text().split()
+    document = configuration(tutorial, num_epochs=1, outfile=str(tmp_path / "two.txt"), checkpoints={"save": str(tmp_path / "saved")})
+    config = write_configuration(tmp_path / "c.json", document)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m", "sattrt", "rmldnn"]
+    done = subprocess.run([*command, str(config), "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "30, 3 batches of 5 a process" in done.stdout
+    first = (tmp_path / "two.txt").with_name("two_train.txt").read_text().split()
+    # in bf16 two ranks round otherwise
+    np.testing.assert_allclose([float(each) for each in first[3:5]], [float(each) for each in alone[3:5]], rtol=0.05)
+    assert (tmp_path / "saved" / "model_checkpoint_1.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, {"tune": "bn", "optimizer": "adam", "learning_rate": 0.005, "schedule": "exponential", "gamma": 0.95, "batch_size": 10}),
+        (
+            {"optimizer": {"type": "SGD", "momentum": 0.8, "lr_scheduler": {"type": "Step", "step_size": 3, "gamma": 0.5}}},
+            {"optimizer": "sgd", "momentum": 0.8, "schedule": "step", "step_epochs": 3, "gamma": 0.5},
+        ),
+        ({"optimizer": {"type": "LAMB", "lr_scheduler": {"type": "Warmup", "num_epochs": 1}}}, {"optimizer": "adamw", "warmup": 0.5}),
+        (
+            {"optimizer": {"type": "RMSprop", "lr_scheduler": {"type": "MultiStep", "milestones": [2]}}},
+            {"schedule": "step", "step_epochs": 2},
+        ),
+        ({"data": {"transforms": [{"random_horizontal_flip": 0.5}, {"random_zoom": 0.5}]}}, {"symmetries": True, "crop": 0.25}),
+    ],
+)
+def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path, changes: dict[str, Any], said: dict[str, Any]) -> None:
+    text = translate(read(tmp_path / "c.json", configuration(tutorial, **changes)))
+    (tmp_path / "run.toml").write_text(text)
+    config = TrainConfig.from_toml(tmp_path / "run.toml")
+    assert {key: getattr(config, key) for key in said} == said
+    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(" # " in line for line in settings)
+    for word in ("normalisation", "augmentation", "best validation accuracy", "learning rate"):
+        assert word in text
+
+
+def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial: Path, tmp_path: Path) -> None:
+    (tmp_path / "one" / "Field").mkdir(parents=True)
+    (tmp_path / "one" / "Forest").mkdir(parents=True)
+    for name in ("Field", "Forest"):
+        (tmp_path / "one" / name / "a.jpg").write_bytes((tutorial / "data" / "train" / name / f"{name}_0.jpg").read_bytes())
+    two = {"input_path": str(tmp_path / "one"), "test_input_path": str(tmp_path / "one")}
+    frozen = json.loads((tutorial / "layers.json").read_text())
+    frozen["config"]["trainable"] = False
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"data": two}, "The head 'dense"),
+        ({"data": {"input_path": str(tmp_path / "one")}}, "has the class 'Water'"),
+        ({"data": {"input_path": "nowhere/"}}, "nowhere is no folder"),
+        ({"data": {"test_input_path": "../nowhere/"}}, "../nowhere is no folder"),
+        ({"layers": "nowhere.json"}, "nowhere.json"),
+        ({"checkpoints": {"load": "nowhere.h5"}}, "nowhere.h5 does not exist"),
+        ({"loss": {"weight": [1, 2]}}, "weight has 2 numbers for 3 classes"),
+        ({"layers": frozen}, "trains no layer"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(SattrtError) as caught:
+            run_config(read(tmp_path / "c.json", configuration(tutorial, **changes)), tmp_path / "run")
+        assert said in str(caught.value)
+        assert not (tmp_path / "run").exists()
+    for changes, said in [
+        ({"checkpoints": {"load": ""}}, "lacks checkpoints.load"),
+        ({"data": {"test_output_path": ""}}, "nothing would come of it"),
+    ]:
+        with pytest.raises(SattrtError, match=said):
+            run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
+
+
+def test_the_command_line(
+    tutorial: Path, trained: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sattrt(*words: object) -> str:
+        """What a command prints; it runs in this process, which has torch already."""
+        monkeypatch.setattr(sys, "argv", ["sattrt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 0
+        return capsys.readouterr().out
+
+    run = trained[0]
+    assert {"training_loss.png", "test_accuracy.png", "spec.json", "best.safetensors", "log.csv", "samples.npz"} <= {
+        p.name for p in run.iterdir()
+    }
+    (run / "training_loss.png").unlink()
+    assert sattrt("plot", run).split() == [str(run / "training_loss.png"), str(run / "test_accuracy.png")]
+    assert (run / "training_loss.png").stat().st_size > 5000
+    config = write_configuration(tmp_path / "config_train.json", configuration(tutorial))
+    assert sattrt("rmldnn", config, "--translate", tmp_path / "run.toml").strip() == str(tmp_path / "run.toml")
+    write_configuration(config, configuration(tutorial, "test", data={"target_type": "labels", "test_output_path": str(tmp_path / "out")}))
+    said = sattrt("rmldnn", config).splitlines()
+    assert said[0].startswith("device ")
+    assert re.match(r"accuracy \d+\.\d\d % of 18 tiles, loss \d", said[-2])
+    assert said[-1] == str(tmp_path / "out" / "output_1.h5")
+    config.write_text(config.read_text()[:200])
+    for words in (("rmldnn", config), ("rmldnn", tmp_path / "none.json"), ("plot", tmp_path)):
+        monkeypatch.setattr(sys, "argv", ["sattrt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert re.fullmatch(r"sattrt: [^\n]+", str(left.value.code))
+    done = subprocess.run([sys.executable, "-m", "sattrt", "rmldnn", str(config)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+
+
+def test_the_contract_names_the_architecture(trained: tuple[Path, Outcome]) -> None:
+    spec = ModelSpec.read(trained[0] / "spec.json")
+    assert (spec.architecture, spec.mean, spec.std) == ("keras-resnet50", (0, 0, 0), (1, 1, 1))
+    model, _ = load_trained(trained[0])
+    block = model.backbone.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride, block.bn1.eps) == ((2, 2), (1, 1), 1.001e-5)
