@@ -24,6 +24,7 @@ import numpy as np
 
 from sattrt.bench.measure import Budget, Timed, measure, wall
 from sattrt.machine import cores, environment
+from sattrt.runtime.ort import save_optimised
 
 OURS, OPTIMISED = "as sattrt opens it", "saved optimised graph"
 VARIANTS: tuple[str, ...] = (
@@ -35,7 +36,7 @@ VARIANTS: tuple[str, ...] = (
     "no memory pattern",
     "basic optimisations only",
 )
-FRESH_PROCESSES = 5
+FRESH_PROCESSES = 3
 
 
 def session(path: Path, variant: str) -> Callable[[Any], Any]:
@@ -57,16 +58,6 @@ def session(path: Path, variant: str) -> Callable[[Any], Any]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     opened = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda tiles: opened.run(["logits", "probabilities"], {"input": tiles})
-
-
-def save_optimised(source: Path, target: Path) -> None:
-    """Write the graph as ONNX Runtime rewrites it for this CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(target)
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def opened_afresh(path: Path, variant: str, tile: tuple[int, ...]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle
-from ..runtime.ort import require_tensorrt
+from ..runtime.ort import require_tensorrt, save_optimised
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, atomic_folder, sha256_file, write_bytes, write_json
 from ..training.run import Samples, load_trained, read_samples
@@ -82,7 +82,7 @@ def export(
             making.add(backend)
         order = list(dict.fromkeys((*config.precisions, *FALL_BACK)))
         engines = sorted(making.engines, key=lambda engine: order.index(engine.precision))  # stable: backends keep theirs
-        used = {name for engine in engines for name in (engine.file, engine.record["onnx"])}
+        used = {name for engine in engines for name in (engine.file, engine.record["onnx"], engine.record.get("optimised", {}).get("file"))}
         for path in [*folder.glob("*.onnx"), *folder.glob("*.plan")]:
             if path.name not in used:
                 path.unlink()
@@ -154,7 +154,11 @@ class _Making:
             else:  # OpenVINO computes an fp32 graph in bf16 when told to
                 graph = {"int8": "int8-cpu", "bf16": "fp32"}.get(precision, precision)
             file, notes = self.graphs.make(graph)
-            return EngineRecord(name, backend, precision, file, {"onnx": file, "onnx_sha256": sha256_file(self.folder / file), **notes})
+            made: dict[str, Any] = {"onnx": file, "onnx_sha256": sha256_file(self.folder / file), **notes}
+            if backend == "onnxruntime" and self.config.optimised:
+                optimised = f"{name}.optimised.onnx"
+                made["optimised"] = {"file": optimised, "for": save_optimised(self.folder / file, self.folder / optimised)}
+            return EngineRecord(name, backend, precision, file, made)
         plan = self.folder / f"{name}.plan"
         if backend == "tensorrt-rtx" and self.config.strip_weights:
             raise BackendError("TensorRT-RTX strips weights on a machine with a GPU alone. Leave strip_weights out.")

@@ -26,6 +26,7 @@ class ExportConfig(Settings):
     symmetries: average over the symmetries of a tile inside the graph (test-time augmentation: eight times the work).
     rebuild: build plans anew even where the bundle that is replaced holds them.
     calibration_tiles: train tiles that int8 and fp8 are calibrated with, balanced over the classes.
+    optimised: keep ONNX Runtime's own rewriting of each of its graphs too, for machines like this one: it opens in less time and memory.
     min_batch, opt_batch, max_batch: what a plan accepts, and what it is tuned for.
     compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
     version_compatible: plans that later TensorRT versions, and its lean runtime, load too. hardware_compatible: plans for Ampere and
@@ -39,6 +40,7 @@ class ExportConfig(Settings):
     symmetries: bool = False
     rebuild: bool = False
     calibration_tiles: int = 512
+    optimised: bool = False
     min_batch: int = 1
     opt_batch: int = 64
     max_batch: int = 256

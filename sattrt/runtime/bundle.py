@@ -57,7 +57,7 @@ class Bundle:
         record = self.engine(name)
         flags = record.record.get("flags")
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
-        self.verify(record.file, *([str(record.record.get("onnx"))] if stripped else []))
+        self.verify(record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record))
         return open_engine(record, self.path, self.spec, threads)
 
     def open_best(self, threads: int = 0) -> Engine:
@@ -134,12 +134,23 @@ def manifest_digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
+def _optimised_files(record: EngineRecord) -> list[str]:
+    """The graph that ONNX Runtime has rewritten for one kind of machine, if there is one."""
+    found = record.record.get("optimised")
+    return [str(found.get("file"))] if isinstance(found, dict) else []
+
+
 def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: int) -> Backend:
     # imported here: each needs a library of its own
     if record.backend in ("onnxruntime", "onnxruntime-tensorrt"):
-        from .ort import OnnxRuntimeBackend
+        from .ort import OnnxRuntimeBackend, this_place
 
-        return OnnxRuntimeBackend(path, record.precision, threads, tile if record.backend == "onnxruntime-tensorrt" else None)
+        if record.backend == "onnxruntime-tensorrt":
+            return OnnxRuntimeBackend(path, record.precision, threads, tile)
+        for file in _optimised_files(record):
+            if record.record["optimised"].get("for") == this_place():  # elsewhere the graph itself gives the same answers
+                return OnnxRuntimeBackend(path.with_name(file), record.precision, threads, optimised=True)
+        return OnnxRuntimeBackend(path, record.precision, threads)
     if record.backend == "openvino":
         from .ov import OpenVinoBackend
 

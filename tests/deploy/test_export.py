@@ -18,7 +18,7 @@ from sattrt.deploy.graph import DeployedClassifier, fold_batchnorm, write_onnx
 from sattrt.errors import ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
-from sattrt.runtime import Bundle, EngineRecord, open_bundle
+from sattrt.runtime import Bundle, EngineRecord, open_bundle, open_engine
 from sattrt.training.run import load_trained
 
 
@@ -99,6 +99,26 @@ def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_pat
         np.testing.assert_allclose(engine.predict(turned).logits, engine.predict(tiles).logits, atol=1e-3)
     with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
         assert np.abs(engine.predict(turned).logits - engine.predict(tiles).logits).max() > 1e-3
+
+
+def test_an_optimised_graph_is_kept_and_opened_where_it_was_made_for(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+    made = export(run, tmp_path / "b", ExportConfig(precision="fp32", optimised=True)).bundle
+    optimised = records(made)["onnxruntime-fp32"].record["optimised"]
+    path = tmp_path / "b" / optimised["file"]
+    assert "com.microsoft.nchwc" in {node.domain for node in onnx.load(path).graph.node}  # made for this CPU
+    golden = np.load(tmp_path / "b" / "golden.npz")
+    np.testing.assert_allclose(golden["onnxruntime-fp32"], golden["torch-fp32"], atol=1e-4)
+    with open_bundle(tmp_path / "b", "onnxruntime-fp32") as engine:
+        assert engine._backend._path == path  # type: ignore[attr-defined]
+    elsewhere = replace(records(made)["onnxruntime-fp32"], record={"optimised": {**optimised, "for": {"onnxruntime": "1.0", "cpu": ""}}})
+    with open_engine(elsewhere, tmp_path / "b", made.spec) as engine:
+        assert engine._backend._path == tmp_path / "b" / "model.fp32.onnx"  # type: ignore[attr-defined]
+        np.testing.assert_allclose(engine.predict(golden["tiles"]).logits, golden["onnxruntime-fp32"], atol=1e-4)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ContractError, match=r"optimised.onnx was changed"):
+        open_bundle(tmp_path / "b", "onnxruntime-fp32")
 
 
 def test_folding_changes_no_answer(run: Path) -> None:
