@@ -1,6 +1,6 @@
 """One command a stage, in the order of the flow: parse, make one library call, print.
 
-Only here is anything printed, and only here does the process exit. Each command imports what it needs when it
+Only here and in `screen` is anything printed, and only here does the process exit. Each command imports what it needs when it
 runs, so that `sattrt --help` answers at once.
 """
 
@@ -11,22 +11,14 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import __version__
 from .errors import SattrtError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from rich.progress import Progress
-
-    from .training.log import Row
-    from .training.loop import Observer, Plan
+from .screen import observer, print_reasons, print_table, progress_bar, updater
 
 app = typer.Typer(
     add_completion=False,
@@ -81,12 +73,12 @@ def data(
     from .machine import cores
 
     rule = SplitRule.parse(split or "94:5:1", seed)
-    with _bar("[progress.description]{task.description}", "files") as bar:
+    with progress_bar("[progress.description]{task.description}", "files") as bar:
         if source == "eurosat" and not Path(source).exists():
-            path = fetch(EUROSAT, out, _updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
+            path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
         else:
             path = Path(source)
-        dataset = scan(path, rule, cores(), _updater(bar, f"Scanning {path.name}"))
+        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"))
     if dataset.left_out:
         for name, reason in list(dataset.left_out.items())[:20]:
             print(f"left out: {name}: {reason}")
@@ -106,7 +98,7 @@ def data(
     totals = {name: sum(by_class.values()) for name, by_class in counts.items()}
     columns = ("class", *totals)
     rows = [(name, *(str(counts[part][name]) for part in totals)) for name in dataset.classes]
-    _table(columns, [*rows, ("all", *map(str, totals.values()))])
+    print_table(columns, [*rows, ("all", *map(str, totals.values()))])
     for part in ("valid", "test"):
         if empty := [name for name in dataset.classes if not counts[part][name]]:
             print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
@@ -146,8 +138,8 @@ def train(
         report = verify(tiles, settings or TrainConfig())
         print(f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes of a run of {report.steps} steps")
         return
-    with _bar("[progress.description]{task.description}", "steps") as bar:
-        result = run_training(tiles, out, settings, _observer(bar))
+    with progress_bar("[progress.description]{task.description}", "steps") as bar:
+        result = run_training(tiles, out, settings, observer(bar))
     if int(os.environ.get("RANK", 0)) == 0:
         if result.stopped:
             print(f"stopped after step {result.steps}; go on with: sattrt train {dataset} --out {out} --resume")
@@ -175,7 +167,7 @@ def export(
     from .deploy.config import ExportConfig
 
     settings = ExportConfig.from_toml(config, precision=precision, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
-    with _bar("[progress.description]{task.description}", "") as bar:
+    with progress_bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Exporting", total=None)
         report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
     rows = []
@@ -185,8 +177,8 @@ def export(
             where = f"graph on {found['graph_on']}" if "not_run" in found else found["device"]
             figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
         rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
-    _table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
-    _reasons(report.skipped | report.plans)
+    print_table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
+    print_reasons(report.skipped | report.plans)
     for name, reason in report.failed.items():
         print(f"{name}: failed the gate and was left out: {reason}")
     print(out)
@@ -224,7 +216,7 @@ def bench(
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (old is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
-    with _bar("[progress.description]{task.description}", "") as bar:
+    with progress_bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Measuring", total=None)
         opened = [read_bundle(path, require_signature) for path in bundles]
         for each in opened:
@@ -240,8 +232,8 @@ def bench(
     if as_json:
         print(json.dumps(document))
     else:
-        _table(COLUMNS, table(document))
-        _reasons(document["absent"])
+        print_table(COLUMNS, table(document))
+        print_reasons(document["absent"])
         for warning in document["warnings"]:
             print(f"note: {warning}")
         for change in changes:
@@ -351,8 +343,8 @@ def rmldnn(
         for name, value in lines:
             print(f"{name:<12} {value}")
 
-    with _bar("[progress.description]{task.description}", "") as bar:
-        outcome = run_config(settings, out, _observer(bar), report, _updater(bar, "Scanning"))
+    with progress_bar("[progress.description]{task.description}", "") as bar:
+        outcome = run_config(settings, out, observer(bar), report, updater(bar, "Scanning"))
     if int(os.environ.get("RANK", 0)):
         return
     if outcome.training:
@@ -387,87 +379,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
         return
-    _table(("", "found"), [(finding.name, finding.found or "no") for finding in findings])
+    print_table(("", "found"), [(finding.name, finding.found or "no") for finding in findings])
     for finding in findings:
         if not finding.found:
             print(f"without {finding.name}: {finding.cost}\n    {finding.mend}")
-
-
-def _bar(description: str, unit: str) -> Progress:
-    """A progress bar on stderr; nothing where stderr is no terminal (the commands print plain lines there)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
-    return Progress(
-        SpinnerColumn(), TextColumn(description), BarColumn(), *columns, console=console, transient=True, disable=not console.is_terminal
-    )
-
-
-def _updater(bar: Progress, description: str, scale: float = 1) -> Callable[[int, int], None]:
-    task = bar.add_task(description, total=None)
-    return lambda done, total: bar.update(task, completed=int(done * scale), total=int(total * scale) or None)
-
-
-def _observer(bar: Progress) -> Observer:
-    from .training.loop import Observer
-
-    class Screen(Observer):
-        """The bar on a terminal; a line every half minute elsewhere; a line an epoch in both."""
-
-        def started(self, plan: Plan) -> None:
-            bar.console.print(describe(plan), highlight=False, soft_wrap=True)
-            self._task = bar.add_task("Training", total=plan.steps, completed=plan.first_step)
-            self._said = time.monotonic()
-
-        def stepped(self, row: Row, plan: Plan) -> None:
-            text = f"epoch {row.epoch}/{plan.epochs}  loss {row.train_loss:.3f}  {row.images_per_second:.0f} images/s"
-            bar.update(self._task, completed=row.step, description=text)
-            if bar.disable and time.monotonic() - self._said > 30:
-                self._said = time.monotonic()
-                left = (plan.steps - row.step) * row.seconds / max(1, row.step - plan.first_step)
-                bar.console.print(f"step {row.step}/{plan.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
-
-        def epoch_ended(self, row: Row, best: bool) -> None:
-            accuracy = f"validation accuracy {100 * (row.valid_accuracy or 0):.2f} %, loss {row.valid_loss:.3f}"
-            bar.console.print(
-                f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False, soft_wrap=True
-            )
-
-        def finishing(self) -> None:
-            bar.update(self._task, description="Examining the best network")
-
-    return Screen()
-
-
-def describe(plan: Plan) -> str:
-    """What a run is about to do, in one line; a share of the train split is called a share."""
-    whole = plan.tiles == plan.of_tiles
-    share = f"all {plan.tiles} train" if whole else f"a class-balanced share, {plan.tiles} of {plan.of_tiles} train"
-    epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
-    where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
-    resumed = f", from step {plan.first_step}" if plan.first_step else ""
-    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
-
-
-def _reasons(said: dict[str, str]) -> None:
-    """A line for each reason, with the names that share it."""
-    for reason in dict.fromkeys(said.values()):
-        print(f"{', '.join(name for name in said if said[name] == reason)}: {reason}")
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*map(Text, row))  # as Text, a name in [brackets] is no markup
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:  # a file has no width
-        console.width = 200
-    console.print(table)

@@ -1,0 +1,97 @@
+"""What the command line shows: bars on a terminal and plain lines elsewhere, tables, reasons. Used by `cli` alone."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.progress import Progress
+
+    from .training.log import Row
+    from .training.loop import Observer, Plan
+
+
+def progress_bar(description: str, unit: str) -> Progress:
+    """A progress bar on stderr; nothing where stderr is no terminal (the commands print plain lines there)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
+    return Progress(
+        SpinnerColumn(), TextColumn(description), BarColumn(), *columns, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def updater(bar: Progress, description: str, scale: float = 1) -> Callable[[int, int], None]:
+    """A new task of the bar, as a function of (done, total)."""
+    task = bar.add_task(description, total=None)
+    return lambda done, total: bar.update(task, completed=int(done * scale), total=int(total * scale) or None)
+
+
+def observer(bar: Progress) -> Observer:
+    """What tells a person how a training goes on."""
+    from .training.loop import Observer
+
+    class Screen(Observer):
+        """The bar on a terminal; a line every half minute elsewhere; a line an epoch in both."""
+
+        def started(self, plan: Plan) -> None:
+            bar.console.print(_describe(plan), highlight=False, soft_wrap=True)
+            self._task = bar.add_task("Training", total=plan.steps, completed=plan.first_step)
+            self._said = time.monotonic()
+
+        def stepped(self, row: Row, plan: Plan) -> None:
+            text = f"epoch {row.epoch}/{plan.epochs}  loss {row.train_loss:.3f}  {row.images_per_second:.0f} images/s"
+            bar.update(self._task, completed=row.step, description=text)
+            if bar.disable and time.monotonic() - self._said > 30:
+                self._said = time.monotonic()
+                left = (plan.steps - row.step) * row.seconds / max(1, row.step - plan.first_step)
+                bar.console.print(f"step {row.step}/{plan.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
+
+        def epoch_ended(self, row: Row, best: bool) -> None:
+            accuracy = f"validation accuracy {100 * (row.valid_accuracy or 0):.2f} %, loss {row.valid_loss:.3f}"
+            bar.console.print(
+                f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False, soft_wrap=True
+            )
+
+        def finishing(self) -> None:
+            bar.update(self._task, description="Examining the best network")
+
+    return Screen()
+
+
+def _describe(plan: Plan) -> str:
+    """What a run is about to do, in one line; a share of the train split is called a share."""
+    whole = plan.tiles == plan.of_tiles
+    share = f"all {plan.tiles} train" if whole else f"a class-balanced share, {plan.tiles} of {plan.of_tiles} train"
+    epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
+    where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
+    resumed = f", from step {plan.first_step}" if plan.first_step else ""
+    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
+
+
+def print_reasons(said: dict[str, str]) -> None:
+    """A line for each reason, with the names that share it."""
+    for reason in dict.fromkeys(said.values()):
+        print(f"{', '.join(name for name in said if said[name] == reason)}: {reason}")
+
+
+def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table on stdout, the first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text, a name in [brackets] is no markup
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # a file has no width
+        console.width = 200
+    console.print(table)
