@@ -102,7 +102,7 @@ def test_predictions_count_to_what_bench_says(tutorial: Path, trained: tuple[Pat
     assert total == 18
     bundle = export(run, tmp_path / "engine", ExportConfig(precision="fp32", gate=100)).bundle
     one = replace(bundle, engines=tuple(engine for engine in bundle.engines if engine.name == "onnxruntime-fp32"))
-    quick = replace(QUICK, seconds=0.02, batches="1", scenarios="offline", clock_batch=1)
+    quick = replace(QUICK, batches="1", scenarios="offline", clock_batch=1)
     document = bench([one], scan(tutorial / "data", SplitRule(), workers=1), quick).document
     rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     for engine in ("torch-eager-fp32", "onnxruntime-fp32"):
