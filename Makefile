@@ -25,7 +25,7 @@ test: .venv/installed-for-tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+	OMP_WAIT_POLICY=passive .venv/bin/pytest  # two processes share the cores: a thread that waits should not spin
 
 # onnxruntime-gpu where there is an NVIDIA driver, onnxruntime elsewhere: never both
 EXTRA = $(if $(GPU),gpu,cpu)
