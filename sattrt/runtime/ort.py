@@ -105,7 +105,7 @@ def require_tensorrt() -> None:
 
 
 def save_optimised(source: Path, target: Path) -> dict[str, str]:
-    """Write a graph as ONNX Runtime rewrites it for this CPU, and return `this_place`, the only one it is good for.
+    """Write a graph as ONNX Runtime rewrites it for this CPU, and return the place, as `this_place` has it, that alone it is good for.
 
     It opens in less time and memory, and answers the same. BackendError where ONNX Runtime is not installed.
     """
@@ -114,17 +114,17 @@ def save_optimised(source: Path, target: Path) -> dict[str, str]:
     options.log_severity_level = 4
     options.optimized_model_filepath = str(target)
     onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return this_place()
+    return {**this_place(), "provider": "cpu"}  # its operators are for the CPU, whatever else this machine has
 
 
 def this_place() -> dict[str, str]:
-    """What an optimised graph depends on: ONNX Runtime's version and the CPU's features (a digest); a GPU is another place."""
+    """What an optimised graph depends on: ONNX Runtime's version, the CPU's features (a digest), and whether a GPU might run it instead."""
     onnxruntime = _module()
     flags = ""
     with contextlib.suppress(OSError):
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    return {"onnxruntime": onnxruntime.__version__, "cpu": "" if cuda else hashlib.sha256(flags.encode()).hexdigest()}
+    provider = "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
+    return {"onnxruntime": onnxruntime.__version__, "cpu": hashlib.sha256(flags.encode()).hexdigest(), "provider": provider}
 
 
 def _module() -> Any:
