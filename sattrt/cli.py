@@ -62,23 +62,29 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 def data(
     source: Annotated[str, typer.Argument(help="Folder, zip or tar of class folders, or 'eurosat' to download it.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for dataset.json.")] = Path("dataset"),
-    split: Annotated[str | None, typer.Option(help="Shares of train, valid, test.  [default: 94:5:1]", show_default=False)] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares of train, valid, test: 94:5:1, or spatial:94:5:1.  [default: 94:5:1]", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    bands: Annotated[str | None, typer.Option(help="Of GeoTIFF tiles: B04,B03,B02,B08 or all.  [default: all]", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse, where any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
+    from .bands import RGB, parse_bands
+    from .data.cache import write_cache
     from .data.download import EUROSAT, fetch
     from .data.scan import SplitRule, scan
     from .errors import InputError
     from .machine import cores
 
     rule = SplitRule.parse(split or "94:5:1", seed)
+    wanted = parse_bands(bands) if bands and bands != "all" else None
     with progress_bar("[progress.description]{task.description}", "files") as bar:
         if source == "eurosat" and not Path(source).exists():
             path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
         else:
             path = Path(source)
-        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"))
+        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted)
     if dataset.left_out:
         for name, reason in list(dataset.left_out.items())[:20]:
             print(f"left out: {name}: {reason}")
@@ -93,6 +99,9 @@ def data(
         raise InputError(
             f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."
         )
+    if dataset.dtype != "uint8":
+        with progress_bar("[progress.description]{task.description}", "tiles") as bar:
+            dataset = write_cache(dataset, out, cores(), updater(bar, "Decoding"))
     written = dataset.write(out)
     counts = dataset.counts()
     totals = {name: sum(by_class.values()) for name, by_class in counts.items()}
@@ -102,6 +111,11 @@ def data(
     for part in ("valid", "test"):
         if empty := [name for name in dataset.classes if not counts[part][name]]:
             print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
+    print(f"split: {dataset.split_description}")
+    if dataset.bands != RGB:
+        print(
+            f"bands: {', '.join(dataset.bands)}" + (f" (of {', '.join(dataset.file_bands)})" if dataset.bands != dataset.file_bands else "")
+        )
     print(f"{written}  ({dataset.width}x{dataset.height}, {sum(totals.values())} tiles, {len(dataset.left_out)} left out)")
 
 
@@ -233,6 +247,7 @@ def bench(
         print(json.dumps(document))
     else:
         print_table(COLUMNS, table(document))
+        print(f"split: {document['dataset']['split_description']}")
         print_reasons(document["absent"])
         for warning in document["warnings"]:
             print(f"note: {warning}")
@@ -259,7 +274,7 @@ def predict(
     """Classify image files."""
     import numpy as np
 
-    from .data.scan import decode
+    from .data.decode import read_for
     from .errors import InputError
     from .runtime import read_bundle
     from .spec import read_bytes
@@ -271,7 +286,7 @@ def predict(
         tiles = []
         for path in files:
             try:
-                tile = decode(read_bytes(path))
+                tile = read_for(read_bytes(path), spec.bands)
             except InputError as error:
                 raise InputError(f"{path}: {error}. Leave it out, or convert it." if str(path) not in str(error) else str(error)) from None
             if tile.shape[:2] != (spec.height, spec.width):

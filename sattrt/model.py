@@ -2,7 +2,7 @@
 
     model = TileClassifier(classes=10, mean=spec.mean, std=spec.std)
     load_weights(model, "imagenet")
-    logits = model(tiles)                      # uint8 (N, H, W, 3) -> float (N, 10)
+    logits = model(tiles)                      # (N, H, W, bands) -> float (N, 10)
 
 ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (torchvision's v1.5 form, or Keras' of the paper).
 """
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights, resnet50
 from torchvision.models.resnet import Bottleneck
 
+from .bands import COLOURS, RGB
 from .errors import ContractError, InputError
-from .spec import KERAS_RESNET50, RESNET50
+from .spec import DTYPES, KERAS_RESNET50, RESNET50
 
 TUNES = ("all", "head", "bn")
 KERAS_EPSILON = 1.001e-5  # of every BatchNorm in Keras' ResNet-50
@@ -43,9 +44,9 @@ _UNREADABLE = (
 
 
 class TileClassifier(nn.Module):
-    """uint8 (N, H, W, 3) tiles in, logits (N, classes) out; scaling and normalisation are part of the network.
+    """Tiles (N, H, W, bands) in, logits (N, classes) out; scaling and normalisation are part of the network.
 
-    mean, std: per channel, of values scaled to 0..1.
+    mean, std: per band, of values scaled to 0..1 by the largest of their dtype, "uint8" or "uint16".
     size: side in pixels that tiles are resized to, bilinear; 0 leaves them as they are.
     views: with 8, the logits are the mean over the eight symmetries of a tile (4 where it is not square), in evaluation only.
     architecture: "resnet50" is torchvision's; "keras-resnet50" has the stride of a stage in its first 1x1 convolution, and Keras' epsilon.
@@ -62,12 +63,16 @@ class TileClassifier(nn.Module):
         size: int = 0,
         views: int = 1,
         architecture: str = RESNET50,
+        dtype: str = "uint8",
     ) -> None:
         super().__init__()
         self.size, self.views = size, views
-        self.register_buffer("mean", torch.tensor(mean).mul(255).view(-1, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(std).mul(255).reciprocal().view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).mul(DTYPES[dtype]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(std).mul(DTYPES[dtype]).reciprocal().view(-1, 1, 1), persistent=False)
         self.backbone = resnet50(num_classes=classes)
+        if len(mean) != 3:
+            self.backbone.conv1 = nn.Conv2d(len(mean), 64, kernel_size=7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision
         if architecture == KERAS_RESNET50:
             _as_in_keras(self.backbone)
 
@@ -104,10 +109,11 @@ def symmetries(values: Tensor) -> list[Tensor]:
     return flips + [view.transpose(2, 3) for view in flips] if values.shape[2] == values.shape[3] else flips
 
 
-def load_weights(model: TileClassifier, weights: str) -> None:
+def load_weights(model: TileClassifier, weights: str, bands: Sequence[str] = RGB) -> None:
     """Load pretrained weights in place: "imagenet" (torchvision's V1), "none", or the path of a state dict.
 
-    Every layer but the head must be there in its shape; the head is taken too where its shape fits.
+    Every layer but the head must be there in its shape; the head is taken too where its shape fits. bands: of the tiles; where they are
+    others than the weights', the first layer is adapted: see `adapted_to_bands`.
     Raises InputError for a file that can't be read or has no network behind the name, ContractError for
     missing, unknown or wrongly shaped keys.
     """
@@ -119,8 +125,23 @@ def load_weights(model: TileClassifier, weights: str) -> None:
     for key in ("fc.weight", "fc.bias"):  # another number of classes: a new head
         if key in state and state[key].shape != own[key].shape:
             del state[key]
+    first = state.get("conv1.weight")
+    if first is not None and tuple(bands) != RGB and first.ndim == 4 and first.shape[1] == len(RGB):
+        state["conv1.weight"] = adapted_to_bands(first, bands)
     check_state(own, state, weights, optional=("fc.", "num_batches_tracked"))
     model.backbone.load_state_dict(state, strict=False)
+
+
+def adapted_to_bands(filters: Tensor, bands: Sequence[str]) -> Tensor:
+    """Filters (N, 3, h, w) for red, green, blue as filters (N, bands, h, w): those of B04, B03, B02 are kept, the mean of the three
+    stands in for every other band, and all are scaled by 3 / bands, so that the layer's output stays as large as it was.
+
+    Source: the mean as in Carreira and Zisserman, CVPR 2017 (inflated filters); `benchmarks/bands.py` compares it with others.
+    """
+    of_colour = dict(zip(RGB, filters.unbind(1), strict=True))
+    mean = filters.mean(1)
+    found = torch.stack([of_colour.get(COLOURS.get(name, ""), mean) for name in bands], 1)
+    return found * (len(RGB) / len(bands))
 
 
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, optional: tuple[str, ...] = ()) -> None:

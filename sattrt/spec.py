@@ -25,6 +25,7 @@ from typing import Any
 from .errors import ContractError, InputError
 
 SCHEMA = 1
+DTYPES = {"uint8": 255, "uint16": 65535}  # of tiles, with their largest value
 RESNET50, KERAS_RESNET50 = "resnet50", "keras-resnet50"  # torchvision's (v1.5), and Keras' (v1)
 
 
@@ -35,7 +36,8 @@ class ModelSpec:
     classes: names in index order.
     height, width: of the tile that the graph takes, in pixels.
     bands: names of the channels, in order.
-    mean, std: per band, of values scaled to 0..1; applied inside the graph.
+    dtype: of a tile: "uint8" (red, green, blue), or "uint16" (digital numbers of Sentinel-2's bands).
+    mean, std: per band, of values scaled to 0..1 by the largest of their dtype; applied inside the graph.
     resize: side in pixels that the graph resizes a tile to (bilinear) before the network; 0 leaves it as it is.
     views: how many symmetries of a tile the graph averages the logits over (test-time augmentation); 1 is the tile alone.
     architecture: "resnet50" or "keras-resnet50"; a bundle's graphs hold the network itself, only a run is read by it.
@@ -99,7 +101,7 @@ class ModelSpec:
             fault = "has bands, mean and std that don't match"
         elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
             fault = f"has the temperature {self.temperature!r}"
-        elif (self.layout, self.dtype) != ("NHWC", "uint8"):
+        elif self.layout != "NHWC" or self.dtype not in DTYPES:
             fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
         elif not isinstance(self.resize, int) or not 0 <= self.resize <= 65536 or self.views not in (1, 4, 8):
             fault = f"asks for a resize to {self.resize!r} and {self.views!r} views, which this sattrt does not know"

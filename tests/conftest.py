@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,29 @@ from sattrt.training.loop import train
 CLASSES = {"Field": (180, 160, 60), "Forest": (30, 90, 40), "Water": (20, 40, 120)}
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 EUROSAT = SHARED / "EuroSAT_RGB.zip"
+MULTISPECTRAL = SHARED / "EuroSAT_MS_sample.zip"
 BENCHED = ("onnxruntime-fp32", "onnxruntime-fp16", "tensorrt-rtx-fp32")
 QUICK = BenchConfig(seconds=0.1, batches="1,4", scenarios="single-stream,offline", streams="1", clock_batch=4)
 WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
+
+# what takes longest begins first, so that two processes end at about the same time
+LONG = ("tests/test_eurosat.py", "tests/training/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes a file's tests share one, and so do all that need the bundle or its run, which take minutes to make."""
+    groups = {}
+    for item in items:
+        shared = {"run", "bundle"} & set(getattr(item, "fixturenames", ()))
+        groups[item] = "bundle" if shared else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: (groups[item] != "bundle", not groups[item].startswith(LONG)))
+
+
+def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as a user calls it."""
+    command = [sys.executable, "-m", "sattrt", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
@@ -51,6 +72,19 @@ def write_tiles(folder: Path, per_class: int = 40) -> Path:
         for i in range(per_class):
             (folder / name / f"{name}_{i}.jpg").write_bytes(jpeg(colour, 1000 * index + i))
     return folder
+
+
+def write_geotiff(
+    path: Path, pixels: np.ndarray, names: tuple[str, ...] | None = None, east: float = 400_000, north: float = 5_000_000
+) -> None:
+    """A GeoTIFF of (H, W, bands) with pixels of 10 m in UTM zone 32 north; names: descriptions of the bands."""
+    rasterio = pytest.importorskip("rasterio", reason="GeoTIFF is written by rasterio")
+    height, width, count = pixels.shape
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, east, 0, -10, north)}
+    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=count, dtype=pixels.dtype, **place) as file:
+        file.write(pixels.transpose(2, 0, 1))
+        for number, name in enumerate(names or (), 1):
+            file.set_band_description(number, name)
 
 
 @pytest.fixture

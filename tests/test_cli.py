@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, jpeg, respell
+from conftest import CLASSES, jpeg, respell, sattrt
 from PIL import Image
 
 from sattrt import __version__
@@ -20,11 +19,6 @@ from sattrt.bench.report import Report
 from sattrt.runtime import Bundle
 
 STAGES = ("data", "train", "export", "bench", "predict", "selftest", "sign", "rmldnn", "plot", "doctor")
-
-
-def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sattrt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def refusal(*arguments: object, cwd: Path | None = None) -> str:

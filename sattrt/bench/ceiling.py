@@ -107,10 +107,11 @@ def operations_per_tile(spec: ModelSpec) -> float | None:
     try:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
-        from torchvision.models import resnet50
+
+        from ..model import TileClassifier
     except ImportError:
         return None
-    height, width = (spec.resize, spec.resize) if spec.resize else (spec.height, spec.width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        resnet50(num_classes=len(spec.classes)).eval()(torch.zeros(1, len(spec.bands), height, width))
+        network = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture)
+        network.eval()(torch.zeros(1, spec.height, spec.width, len(spec.bands)))
     return float(counter.get_total_flops()) * spec.views

@@ -16,14 +16,14 @@ from ..runtime import Bundle, Engine
 from ..spec import ModelSpec, sha256_file
 from .measure import Call
 
-Tiles = NDArray[np.uint8]
+Tiles = NDArray[np.unsignedinteger]
 Infer = Callable[[Tiles], tuple[NDArray[np.float32], NDArray[np.float32]]]
 TORCH = "torch-eager-fp32"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that answers (logits, probabilities) of uint8 tiles (N, H, W, bands).
+    """Something that answers (logits, probabilities) of tiles (N, H, W, bands).
 
     name: of the engine, with its bundle before it where several are measured, and its threads behind it where they vary.
     device: where it really runs. resident: the engine alone, on tiles that lie on the device: see `Engine.resident`.
@@ -92,7 +92,7 @@ def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_cou
 
 
 def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
-    """Why a bundle can't be measured on a dataset, if so: other classes, another tile size."""
+    """Why a bundle can't be measured on a dataset, if so: other classes, tile size or bands."""
     if spec.classes != dataset.classes:
         return (
             f"The bundle knows the classes {', '.join(spec.classes)}; the dataset has {', '.join(dataset.classes)}. "
@@ -101,6 +101,11 @@ def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
     if (spec.height, spec.width) != (dataset.height, dataset.width):
         return (
             f"The bundle takes {spec.width}x{spec.height} tiles; the dataset has {dataset.width}x{dataset.height}. Cut tiles of that size."
+        )
+    if (spec.bands, spec.dtype) != (dataset.bands, dataset.dtype):
+        return (
+            f"The bundle takes {', '.join(spec.bands)} as {spec.dtype}; the dataset has {', '.join(dataset.bands)} as {dataset.dtype}. "
+            "Scan the tiles with the same --bands."
         )
     return None
 

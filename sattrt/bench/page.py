@@ -58,8 +58,8 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
 def _subtitle(document: Document) -> str:
     environment, data = document["environment"], document["dataset"]
     return (
-        f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {data['tiles']} test tiles of split "
-        f"{data['split']}. {document['measured_at'][:10]}, sattrt {document['sattrt']}."
+        f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {data['tiles']} test tiles. "
+        f"Split: {data['split_description']}. {document['measured_at'][:10]}, sattrt {document['sattrt']}."
     )
 
 

@@ -30,7 +30,9 @@ _PASSES = 3  # over the whole split, from file to label
 class Passes:
     """The contenders on their way through accuracy, clocks and scenarios; who fails is absent from then on."""
 
-    def __init__(self, contenders: Contenders, images: NDArray[np.uint8], config: BenchConfig, on_progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, contenders: Contenders, images: NDArray[np.unsignedinteger], config: BenchConfig, on_progress: Callable[[str], None]
+    ) -> None:
         self._all, self._images, self._config, self._say = contenders, images, config, on_progress
         self._budget = Budget(config.seconds)
 

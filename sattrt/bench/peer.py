@@ -36,7 +36,7 @@ class Peer:
     seconds: list[float]
 
 
-def run_peer(command: str, tiles: NDArray[np.uint8], classes: tuple[str, ...], limit: float) -> Peer:
+def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[str, ...], limit: float) -> Peer:
     """Run it. limit: seconds for one run. InputError where it can't be started, fails, takes longer, or prints something else."""
     words = _words(command)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..bands import preview
 from ..data.dataset import Dataset
 from ..errors import BackendError, ContractError, InputError
 from ..machine import cores, environment
@@ -107,6 +108,7 @@ def bench(
         },
         "dataset": {
             "split": dataset.split,
+            "split_description": dataset.split_description,
             "seed": dataset.seed,
             "digest": dataset.digest,
             "tiles": len(tiles),
@@ -131,7 +133,7 @@ def bench(
             for i in worst
         ],
     }
-    return Report({**document, "warnings": rows.warnings(document)}, images[worst])
+    return Report({**document, "warnings": rows.warnings(document)}, preview(images[worst], dataset.bands))
 
 
 def _ceilings(contenders: Contenders) -> dict[str, Ceilings]:
@@ -155,7 +157,7 @@ def _worst(probabilities: NDArray[np.float32], labels: NDArray[np.integer]) -> N
 
 def _peers(
     commands: tuple[str, ...],
-    images: NDArray[np.uint8],
+    images: NDArray[np.unsignedinteger],
     labels: NDArray[np.integer],
     dataset: Dataset,
     config: BenchConfig,

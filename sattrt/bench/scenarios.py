@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..runtime import Batcher, Engine
 from .measure import Samples, Timed, wall
 
-Tiles = NDArray[np.uint8]
+Tiles = NDArray[np.unsignedinteger]
 QUERY = {"single-stream": 1, "multi-stream": 8}  # tiles a query
 _MOST_QUERIES = 64  # different ones, so that no cache makes the work easier than it is
 _TRIALS = 6  # of the search for a rate

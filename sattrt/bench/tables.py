@@ -47,7 +47,7 @@ def to_markdown(document: dict[str, Any]) -> str:
         f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {document['measured_at']}, sattrt "
         f"{document['sattrt']}, bundle {', '.join('`' + bundle['digest'][:16] + '`' for bundle in document['bundles'])}.",
         "",
-        f"{data['tiles']} test tiles (split {data['split']}), decoded by {data['decoder']}. Flips: top-1 answers that differ from "
+        f"{data['tiles']} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. Flips: top-1 answers that differ from "
         f"{engines[0]['reference']}. ms: one tile after another, from host array to host array. images/s: the best of the batch sweep. File to "
         f"label: read, decode, infer, argmax. server/s: single tiles at random moments, 99 % answered within {method['latency_bound']:g} ms. "
         f"Each timed for {method['seconds']:g} s after its warm-up, in turns.",

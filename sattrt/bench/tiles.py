@@ -1,41 +1,45 @@
-"""Tiles of a split for the bench: by DALI where it is installed, by Pillow on an edge machine; the report says which."""
+"""Tiles of a split for the bench: 8-bit RGB by DALI where it is installed, by Pillow on an edge machine, GeoTIFF by rasterio; the report
+says which."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, Tile
-from ..data.scan import decode
 from ..data.sources import open_source
 from ..errors import BackendError, InputError
 
-Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+if TYPE_CHECKING:
+    from ..data.loader import Loader
+
+Batch = tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]
 
 
 class TileReader:
-    """Reads, checks and decodes tiles in order. decoder: "DALI" or "Pillow"."""
+    """Reads, checks and decodes tiles in order. decoder: "DALI", "Pillow" or "rasterio"."""
 
     def __init__(self, dataset: Dataset, tiles: list[Tile], threads: int, batch_size: int = 64) -> None:
         self._dataset, self._tiles, self._batch_size = dataset, tiles, batch_size
-        try:
+        self._loader: Loader | None = None
+        self.decoder = "Pillow" if dataset.dtype == "uint8" else "rasterio"
+        if dataset.dtype != "uint8":  # the file is decoded, as a program at the edge would: not the cache of training
+            return
+        with contextlib.suppress(ImportError, BackendError):  # an edge machine has neither
             import torch
 
             from ..data.loader import Loader
 
-            self._loader: Loader | None = Loader(
-                dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), threads=threads, cache_gb=0
-            )
+            self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), threads=threads, cache_gb=0)
             self.decoder = self._loader.decoder
-        except (ImportError, BackendError):  # an edge machine
-            self._loader = None
-            self.decoder = "Pillow"
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches of uint8 (N, H, W, 3) and class indices (N,), read from the source anew."""
+        """Batches of (N, H, W, bands) and class indices (N,), read from the source anew."""
         if self._loader:
             for batch in self._loader.epoch(0):
                 yield batch[0].numpy(), batch[1].numpy()
@@ -46,8 +50,8 @@ class TileReader:
                 images = np.stack([self._decode(source.read(tile.name), tile) for tile in part])
                 yield images, np.array([tile.label for tile in part], np.int64)
 
-    def _decode(self, content: bytes, tile: Tile) -> NDArray[np.uint8]:
+    def _decode(self, content: bytes, tile: Tile) -> NDArray[np.unsignedinteger]:
         try:
-            return decode(content)
+            return self._dataset.format.read(content).pixels
         except InputError as error:
             raise InputError(f"{tile.name} in {self._dataset.source}: {error}. Run `sattrt data` again.") from None

@@ -1,4 +1,4 @@
-"""NVIDIA DALI: one graph, decoding on the GPU (`mixed`) where there is one, else on the CPU.
+"""NVIDIA DALI: one graph, decoding on the GPU (`mixed`) where there is one, else on the CPU; tiles that are decoded already it only moves.
 
 DALI's own shuffling is not used: an explicit list of tiles can begin anywhere, and needs no state in a checkpoint.
 """
@@ -18,20 +18,24 @@ from nvidia.dali.types import DALIDataType, DALIImageType
 
 from ..errors import BackendError, InputError, SattrtError
 
-Read = Callable[[int], bytes]
+Read = Callable[[int], bytes | NDArray[np.uint16]]
 
 
 class DaliDecoder:
-    """Decodes lists of tiles; `read` gives the encoded tile of an index, and says by InputError what is wrong with it."""
+    """Decodes lists of tiles; `read` gives the encoded tile of an index, and says by InputError what is wrong with it.
+
+    encoded: whether `read` gives the bytes of a file, or the pixels themselves, uint16 (H, W, bands).
+    """
 
     name = "DALI"
 
-    def __init__(self, read: Read, device: torch.device, batch_size: int, threads: int) -> None:
-        self._feed = _Feed(read)
+    def __init__(self, read: Read, device: torch.device, batch_size: int, threads: int, encoded: bool = True) -> None:
+        self._feed, self._encoded = _Feed(read), encoded
         on_gpu = device.type == "cuda"
         self._pipeline = _graph(
             feed=self._feed,
-            decoder="mixed" if on_gpu else "cpu",
+            on_gpu=on_gpu,
+            encoded=encoded,
             batch_size=batch_size,
             num_threads=threads,
             device_id=(device.index or 0) if on_gpu else None,
@@ -40,7 +44,7 @@ class DaliDecoder:
         self._iterator: DALIGenericIterator | None = None
 
     def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """Tiles of each list of indices in turn: uint8 (N, H, W, 3) on the device, whose memory the next batch may take."""
+        """Tiles of each list of indices in turn: uint8 (N, H, W, 3), or uint16 of any bands, on the device, whose memory the next batch may take."""
         self._feed.start(plan)  # before the iterator: it reads ahead as soon as it is made or reset
         try:
             if self._iterator is None:
@@ -51,7 +55,9 @@ class DaliDecoder:
             raise self._explained(error) from None
         while True:
             try:
-                yield next(self._iterator)[0]["images"]
+                images = next(self._iterator)[0]["images"]
+                # DALI's plugin for torch knows no uint16: the same 16 bits
+                yield images if self._encoded else images.view(torch.uint16)
             except StopIteration:
                 return
             except RuntimeError as error:
@@ -77,16 +83,21 @@ class _Feed:
     def start(self, plan: Sequence[NDArray[np.int64]]) -> None:
         self._left = iter(plan)
 
-    def __call__(self) -> list[NDArray[np.uint8]]:
+    def __call__(self) -> list[NDArray[np.unsignedinteger]]:
         indices = next(self._left)
         try:
-            return [np.frombuffer(self._read(int(i)), np.uint8) for i in indices]
+            found = [self._read(int(i)) for i in indices]
+            return [np.frombuffer(each, np.uint8) if isinstance(each, bytes) else each.view(np.int16) for each in found]
         except InputError as error:
             self.failure = error
             raise
 
 
 @pipeline_def
-def _graph(feed: _Feed, decoder: str) -> Any:
-    encoded = fn.external_source(source=feed, batch=True, dtype=DALIDataType.UINT8, ndim=1)
-    return fn.decoders.image(encoded, device=decoder, output_type=DALIImageType.RGB, adjust_orientation=False)
+def _graph(feed: _Feed, on_gpu: bool, encoded: bool) -> Any:
+    if encoded:
+        files = fn.external_source(source=feed, batch=True, dtype=DALIDataType.UINT8, ndim=1)
+        device = "mixed" if on_gpu else "cpu"
+        return fn.decoders.image(files, device=device, output_type=DALIImageType.RGB, adjust_orientation=False)
+    pixels = fn.external_source(source=feed, batch=True, dtype=DALIDataType.INT16, ndim=3, layout="HWC")
+    return pixels.gpu() if on_gpu else pixels

@@ -16,10 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..bands import ESA, RGB
 from ..errors import ContractError, InputError
 from ..spec import check_schema, read_json, write_bytes
+from .decode import TileFormat
 
-SCHEMA = 1
+SCHEMA = 2
 SPLITS = ("train", "valid", "test")
 _COLUMNS = ["name", "class", "split", "sha256", "bytes"]
 
@@ -35,14 +37,35 @@ class Tile:
     size: int
 
 
+@dataclass(frozen=True)
+class Cache:
+    """The file that holds all tiles decoded, in their order: its absolute path and its sha256."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """How many pairs stand on both sides of a split, of tiles that show the same ground or that touch; None where it can't be known.
+
+    examples: names of some near-duplicates.
+    """
+
+    near_duplicates: int | None = None
+    touching: int | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Everything a later stage has to know about the tiles.
 
     source: absolute path of the folder or archive that holds the tiles.
     height, width: of every tile, in pixels.
-    mean, std: per channel (R, G, B) of the train split, of values scaled to 0..1.
-    split: how the split was made: "94:5:1" with a seed, or "folders".
+    bands: what is used of each tile, in order; file_bands: what a file holds. Both are red, green, blue of 8-bit tiles.
+    mean, std: per band of the train split, of values scaled to 0..1 by the largest of their type.
+    split: how the split was made: "94:5:1" or "spatial:94:5:1", with a seed, or "folders".
     left_out: name of a file to the reason why it is not used.
     """
 
@@ -56,6 +79,20 @@ class Dataset:
     seed: int
     all_tiles: tuple[Tile, ...]
     left_out: dict[str, str]
+    bands: tuple[str, ...] = RGB
+    file_bands: tuple[str, ...] = RGB
+    leaks: Leaks = Leaks()
+    cache: Cache | None = None
+
+    @property
+    def format(self) -> TileFormat:
+        """How a tile is decoded."""
+        return TileFormat(self.bands, self.file_bands)
+
+    @property
+    def dtype(self) -> str:
+        """Of the pixels: "uint8" or "uint16"."""
+        return self.format.dtype
 
     def tiles(self, split: str) -> list[Tile]:
         """Tiles of one split, in the order of their names."""
@@ -68,9 +105,24 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over class names and the content, class and split of every tile, whatever the files are called."""
+        """sha256 over class names, the content, class and split of every tile, whatever the files are called, and bands other than RGB."""
         lines = sorted(f"{tile.split} {self.classes[tile.label]} {tile.sha256}" for tile in self.all_tiles)
-        return hashlib.sha256("\n".join([*self.classes, *lines]).encode()).hexdigest()
+        bands = () if self.bands == RGB else self.bands
+        return hashlib.sha256("\n".join([*self.classes, *lines, *bands]).encode()).hexdigest()
+
+    @property
+    def split_description(self) -> str:
+        """How the tiles were divided and what stands on both sides, for whoever reads a score."""
+        kind = f"random, tile by tile ({self.split}, seed {self.seed})"
+        if self.split == "folders":
+            kind = "train/, valid/ and test/ as they were given"
+        elif self.split.startswith("spatial"):
+            kind = f"blocks of longitude ({self.split}, seed {self.seed})"
+        copies, near = self.leaks.near_duplicates, self.leaks.touching
+        return (
+            f"{kind}; on both sides of it: {'near-duplicates not looked for' if copies is None else f'{copies} near-duplicates'}, "
+            f"{'touching tiles not known (tiles without coordinates)' if near is None else f'{near} pairs of touching tiles'}"
+        )
 
     def require(self, split: str) -> list[Tile]:
         """Tiles of a split that must not be empty."""
@@ -87,12 +139,16 @@ class Dataset:
             "classes": self.classes,
             "height": self.height,
             "width": self.width,
+            "bands": self.bands,
+            "file_bands": self.file_bands,
             "mean": self.mean,
             "std": self.std,
             "split": self.split,
             "seed": self.seed,
             "digest": self.digest,
             "counts": self.counts(),
+            "leaks": dataclasses.asdict(self.leaks),
+            "cache": {"file": Path(self.cache.path).name, "sha256": self.cache.sha256} if self.cache else None,
             "left_out": self.left_out,
             "columns": _COLUMNS,
         }
@@ -128,6 +184,10 @@ class Dataset:
             seed=data["seed"],
             all_tiles=tuple(Tile(*row) for row in data["tiles"]),
             left_out=dict(data["left_out"]),
+            bands=tuple(data["bands"]),
+            file_bands=tuple(data["file_bands"]),
+            leaks=Leaks(**{**data["leaks"], "examples": tuple(map(tuple, data["leaks"]["examples"]))}),
+            cache=Cache(str(path.resolve().parent / Path(data["cache"]["file"]).name), data["cache"]["sha256"]) if data["cache"] else None,
         )
         dataset._check_types(path)
         if dataset.digest != data["digest"]:
@@ -139,7 +199,11 @@ class Dataset:
         sides = [type(side) is int and 0 < side <= 65536 for side in (self.height, self.width)]
         numbers = [isinstance(value, float) and 0 <= value <= 1 for value in (*self.mean, *self.std)]
         labels = [type(tile.label) is int and 0 <= tile.label < len(self.classes) for tile in self.all_tiles]
-        sound = all(isinstance(text, str) for text in texts) and all(sides + numbers + labels) and len(numbers) == 6 and min(self.std) > 0
+        known = self.bands == self.file_bands == RGB or (
+            set(self.bands) <= set(self.file_bands) <= set(ESA) and len(set(self.bands)) == len(self.bands)
+        )
+        sound = all(isinstance(text, str) for text in texts) and all(sides + numbers + labels) and min(self.std) > 0
+        sound = sound and known and len(self.bands) == len(self.mean) == len(self.std) and (self.dtype == "uint16") == bool(self.cache)
         if not sound or not {tile.split for tile in self.all_tiles} <= set(SPLITS):
             raise ContractError(f"{path} was changed: a field has the wrong type or range. Run `sattrt data` again.")
 

@@ -2,7 +2,7 @@
 
     loader = Loader(dataset, dataset.tiles("train"), batch_size=64, device=torch.device("cpu"), augmentation=Augmentation())
     for images, labels in loader.epoch(0):
-        ...                                     # (N, H, W, 3) uint8, or float where cropped or coloured, and int64 (N,), on the device
+        ...                                     # (N, H, W, bands), the dataset's dtype, or float where cropped or coloured; int64 (N,)
 
 Order and augmentation are drawn by numpy from (seed, epoch), so epoch n is the same whenever, wherever and by whatever it is made.
 """
@@ -10,18 +10,21 @@ Order and augmentation are drawn by numpy from (seed, epoch), so epoch n is the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..bands import RGB
 from ..errors import BackendError, ContractError, InputError
 from .augment import Augmentation, Views, look
+from .cache import open_cache
 from .dataset import Dataset, Tile
-from .sources import open_source
+from .sources import Source, open_source
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 DECODERS = ("auto", "dali", "pillow")
@@ -35,7 +38,20 @@ class Decoder(Protocol):
     name: str
 
     def batches(self, plan: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """Tiles of each list of indices in turn: uint8 (N, H, W, 3) on the device."""
+        """Tiles of each list of indices in turn: (N, H, W, bands) on the device."""
+
+
+class _Rows:
+    """What stands in for DALI where tiles are decoded already: `row` gives the pixels of an index."""
+
+    name = "numpy"
+
+    def __init__(self, row: Callable[[int], NDArray[np.uint16]], device: torch.device) -> None:
+        self._row, self._device = row, device
+
+    def batches(self, plan: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        for indices in plan:
+            yield torch.from_numpy(np.stack([self._row(int(i)) for i in indices])).to(self._device)
 
 
 class Loader:
@@ -64,14 +80,24 @@ class Loader:
         decoder: str = "auto",
         cache_gb: float = CACHE_GB,
     ) -> None:
+        if augmentation and augmentation.colour and dataset.bands != RGB:
+            raise InputError("colour varies red, green and blue; these tiles have other bands. Set colour to 0.")
         self._tiles, self._augmentation = tiles, augmentation
         self._batch_size, self._seed, self._rank, self._world, self._device = batch_size, seed, rank, world, device
         self._size = (dataset.height, dataset.width)
+        self._shape = (*self._size, len(dataset.bands))
+        self._dtype: torch.dtype = getattr(torch, dataset.dtype)
         self._labels = torch.tensor([tile.label for tile in tiles], device=device)
-        self._source = open_source(Path(dataset.source))
+        self._source: Source | None = None
+        self._dataset = dataset
+        if dataset.dtype == "uint8":
+            self._source = open_source(Path(dataset.source))
+        else:
+            self._cache = open_cache(dataset)
+            self._row_of = {tile.name: row for row, tile in enumerate(dataset.all_tiles)}
         # an evaluating rank needs its share alone; where training shuffles, any tile may come to any rank
         self._mine = np.arange(len(tiles)) if augmentation else np.arange(rank, len(tiles), world)
-        self._keeps = len(self._mine) * dataset.height * dataset.width * 3 <= cache_gb * 1e9
+        self._keeps: bool = len(self._mine) * math.prod(self._shape) * self._dtype.itemsize <= cache_gb * 1e9
         self._kept: torch.Tensor | None = None
         self._decoder = self._open(decoder, max(batch_size, _DECODED_AT_ONCE if self._keeps else 0), threads)
 
@@ -113,7 +139,8 @@ class Loader:
 
     def close(self) -> None:
         """Let go of the archive and the decoded tiles."""
-        self._source.close()
+        if self._source:
+            self._source.close()
         self._kept = None
 
     def _plan(self, epoch: int) -> tuple[NDArray[np.int64], Views | None]:
@@ -129,7 +156,7 @@ class Loader:
 
     def _decoded(self) -> torch.Tensor:
         """All tiles that this rank may need; one copy in memory."""
-        kept = torch.empty((len(self._mine), *self._size, 3), dtype=torch.uint8, device=self._device)
+        kept = torch.empty((len(self._mine), *self._shape), dtype=self._dtype, device=self._device)
         parts = [self._mine[start : start + _DECODED_AT_ONCE] for start in range(0, len(self._mine), _DECODED_AT_ONCE)]
         done = 0
         for images in self._decode(parts):
@@ -139,26 +166,36 @@ class Loader:
 
     def _decode(self, plan: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         for images in self._decoder.batches(plan):
-            if images.shape[1:3] != self._size:
-                raise ContractError(f"The tiles of {self._source.path} are not {self._size[1]}x{self._size[0]}. Run `sattrt data` again.")
+            if images.shape[1:] != self._shape:
+                raise ContractError(
+                    f"The tiles of {self._dataset.source} are not {self._size[1]}x{self._size[0]}. Run `sattrt data` again."
+                )
             yield images
 
     def _open(self, decoder: str, batch_size: int, threads: int) -> Decoder:
+        read: Callable[[int], Any] = self._read if self._source else self._row
         if decoder != "pillow":
             try:
                 from .dali import DaliDecoder
 
-                return DaliDecoder(self._read, self._device, batch_size, threads)
+                return DaliDecoder(read, self._device, batch_size, threads, encoded=self._source is not None)
             except ImportError as error:
                 if decoder == "dali":
                     raise BackendError(
                         f"NVIDIA DALI is not installed ({error}). Install it with: pip install 'sattrt[train]', or set decoder to pillow."
                     ) from None
+        if not self._source:
+            return _Rows(self._row, self._device)
         from .pillow import PillowDecoder
 
         return PillowDecoder(self._read, self._device, threads)
 
+    def _row(self, index: int) -> NDArray[np.uint16]:
+        row: NDArray[np.uint16] = self._cache[self._row_of[self._tiles[index].name]]
+        return row
+
     def _read(self, index: int) -> bytes:
+        assert self._source is not None
         tile = self._tiles[index]
         content = self._source.read(tile.name)
         if hashlib.sha256(content).hexdigest() != tile.sha256:
@@ -166,8 +203,8 @@ class Loader:
         return content
 
 
-def decode_tiles(dataset: Dataset, tiles: list[Tile], decoder: str = "auto") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Tiles decoded on the CPU: uint8 (N, H, W, 3) and class indices (N,)."""
+def decode_tiles(dataset: Dataset, tiles: list[Tile], decoder: str = "auto") -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Tiles decoded on the CPU: (N, H, W, bands) in the dataset's dtype, and class indices (N,)."""
     loader = Loader(dataset, tiles, batch_size=_DECODED_AT_ONCE, device=torch.device("cpu"), decoder=decoder, cache_gb=0)
     batches = [(images.numpy().copy(), labels.numpy()) for images, labels in loader.epoch(0)]
     loader.close()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ContractError
-from .scan import decode
+from .decode import decode_rgb
 
 _AHEAD = 2  # batches that are decoded while one is used
 
@@ -36,7 +36,7 @@ class PillowDecoder:
                 yield self._batch(waiting.popleft())
 
     def _decoded(self, index: int) -> NDArray[np.uint8]:
-        return decode(self._read(index))
+        return decode_rgb(self._read(index))
 
     def _batch(self, futures: list[Future[NDArray[np.uint8]]]) -> torch.Tensor:
         images = [future.result() for future in futures]

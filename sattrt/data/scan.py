@@ -5,115 +5,133 @@
 The split follows from the content alone: a tile's sha256, hashed with the seed, is a number in 0..1 that
 is held against the wanted shares. The same tile is thus always in the same split, whatever is added beside
 it, and every class is divided at the same rates (the counts are random around them, as in any such draw).
+A spatial split draws for whole blocks of longitude instead, so that neighbours stay together.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
+import math
 import posixpath
-import signal
-import struct
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
 
+from ..bands import Statistics, choose_order, orders
 from ..errors import InputError
-from .dataset import SPLITS, Dataset, Tile
+from .dataset import SPLITS, Dataset, Leaks, Tile
+from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
+from .geotiff import Place, read_geotiff
+from .neighbours import near_duplicates, thumbnail, touching
 from .sources import Source, open_source
+from .workers import each_file
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-MAX_SIDE = 4096
+BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
 _SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-_CHUNK = 256
+_TRIED, _SHOWN_PAIRS = 200, 20
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Shares of train, valid and test, in any unit, and the seed of the draw."""
+    """Shares of train, valid and test, in any unit, and the seed of the draw; spatial: drawn for blocks of longitude, not for tiles."""
 
     shares: tuple[float, float, float] = (94.0, 5.0, 1.0)
     seed: int = 0
+    spatial: bool = False
 
     @classmethod
     def parse(cls, text: str, seed: int = 0) -> SplitRule:
-        """Read "94:5:1". InputError for anything that is not three numbers with a train share above zero."""
+        """Read "94:5:1", "spatial" or "spatial:80:10:10". InputError for anything that is not three numbers with a train share above zero."""
+        spatial = text == "spatial" or text.startswith("spatial:")
+        shares = "94:5:1" if text == "spatial" else text.removeprefix("spatial:")
         try:
-            train, valid, test = (float(part) for part in text.split(":"))
+            train, valid, test = (float(part) for part in shares.split(":"))
         except ValueError:
-            raise InputError(f"--split {text!r} is not three numbers. Write it as 94:5:1.") from None
+            raise InputError(f"--split {text!r} is not three numbers. Write it as 94:5:1, spatial, or spatial:80:10:10.") from None
         if not (train > 0 and valid >= 0 and test >= 0 and train + valid + test < float("inf")):
             raise InputError(f"--split {text!r} needs a train share above 0 and none below 0. Write it as 94:5:1.")
-        return cls((train, valid, test), seed)
+        return cls((train, valid, test), seed, spatial)
 
-    def split_of(self, sha256: str) -> str:
-        """Split of a tile with this content digest."""
-        draw = int(hashlib.sha256(f"{self.seed}:{sha256}".encode()).hexdigest()[:15], 16) / 16**15 * sum(self.shares)
+    def split_of(self, sha256: str, place: Place | None = None) -> str:
+        """Split of a tile with this content digest, or of its block of longitude."""
+        what = f"block {math.floor(place.longitude / BLOCK_DEGREES)}" if self.spatial and place else sha256
+        draw = int(hashlib.sha256(f"{self.seed}:{what}".encode()).hexdigest()[:15], 16) / 16**15 * sum(self.shares)
         _, valid, test = self.shares
         return "test" if draw < test else "valid" if draw < test + valid else "train"
 
     def __str__(self) -> str:
-        return ":".join(f"{share:g}" for share in self.shares)
+        return "spatial:" * self.spatial + ":".join(f"{share:g}" for share in self.shares)
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What one look at a file showed: its digest, its pixel sums per channel, or a fault."""
+    """What one look at a file showed: its digest, sums, products (bands, bands) and least values of its pixels, or a fault."""
 
     name: str
     sha256: str
     size: int
     width: int = 0
     height: int = 0
-    total: tuple[int, ...] = ()
-    squares: tuple[int, ...] = ()
+    total: NDArray[np.float64] | None = None
+    products: NDArray[np.float64] | None = None
+    darkest: NDArray[np.float64] | None = None
+    thumbnail: NDArray[np.float32] | None = None
+    place: Place | None = None
     fault: str = ""
 
 
 def scan(
-    source_path: Path, rule: SplitRule, workers: int = 2, on_progress: Callable[[int, int], None] = lambda done, total: None
+    source_path: Path,
+    rule: SplitRule,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    bands: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Scan a folder or archive into a `Dataset`; files that can't be used are in its `left_out`, with the reason.
 
-    workers: processes that decode. on_progress: called with files done and files in all.
-    Raises InputError for a source that can't be read, an empty class, or fewer than two classes.
+    workers: processes that decode. on_progress: called with files done and files in all. bands: which are used, of tiles with more
+    than red, green and blue; None takes all.
+    Raises InputError for a source that can't be read, an empty class, fewer than two classes, bands that are not there or in an
+    order that can't be right; BackendError where the tiles are GeoTIFF and rasterio is not installed.
     """
     looks: list[_Look] = []
     with open_source(source_path) as source:
         layout = _Layout.of(source)
-        for look in _look_at_all(source, layout.names, workers):
+        kind = _format_of(source, layout.names, bands)
+        for look in each_file(source, layout.names, _Looking(kind), workers):
             looks.append(look)
             on_progress(len(looks), len(layout.names))
     left_out = {**layout.left_out, **{look.name: look.fault for look in looks if look.fault}}
     good = [look for look in looks if not look.fault]
     good, size = _same_size(good, left_out)
     good = _unique(good, layout, left_out)
+    if rule.spatial and not layout.split_folders:
+        _require_places(source_path, good)
     index = {name: i for i, name in enumerate(layout.classes)}
     tiles = tuple(Tile(look.name, index[layout.class_of[look.name]], layout.split_of(look, rule), look.sha256, look.size) for look in good)
     _refuse_empty(layout, tiles, left_out)
-    train = {tile.name for tile in tiles if tile.split == "train"}
-    if not train:
+    in_train = [look for look, tile in zip(good, tiles, strict=True) if tile.split == "train"]
+    if not in_train:
         raise InputError(f"The train split of {source_path} is empty. Choose another --split, or add tiles.")
-    mean, std = _statistics([look for look in good if look.name in train])
+    mean, std = _normalisation(in_train, float(np.iinfo(kind.dtype).max))
     return Dataset(
         source=str(source_path.resolve()),
         classes=layout.classes,
         width=size[0],
         height=size[1],
+        bands=kind.bands,
+        file_bands=kind.file_bands,
         mean=mean,
         std=std,
         split="folders" if layout.split_folders else str(rule),
         seed=rule.seed,
         all_tiles=tiles,
         left_out=dict(sorted(left_out.items())),
+        leaks=_leaks(tiles, good),
     )
 
 
@@ -164,72 +182,67 @@ class _Layout:
         return cls(source.path, names, classes, class_of, split_folders, left_out)
 
     def split_of(self, look: _Look, rule: SplitRule) -> str:
-        return self.split_folders.get(look.name) or rule.split_of(look.sha256)
+        return self.split_folders.get(look.name) or rule.split_of(look.sha256, look.place)
 
 
-_worker_source: Source | None = None
-
-
-def _look_at_all(source: Source, names: list[str], workers: int) -> Iterator[_Look]:
-    if workers < 2 or len(names) < 2 * _CHUNK or not source.opens_cheaply:
-        yield from (_look(name, source.read(name)) for name in names)
-        return
-    # forkserver: no locks or threads of the parent are inherited, and it costs less than spawn for each worker
-    with ProcessPoolExecutor(workers, get_context("forkserver"), _open_in_worker, (source.path,)) as pool:
+def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> TileFormat:
+    """8-bit RGB, unless bands are asked for or the first TIFF has other pixels; then which bands a file holds, in which order."""
+    tiffs = [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
+    if wanted and not tiffs:
+        raise InputError(f"--bands asks for {', '.join(wanted)}; {source.path} holds no GeoTIFF. Leave --bands out for RGB tiles.")
+    if not tiffs or (not wanted and not _is_spectral(source.read(tiffs[0]))):
+        return TileFormat()
+    tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
+    candidates: list[tuple[str, ...]] = []
+    looks: list[_Look] = []
+    why = ""
+    for name in tried:
         try:
-            yield from pool.map(_look_in_worker, names, chunksize=_CHUNK)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            tile = read_geotiff(source.read(name), MAX_SIDE)
+            candidates = candidates or orders(tile.descriptions, wanted)
+        except InputError as error:
+            why = why or f"{name}: {error}"
+            continue
+        if tile.pixels.shape[2] == len(candidates[0]):
+            looks.append(_look_at(name, tile.pixels, tile.place))
+    if not looks:
+        raise InputError(f"{source.path} has no GeoTIFF that can be used ({why}).")
+    order = choose_order(candidates, _statistics(looks), str(source.path))
+    if missing := [name for name in wanted or () if name not in order]:
+        raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")
+    return TileFormat(wanted or order, order)
 
 
-def _open_in_worker(path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    global _worker_source  # an archive's directory is read once a process, not once a tile
-    _worker_source = open_source(path)
-
-
-def _look_in_worker(name: str) -> _Look:
-    assert _worker_source is not None
-    return _look(name, _worker_source.read(name))
-
-
-def _look(name: str, content: bytes) -> _Look:
-    look = _Look(name, hashlib.sha256(content).hexdigest(), len(content))
+def _is_spectral(content: bytes) -> bool:
     try:
-        pixels = decode(content)
-    except InputError as error:
-        return replace(look, fault=str(error))
-    flat = pixels.reshape(-1, 3).astype(np.float64)  # exact: sums of squares stay far below 2**53
-    total = tuple(int(value) for value in flat.sum(0))
-    squares = tuple(int(value) for value in np.einsum("ij,ij->j", flat, flat))
-    return replace(look, width=pixels.shape[1], height=pixels.shape[0], total=total, squares=squares)
+        decode_rgb(content)
+        return False
+    except InputError:
+        try:
+            read_geotiff(content, MAX_SIDE)
+            return True
+        except InputError:
+            return False
 
 
-def decode(content: bytes) -> np.ndarray:
-    """Pixels of an encoded RGB image as uint8 (height, width, 3); InputError with the fault otherwise."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if max(image.size) > MAX_SIDE:
-                raise InputError(f"too large ({image.width}x{image.height}; at most {MAX_SIDE} a side)")
-            if image.mode != "RGB":
-                raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
-            return np.asarray(image)
-    except UnidentifiedImageError:
-        raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise InputError(f"corrupt or cut short ({error})") from None
+@dataclass(frozen=True)
+class _Looking:
+    """What is done with each file, in whichever process."""
+
+    kind: TileFormat
+
+    def __call__(self, name: str, content: bytes) -> _Look:
+        known = _Look(name, hashlib.sha256(content).hexdigest(), len(content))
+        try:
+            tile = self.kind.read(content)
+        except InputError as error:
+            return replace(known, fault=str(error))
+        return replace(_look_at(name, tile.pixels, tile.place), sha256=known.sha256, size=known.size)
+
+
+def _look_at(name: str, pixels: NDArray[np.unsignedinteger], place: Place | None) -> _Look:
+    flat = pixels.reshape(-1, pixels.shape[2]).astype(np.float64)  # of 8 bits exact: sums of products stay far below 2**53
+    return _Look(name, "", 0, pixels.shape[1], pixels.shape[0], flat.sum(0), flat.T @ flat, flat.min(0), thumbnail(pixels), place)
 
 
 def _same_size(looks: list[_Look], left_out: dict[str, str]) -> tuple[list[_Look], tuple[int, int]]:
@@ -269,10 +282,43 @@ def _refuse_empty(layout: _Layout, tiles: tuple[Tile, ...], left_out: dict[str, 
             raise InputError(f"{layout.path}: the class {name!r} has no usable tile{why}. Add tiles to its folder, or remove it.")
 
 
-def _statistics(looks: list[_Look]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _require_places(path: Path, looks: list[_Look]) -> None:
+    if lost := [look.name for look in looks if not look.place]:
+        raise InputError(
+            f"--split spatial needs tiles that say where they lie; {len(lost)} of {len(looks)} tiles of {path} don't ({lost[0]}). "
+            "Use GeoTIFF tiles, or another --split."
+        )
+
+
+def _moments(looks: list[_Look]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (bands,) and mean product (bands, bands) of all pixels."""
     pixels = sum(look.width * look.height for look in looks)
-    mean = np.array([look.total for look in looks], np.float64).sum(0) / pixels / 255
-    square = np.array([look.squares for look in looks], np.float64).sum(0) / pixels / 255**2
+    total = np.array([look.total for look in looks], np.float64).sum(0)
+    return total / pixels, np.array([look.products for look in looks], np.float64).sum(0) / pixels
+
+
+def _normalisation(looks: list[_Look], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, product = _moments(looks)
     # a channel without any contrast would divide by zero; one grey level stands in for its deviation
-    std = np.sqrt((square - mean**2).clip(255.0**-2))
-    return tuple(float(value) for value in mean), tuple(float(value) for value in std)
+    std = np.sqrt((product.diagonal() / scale**2 - (mean / scale) ** 2).clip(scale**-2))
+    return tuple(float(value) for value in mean / scale), tuple(float(value) for value in std)
+
+
+def _statistics(looks: list[_Look]) -> Statistics:
+    mean, product = _moments(looks)
+    covariance = product - np.outer(mean, mean)
+    deviation = np.sqrt(covariance.diagonal().clip(0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.where(np.outer(deviation, deviation) > 0, covariance / np.outer(deviation, deviation), np.nan)
+    return Statistics(mean, correlation, np.median(np.array([look.darkest for look in looks], np.float64), axis=0))
+
+
+def _leaks(tiles: tuple[Tile, ...], looks: list[_Look]) -> Leaks:
+    small = [look.thumbnail for look in looks if look.thumbnail is not None]
+    copies = near_duplicates(tiles, np.stack(small)) if len(small) == len(looks) else None
+    neighbours = touching(tiles, [look.place for look in looks]) if any(look.place for look in looks) else None
+    return Leaks(
+        near_duplicates=None if copies is None else len(copies),
+        touching=None if neighbours is None else len(neighbours),
+        examples=tuple((copies or [])[:_SHOWN_PAIRS]),
+    )

@@ -89,7 +89,7 @@ def export(
         for engine in engines:
             write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
         write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in spec.classes).encode())
-        write_flips(samples, expected, making.answers, spec.classes, folder)
+        write_flips(samples, expected, making.answers, spec, folder)
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
         _seal(folder, spec, engines, run, config)
@@ -150,6 +150,10 @@ class _Making:
         if backend in _INTERPRETERS:
             graph = precision
             if backend == "onnxruntime-tensorrt":
+                if self.spec.dtype != "uint8":
+                    raise BackendError(
+                        "ONNX Runtime's TensorRT provider takes 8-bit tiles alone. TensorRT's own engines take others, as bytes."
+                    )
                 require_tensorrt()
             else:  # OpenVINO computes an fp32 graph in bf16 when told to
                 graph = {"int8": "int8-cpu", "bf16": "fp32"}.get(precision, precision)

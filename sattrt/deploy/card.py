@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bands import preview
 from ..calibration import softmax
 from ..runtime import EngineRecord
 from ..spec import ModelSpec, write_bytes
@@ -74,10 +75,10 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
 
 
 def write_flips(
-    samples: Samples, expected: NDArray[np.float32], answers: dict[str, NDArray[np.float32]], classes: tuple[str, ...], folder: Path
+    samples: Samples, expected: NDArray[np.float32], answers: dict[str, NDArray[np.float32]], spec: ModelSpec, folder: Path
 ) -> None:
     """flips.csv: every validation tile that an engine judges otherwise than fp32; flips.png: the tiles, most confident first."""
-    table = io.StringIO()
+    table, classes = io.StringIO(), spec.classes
     captions: dict[int, tuple[float, str]] = {}  # of each flipped tile: how sure fp32 was, and what is written under it
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("engine", "tile", "class", "fp32", "fp32_probability", "engine_answer", "engine_probability"))
@@ -93,7 +94,7 @@ def write_flips(
     shown = sorted(captions, key=lambda i: -captions[i][0])[:_SHEET_TILES]
     if shown:
         right = (fp32[shown].argmax(1) == samples.valid_labels[shown]).tolist()
-        contact_sheet(samples.valid[shown], [captions[i][1] for i in shown], right, folder / "flips.png")
+        contact_sheet(preview(samples.valid[shown], spec.bands), [captions[i][1] for i in shown], right, folder / "flips.png")
 
 
 def _calibration(engines: list[EngineRecord]) -> list[str]:

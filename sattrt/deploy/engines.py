@@ -13,6 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from ..errors import BackendError, ContractError
 from ..runtime import Bundle
 from ..runtime.trt import load_module
@@ -42,14 +46,17 @@ def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, s
         raise BackendError(f"{backend} can't start here ({log.last}). It needs an NVIDIA GPU and driver.") from None
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx_path)):
+    wide = spec.dtype == "uint16"
+    if wide and config.strip_weights:  # they would be sought in a graph that has another input
+        raise BackendError(f"{backend} can't strip the weights of a plan that takes 16-bit tiles. Leave strip_weights out.")
+    if not (parser.parse(fed_with_bytes(onnx_path)) if wide else parser.parse_from_file(str(onnx_path))):
         errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise BackendError(
             f"{backend} {trt.__version__} can't parse {onnx_path.name}: {errors}. Use the onnxruntime engine, or another version."
         )
     settings = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
-    tile = (spec.height, spec.width, len(spec.bands))
+    tile = (spec.height, spec.width, len(spec.bands) * (2 if wide else 1))
     shapes.set_shape("input", *((batch, *tile) for batch in recipe["profile"].values()))
     settings.add_optimization_profile(shapes)
     for flag in recipe["flags"]:
@@ -67,7 +74,36 @@ def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, s
     plan_path.write_bytes(bytes(plan))
     if timing:
         timing.write_bytes(bytes(settings.get_timing_cache().serialize()))
-    return {**recipe, "timing_cache": timing.name if timing else None, "build_seconds": round(time.perf_counter() - started, 2)}
+    return {
+        **recipe,
+        "dtype": spec.dtype,
+        "timing_cache": timing.name if timing else None,
+        "build_seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def fed_with_bytes(path: Path) -> bytes:
+    """A graph that takes uint16 (N, H, W, bands), as one that takes the same memory as uint8 (N, H, W, 2 * bands): TensorRT has no uint16."""
+    model = onnx.load(path)
+    graph, given = model.graph, model.graph.input[0]
+    height, width, bands = (side.dim_value for side in given.type.tensor_type.shape.dim[1:])
+    given.type.tensor_type.elem_type = TensorProto.UINT8
+    given.type.tensor_type.shape.dim[3].dim_value = 2 * bands
+    cast = next(node for node in graph.node if given.name in node.input)  # the first operation: to float
+    values, cast.output[0] = cast.output[0], "bytes"
+    pairs = numpy_helper.from_array(np.array([-1, height, width, bands, 2]), "pairs")
+    places = numpy_helper.from_array(np.array([[1], [256]], np.float32), "places")  # the lower byte comes first
+    last = numpy_helper.from_array(np.array([4]), "last")
+    graph.initializer.extend([pairs, places, last])
+    after = list(graph.node).index(cast) + 1
+    for node in (
+        helper.make_node("Squeeze", ["sums", "last"], [values]),
+        helper.make_node("MatMul", ["byte_pairs", "places"], ["sums"]),
+        helper.make_node("Reshape", ["bytes", "pairs"], ["byte_pairs"]),
+    ):
+        graph.node.insert(after, node)
+    del graph.value_info[:]
+    return bytes(model.SerializeToString())
 
 
 def plan_recipe(backend: str, precision: str, onnx_path: Path, config: ExportConfig) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Verdict:
 
 
 @torch.inference_mode()
-def torch_logits(model: TileClassifier, tiles: NDArray[np.uint8], temperature: float, batch: int = 64) -> NDArray[np.float32]:
+def torch_logits(model: TileClassifier, tiles: NDArray[np.unsignedinteger], temperature: float, batch: int = 64) -> NDArray[np.float32]:
     """Logits of the trained network in fp32, over the temperature: float32 (N, classes)."""
     parts = [model(torch.from_numpy(tiles[start : start + batch])) for start in range(0, len(tiles), batch)]
     return (torch.cat(parts) / temperature).numpy()
@@ -64,13 +64,13 @@ def torch_logits(model: TileClassifier, tiles: NDArray[np.uint8], temperature: f
 
 def judge(
     engine: Engine,
-    tiles: NDArray[np.uint8],
+    tiles: NDArray[np.unsignedinteger],
     labels: NDArray[np.integer],
     expected: NDArray[np.float32],
     drop: float,
     error_rate: float = 0.01,
 ) -> tuple[Verdict, NDArray[np.float32]]:
-    """Score an engine on uint8 tiles (N, H, W, bands) with their labels, against the logits of fp32; also returns its logits.
+    """Score an engine on tiles (N, H, W, bands) with their labels, against the logits of fp32; also returns its logits.
 
     drop: how far its accuracy may lie below that of fp32, 0..1. error_rate: what the reject threshold is chosen for.
     Raises ParityError where an answer is no number, probabilities are no softmax of the logits, answers depend on the batch
@@ -118,7 +118,7 @@ def judge(
     return verdict, logits
 
 
-def _answers(engine: Engine, tiles: NDArray[np.uint8], batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _answers(engine: Engine, tiles: NDArray[np.unsignedinteger], batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and probabilities of all tiles, every batch filled, by repetition if need be."""
     order = np.resize(np.arange(len(tiles)), -(-len(tiles) // batch) * batch)
     parts = [engine.infer(tiles[order[start : start + batch]]) for start in range(0, len(order), batch)]

@@ -1,4 +1,4 @@
-"""The trained network as ONNX: uint8 NHWC tiles in, logits and probabilities out, everything else inside.
+"""The trained network as ONNX: NHWC tiles in, logits and probabilities out, everything else inside.
 
 write_onnx(model, spec, Path("model.fp16.onnx"), "fp16")
 """
@@ -31,7 +31,7 @@ MAX_BATCH = 4096
 
 
 class DeployedClassifier(nn.Module):
-    """What an edge program meets: (logits, probabilities), float32 (N, classes), of uint8 (N, H, W, 3)."""
+    """What an edge program meets: (logits, probabilities), float32 (N, classes), of tiles (N, H, W, bands) in the contract's dtype."""
 
     mean: Tensor
     scale: Tensor
@@ -82,7 +82,7 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
     Raises ParityError where the exporter made a graph that is not valid.
     """
     deployed = DeployedClassifier(model, spec.temperature, DTYPES[precision]).eval()
-    example = torch.zeros(2, spec.height, spec.width, len(spec.bands), dtype=torch.uint8)
+    example = torch.zeros(2, spec.height, spec.width, len(spec.bands), dtype=getattr(torch, spec.dtype))
     with quiet():
         program = torch.onnx.export(
             deployed,

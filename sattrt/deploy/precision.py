@@ -37,12 +37,12 @@ Ranges = dict[str, tuple[Any, ...]]
 
 
 class Calibration:
-    """Histograms of every activation of an fp32 graph over uint8 tiles (N, H, W, bands); `ranges` cuts them by a method.
+    """Histograms of every activation of an fp32 graph over tiles (N, H, W, bands); `ranges` cuts them by a method.
 
     Raises BackendError where onnxruntime is not installed.
     """
 
-    def __init__(self, source: Path, tiles: NDArray[np.uint8]) -> None:
+    def __init__(self, source: Path, tiles: NDArray[np.unsignedinteger]) -> None:
         quantization = _quantization()
         with tempfile.TemporaryDirectory() as folder, quiet():
             calibrator = quantization.create_calibrator(
@@ -91,10 +91,10 @@ def _coarser(counts: NDArray[Any], edges: NDArray[Any], *rest: Any) -> tuple[Any
 class _Batches:
     """What onnxruntime's calibrators read from."""
 
-    def __init__(self, tiles: NDArray[np.uint8]) -> None:
+    def __init__(self, tiles: NDArray[np.unsignedinteger]) -> None:
         self._left = [tiles]
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+    def get_next(self) -> dict[str, NDArray[np.unsignedinteger]] | None:
         return {"input": self._left.pop()} if self._left else None
 
 

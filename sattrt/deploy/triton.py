@@ -40,7 +40,10 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
 
 
 def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
-    """config.pbtxt of one engine: uint8 tiles in, logits and probabilities out, requests gathered into batches."""
+    """config.pbtxt of one engine: tiles in, logits and probabilities out, requests gathered into batches."""
+    kind, values = spec.dtype.upper(), len(spec.bands)
+    if kind == "UINT16" and record.backend == "tensorrt":  # a plan takes the same memory as bytes
+        kind, values = "UINT8", 2 * values
     backend, file = BACKENDS[record.backend]
     largest = record.record["profile"]["max"] if "profile" in record.record else 64
     preferred = sorted({max(1, largest // 4), largest})
@@ -49,7 +52,7 @@ backend: "{backend}"
 default_model_filename: "{file}"
 max_batch_size: {largest}
 input [
-  {{ name: "input" data_type: TYPE_UINT8 dims: [ {spec.height}, {spec.width}, {len(spec.bands)} ] }}
+  {{ name: "input" data_type: TYPE_{kind} dims: [ {spec.height}, {spec.width}, {values} ] }}
 ]
 output [
   {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] }},

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ..data.dataset import Dataset, Tile
-from ..data.scan import EXTENSIONS, SplitRule, decode, scan
+from ..data.decode import EXTENSIONS, decode_rgb
+from ..data.scan import SplitRule, scan
 from ..data.sources import open_source
 from ..errors import InputError
 from ..machine import cores
@@ -52,7 +53,7 @@ def unlabelled(path: Path) -> Dataset:
                 continue
             content = source.read(name)
             try:
-                height, width, _ = decode(content).shape
+                height, width, _ = decode_rgb(content).shape
             except InputError as error:
                 raise InputError(f"{path / name}: {error}. Mend it, or take it out.") from None
             if not tiles:
@@ -90,4 +91,7 @@ def known_by_folder(dataset: Dataset) -> Dataset:
 def _scanned(path: Path, on_progress: Progress) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
-    return scan(path, SplitRule((1, 0, 0)), cores(), on_progress)
+    dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress)
+    if dataset.dtype != "uint8":
+        raise InputError(f"{path} holds tiles of {len(dataset.bands)} bands; rmldnn's images are 8-bit RGB. Train with `sattrt train`.")
+    return dataset

@@ -87,10 +87,10 @@ def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: in
     path = folder / record.file
     tile = (spec.height, spec.width, len(spec.bands))
     backend = _backend(record, path, tile, threads)
-    if (backend.tile, backend.classes) != (tile, len(spec.classes)):
+    if (backend.tile, backend.dtype, backend.classes) != (tile, spec.dtype, len(spec.classes)):
         raise ContractError(
-            f"{path} takes tiles of {backend.tile} and knows {backend.classes} classes; {folder / 'spec.json'} promises {tile} and "
-            f"{len(spec.classes)}. Export the bundle again."
+            f"{path} takes {backend.dtype} tiles of {backend.tile} and knows {backend.classes} classes; {folder / 'spec.json'} promises "
+            f"{spec.dtype}, {tile} and {len(spec.classes)}. Export the bundle again."
         )
     return Engine(record, spec, backend)
 

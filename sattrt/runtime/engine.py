@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ContractError, InputError
 from ..spec import ModelSpec
 
-Tiles = NDArray[np.uint8]
+Tiles = NDArray[np.unsignedinteger]
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -40,16 +40,18 @@ class EngineRecord:
 class Backend(Protocol):
     """What one inference library does for an engine: `run` for at most `max_batch` tiles, and where it really runs.
 
-    `run` may be called from several threads at once. tile: (H, W, bands) that the file takes. classes: how many it knows.
+    `run` may be called from several threads at once. tile, dtype: (H, W, bands) that the file takes, "uint8" or "uint16". classes: how
+    many it knows.
     """
 
     device: str
     max_batch: int
     tile: tuple[int, ...]
+    dtype: str
     classes: int
 
     def run(self, tiles: Tiles) -> Outputs:
-        """Logits and probabilities, float32 (N, classes) each, of uint8 (N, H, W, bands)."""
+        """Logits and probabilities, float32 (N, classes) each, of tiles (N, H, W, bands)."""
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
         """A call that runs tiles which were put where the engine computes, leaves the answers there, and returns its seconds."""
@@ -107,7 +109,7 @@ class Engine:
             ) from None
 
     def predict(self, images: Tiles, reject: bool = False) -> Prediction:
-        """Classify uint8 tiles of shape (N, height, width, bands), or one of (height, width, bands).
+        """Classify tiles of shape (N, height, width, bands) in the contract's dtype, or one of (height, width, bands).
 
         reject: give the label -1 and the name "rejected" to tiles of less confidence than `reject_threshold`.
         Raises InputError for another dtype or shape, or no tile at all.
@@ -148,9 +150,10 @@ class Engine:
         """The tiles as a contiguous array (N, height, width, bands). InputError for another dtype or shape, or no tile at all."""
         spec = self.spec
         tile = (spec.height, spec.width, len(spec.bands))
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        if not isinstance(images, np.ndarray) or images.dtype != spec.dtype:
             found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-            raise InputError(f"predict() takes a uint8 array, not {found}. Give the tile's own 0..255 values; the engine scales them.")
+            values = "0..255 values" if spec.dtype == "uint8" else "digital numbers"
+            raise InputError(f"predict() takes a {spec.dtype} array, not {found}. Give the tile's own {values}; the engine scales them.")
         if images.ndim == 3:
             images = images[np.newaxis]
         if images.ndim != 4 or images.shape[1:] != tile:

@@ -56,12 +56,12 @@ class OnnxRuntimeBackend:
             raise ContractError(f"ONNX Runtime can't load {path} ({error}). Export the bundle again.") from None
         outputs = {output.name: output for output in self._session.get_outputs()}
         inputs = [(each.name, each.type) for each in self._session.get_inputs()]
-        if inputs != [("input", "tensor(uint8)")] or any(
+        if inputs not in ([("input", "tensor(uint8)")], [("input", "tensor(uint16)")]) or any(
             name not in outputs or len(outputs[name].shape) != 2 or outputs[name].type != "tensor(float)"
             for name in ("logits", "probabilities")
         ):
             raise ContractError(f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again.")
-        self.tile = tuple(self._session.get_inputs()[0].shape[1:])
+        self.tile, self.dtype = tuple(self._session.get_inputs()[0].shape[1:]), inputs[0][1][len("tensor(") : -1]
         self.classes = int(outputs["logits"].shape[-1])
         # a provider that failed to start is dropped without an error: say what really runs
         running = self._session.get_providers()[0]
@@ -70,7 +70,7 @@ class OnnxRuntimeBackend:
         self.device = "cpu" if running.startswith("CPU") else "cuda"
 
     def run(self, tiles: Tiles) -> Outputs:
-        """Logits and probabilities of uint8 (N, H, W, bands)."""
+        """Logits and probabilities of tiles (N, H, W, bands)."""
         try:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"input": tiles})
         except Exception as error:

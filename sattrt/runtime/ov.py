@@ -43,12 +43,13 @@ class OpenVinoBackend:
             self._model = core.compile_model(path, "CPU", settings)
             tile, logits = self._model.input("input").partial_shape, self._model.output("logits").partial_shape
             self.tile, self.classes = tuple(side.get_length() for side in list(tile)[1:]), int(logits[1].get_length())
+            self.dtype = str(self._model.input("input").element_type.to_dtype())
         except RuntimeError as error:
             raise ContractError(f"OpenVINO can't load {path} ({error}). Export the bundle again.") from None
         self._request, self._turn = self._model.create_infer_request(), threading.Lock()
 
     def run(self, tiles: Tiles) -> Outputs:
-        """Logits and probabilities of uint8 (N, H, W, bands)."""
+        """Logits and probabilities of tiles (N, H, W, bands)."""
         with self._turn:
             try:
                 self._request.infer({"input": tiles}, share_inputs=True)

@@ -45,6 +45,7 @@ class TensorRTBackend:
             builder, wanted, self.max_batch = record["builder"], list(record["compute_capabilities"]), int(record["profile"]["max"])
             flags = list(record.get("flags", []))
             weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None
+            self.dtype = str(record["dtype"])
             built = f"{MODULES[builder][0]} {record['builder_version']}"
         except (LookupError, TypeError, ValueError) as error:
             raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
@@ -86,7 +87,10 @@ class TensorRTBackend:
         if self._context is None:
             raise BackendError(f"{self.device} has no memory left for {path.name}. Close other programs, or use another engine.")
         self.classes = int(self._engine.get_tensor_shape("logits")[1])
-        self.tile = tuple(self._engine.get_tensor_shape("input"))[1:]
+        self._shape = tuple(self._engine.get_tensor_shape("input"))[1:]
+        # TensorRT has no uint16: such a plan takes the same memory as bytes
+        size = 2 if self.dtype == "uint16" else 1
+        self.tile = (*self._shape[:2], self._shape[2] // size)
         self._buffers: dict[str, int] = {}
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
@@ -105,7 +109,7 @@ class TensorRTBackend:
         return [config]
 
     def run(self, tiles: Tiles) -> Outputs:
-        """Logits and probabilities of uint8 (N, H, W, bands)."""
+        """Logits and probabilities of tiles (N, H, W, bands)."""
         logits, probabilities = (np.empty((len(tiles), self.classes), np.float32) for _ in range(2))
         with self._turn, self._memory.current():
             self._memory.copy_in(self._buffers["input"], tiles)
@@ -129,7 +133,7 @@ class TensorRTBackend:
 
     def _infer(self, count: int) -> None:
         if count != self._last:
-            self._context.set_input_shape("input", (count, *self.tile))
+            self._context.set_input_shape("input", (count, *self._shape))
             self._recorded = False
         elif self._may_record and not self._recorded:  # a second time: the first, unrecorded, has prepared this shape
             try:

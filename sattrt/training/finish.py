@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..bands import preview
 from ..calibration import expected_calibration_error, fit_temperature, softmax
 from ..data.dataset import Dataset
 from ..data.loader import Loader
@@ -65,7 +66,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"
         for i in worst
     ]
-    figures.contact_sheet(images, captions, (predicted == labels)[worst].tolist(), run / "worst.png")
+    figures.contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
     loader.close()
 
 

@@ -129,9 +129,9 @@ class _Run:
         # a run goes on in the precision it was begun with
         self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
         torch.manual_seed(config.seed)
-        self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size)
+        self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size, dtype=dataset.dtype)
         if saved is None:
-            load_weights(self.model, config.weights)
+            load_weights(self.model, config.weights, dataset.bands)
         set_trainable(self.model, config.tune)
         self.model.to(rank.device).to(memory_format=torch.channels_last)
         if rank.device.type == "cuda":
@@ -312,7 +312,8 @@ class _Run:
         self.optimizer, self.average = make_optimizer(self.model, self.config), None
         set_training_mode(self.model, self.config.tune)
         size, on_gpu = self.config.batch_size // self.rank.world, self.rank.device.type == "cuda"
-        images = torch.randint(0, 256, (size, self.dataset.height, self.dataset.width, 3), dtype=torch.uint8, device=self.rank.device)
+        shape = (size, self.dataset.height, self.dataset.width, len(self.dataset.bands))
+        images = torch.randint(0, 256, shape, device=self.rank.device).to(getattr(torch, self.dataset.dtype))
         labels = torch.arange(size, device=self.rank.device) % len(self.dataset.classes)
         warm_up, timed = (10, 20) if on_gpu else (2, 4)
         for step in range(warm_up + timed):

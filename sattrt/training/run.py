@@ -29,19 +29,19 @@ _OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.saf
 
 @dataclass(frozen=True)
 class Samples:
-    """Decoded tiles that a run carries for the stages after it: uint8 (N, H, W, bands) with labels (N,) and, of valid, names.
+    """Decoded tiles that a run carries for the stages after it: (N, H, W, bands) in the contract's dtype with labels (N,) and, of valid, names.
 
     train: a class-balanced share, for calibration. valid: the whole split (of a very large one a balanced share), for judging
     engines; classes take turns in it, so that the first few show all of them.
     """
 
-    train: NDArray[np.uint8]
+    train: NDArray[np.unsignedinteger]
     train_labels: NDArray[np.int64]
-    valid: NDArray[np.uint8]
+    valid: NDArray[np.unsignedinteger]
     valid_labels: NDArray[np.int64]
     valid_names: NDArray[np.str_]
 
-    def calibration(self, count: int) -> NDArray[np.uint8]:
+    def calibration(self, count: int) -> NDArray[np.unsignedinteger]:
         """`count` train tiles, as even over the classes as they come."""
         return self.train[_in_turns(self.train_labels)[:count]]
 
@@ -69,7 +69,7 @@ def read_samples(run: Path, spec: ModelSpec) -> Samples:
         raise ContractError(f"{path} is damaged, or of an older sattrt. Train again, or restore it.") from None
     for split in ("train", "valid"):
         tiles, labels = arrays[split], arrays[f"{split}_labels"]
-        if tiles.shape[1:] != (spec.height, spec.width, len(spec.bands)) or tiles.dtype != np.uint8 or not len(tiles):
+        if tiles.shape[1:] != (spec.height, spec.width, len(spec.bands)) or tiles.dtype != spec.dtype or not len(tiles):
             raise ContractError(
                 f"{path} holds tiles of {tiles.shape[1:]}, not what {run / 'spec.json'} promises. Train again, or restore it."
             )
@@ -99,6 +99,8 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         width=dataset.width,
         mean=dataset.mean,
         std=dataset.std,
+        bands=dataset.bands,
+        dtype=dataset.dtype,
         resize=image_size,
         dataset_digest=dataset.digest,
         training=training,
@@ -118,7 +120,7 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
         raise ContractError(
             f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them."
         )
-    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture)
+    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture, dtype=spec.dtype)
     check_state(model.state_dict(), tensors, run / "best.safetensors")
     model.load_state_dict(tensors)
     return model.eval(), spec

@@ -9,8 +9,9 @@ from conftest import EUROSAT
 
 from sattrt.data.augment import Augmentation
 from sattrt.data.dataset import Dataset
+from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.loader import Loader, decode_tiles
-from sattrt.data.scan import SplitRule, decode, scan
+from sattrt.data.scan import SplitRule, scan
 from sattrt.data.sources import open_source
 from sattrt.errors import InputError
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import EUROSAT, configuration, keras_by_torch, write_configuration
 
-from sattrt.data.scan import decode
+from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.sources import open_source
 from sattrt.errors import ContractError, InputError, SattrtError
 from sattrt.model import TileClassifier

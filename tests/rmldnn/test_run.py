@@ -15,7 +15,8 @@ from conftest import CLASSES, QUICK, configuration, keras_by_torch, write_config
 
 from sattrt.bench.run import bench
 from sattrt.cli import main
-from sattrt.data.scan import SplitRule, decode, scan
+from sattrt.data.decode import decode_rgb as decode
+from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import SattrtError

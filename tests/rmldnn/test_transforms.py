@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import jpeg
 from torch import Tensor
 
-from sattrt.data.scan import decode
+from sattrt.data.decode import decode_rgb as decode
 from sattrt.errors import InputError
 from sattrt.rmldnn.config import _transforms
 from sattrt.rmldnn.transforms import Transforms

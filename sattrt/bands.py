@@ -1,0 +1,126 @@
+"""Sentinel-2's bands: their names, the orders that files hold them in, and whether an order can be right.
+
+    order, = orders(("B04", "B03", "B02", "B08"), 4)
+    misfit(order, Statistics(mean, correlation, darkest))       # None, or what is wrong, by name
+
+Wavelengths and the water-vapour and cirrus bands: ESA, Sentinel-2 User Handbook. EuroSAT's order: Helber et al., 2019.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+ESA = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+EUROSAT = (*(name for name in ESA if name != "B8A"), "B8A")  # the same but for B8A, which comes last
+RGB = ("red", "green", "blue")
+COLOURS = {"B04": "red", "B03": "green", "B02": "blue"}
+# neighbours in wavelength that see the same ground alike
+_ALIKE = (("B02", "B03"), ("B03", "B04"), ("B06", "B07"), ("B07", "B08"), ("B07", "B8A"), ("B08", "B8A"), ("B11", "B12"))
+_LEAST_ALIKE = 0.7  # of EuroSAT's tiles all of these are correlated by 0.94 and more; B12 taken for B8A by 0.43
+_DARKEST = ("B02", "B04")  # haze brightens dark places the more the shorter the wave
+_NAME = re.compile(r"B(0?[1-9]|1[0-2]|8A)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of some pixels: the mean of each band, the correlation of each two (bands, bands), the darkest values (a median of tiles)."""
+
+    mean: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+    darkest: NDArray[np.float64]
+
+
+def band_name(text: str) -> str | None:
+    """The name of a band as sattrt writes it ("B04") out of "b4", "B04" or "red"; None for anything else."""
+    if match := _NAME.fullmatch(text.strip()):
+        found = match[1].upper()
+        return f"B{found}" if found == "8A" else f"B{int(found):02}"
+    return next((name for name, colour in COLOURS.items() if colour == text.strip().lower()), None)
+
+
+def parse_bands(text: str) -> tuple[str, ...]:
+    """Read "B04,B03,B02"; InputError for a name that is none or comes twice."""
+    names = tuple(band_name(part) or part.strip() for part in text.split(","))
+    if unknown := [name for name in names if name not in ESA]:
+        raise InputError(f"--bands has {unknown[0]!r}, which is no band of Sentinel-2. Choose from: {', '.join(ESA)}; or say all.")
+    if len(set(names)) < len(names):
+        raise InputError(f"--bands {text} names a band twice. Name each once.")
+    return names
+
+
+def orders(descriptions: Sequence[str | None], wanted: tuple[str, ...] | None = None) -> list[tuple[str, ...]]:
+    """The orders that a file's bands can be in: its own descriptions, if it has them, else those in which products are stored.
+
+    descriptions: of each band in the file. wanted: what the user calls them, good for as many bands as it names.
+    Raises InputError where nothing says what the bands are.
+    """
+    named = [band_name(text or "") for text in descriptions]
+    if all(named) and len(set(named)) == len(named):
+        return [tuple(name for name in named if name)]
+    count = len(descriptions)
+    if count == len(ESA):
+        return [EUROSAT, ESA]
+    if count == len(ESA) - 1:  # surface reflectance: the cirrus band is not in it
+        return [tuple(name for name in order if name != "B10") for order in (ESA, EUROSAT)]
+    if wanted and count == len(wanted):
+        return [wanted]
+    raise InputError(
+        f"nothing says which {count} bands it holds. Write their names (B04, B03, ...) as the file's band descriptions, "
+        f"or name all {count} in their order with --bands"
+    )
+
+
+def misfit(order: tuple[str, ...], found: Statistics) -> str | None:
+    """What makes it implausible that bands with these statistics are in this order; None where nothing does."""
+    place = {name: i for i, name in enumerate(order)}
+    if "B10" in place and len(order) > 1:
+        rest = [(found.mean[i], name) for name, i in place.items() if name != "B10"]
+        if not found.mean[place["B10"]] < 0.5 * min(rest)[0]:
+            return f"B10 (cirrus) should be by far the darkest band; its mean is {found.mean[place['B10']]:.0f}, that of {min(rest)[1]} {min(rest)[0]:.0f}"
+    for one, other in _ALIKE:
+        if one in place and other in place and found.correlation[place[one], place[other]] < _LEAST_ALIKE:
+            alike = found.correlation[place[one], place[other]]
+            return f"{one} and {other} should look alike; their correlation is {alike:.2f}, at least {_LEAST_ALIKE} is plausible"
+    blue, red = (place.get(name) for name in _DARKEST)
+    if blue is not None and red is not None and found.darkest[blue] < 0.6 * found.darkest[red]:
+        return (
+            f"dark places should be brighter in B02 (blue) than in B04 (red); their darkest values are {found.darkest[blue]:.0f} "
+            f"and {found.darkest[red]:.0f}"
+        )
+    return None
+
+
+def choose_order(candidates: Sequence[tuple[str, ...]], found: Statistics, name: str) -> tuple[str, ...]:
+    """The first of the orders that the statistics allow. InputError, with what is wrong about each, where they allow none; it names `name`."""
+    reasons = []
+    for order in candidates:
+        reason = misfit(order, found)
+        if reason is None:
+            return order
+        reasons.append(f"as {','.join(order)}: {reason}")
+    raise InputError(f"The bands of {name} can't be in this order ({'; '.join(reasons)}). Check the order of the bands in the files.")
+
+
+def preview(tiles: NDArray[np.unsignedinteger], bands: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Tiles (N, H, W, bands) for the eye: uint8 (N, H, W, 3), in natural colours where the bands are there, else the first one in grey."""
+    if tiles.dtype == np.uint8:
+        return np.asarray(tiles, np.uint8)
+    visible = [bands.index(name) for name in COLOURS if name in bands]
+    if len(visible) == len(COLOURS):
+        return to_eurosat_rgb(tiles[..., visible])
+    grey = tiles[..., :1].astype(np.float32)
+    low, high = np.percentile(grey, (2, 98)) if grey.size else (0, 1)
+    stretched = ((grey - low) / max(high - low, 1)).clip(0, 1) * 255
+    return stretched.astype(np.uint8).repeat(3, -1)
+
+
+def to_eurosat_rgb(numbers: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+    """Digital numbers of B04, B03, B02 (..., 3) as EuroSAT's 8-bit tiles have them: 0..2750 to 1..255, what lies beyond is clipped."""
+    return np.rint(numbers.clip(0, 2750) * np.float32(254 / 2750) + 1).astype(np.uint8)

@@ -1,0 +1,81 @@
+"""Tiles that are slow to decode, decoded once: `tiles.npy` beside dataset.json, uint16 (tiles, H, W, bands) in the dataset's order.
+
+dataset = write_cache(dataset, Path("dataset"), workers=2)
+rows = open_cache(dataset)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ContractError, InputError
+from ..spec import atomic_path, require_space, sha256_file
+from .dataset import Cache, Dataset
+from .decode import TileFormat
+from .sources import open_source
+from .workers import each_file
+
+NAME = "tiles.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoding:
+    """Name and content of a file to its pixels; InputError where it is not what was scanned."""
+
+    kind: TileFormat
+    sha256: dict[str, str]
+
+    def __call__(self, name: str, content: bytes) -> NDArray[np.unsignedinteger]:
+        if hashlib.sha256(content).hexdigest() != self.sha256[name]:
+            raise InputError(f"{name} has changed since it was scanned. Run `sattrt data` again.")
+        return self.kind.read(content).pixels
+
+
+def write_cache(
+    dataset: Dataset, folder: Path, workers: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Dataset:
+    """Decode all tiles into `folder/tiles.npy`, atomically; the dataset that knows of it, to be written beside it.
+
+    Raises InputError where the disk is too small, or a tile is no longer what was scanned.
+    """
+    names = [tile.name for tile in dataset.all_tiles]
+    shape = (len(names), dataset.height, dataset.width, len(dataset.bands))
+    path = folder / NAME
+    require_space(path, int(np.prod(shape)) * np.dtype(dataset.dtype).itemsize)
+    work = _Decoding(dataset.format, {tile.name: tile.sha256 for tile in dataset.all_tiles})
+    with atomic_path(path) as temporary, open_source(Path(dataset.source)) as source:
+        with open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": f"<{np.dtype(dataset.dtype).str[1:]}", "fortran_order": False, "shape": shape}
+            )
+            for done, pixels in enumerate(each_file(source, names, work, workers), 1):
+                file.write(pixels.tobytes())
+                on_progress(done, len(names))
+        digest = sha256_file(temporary)
+    return dataclasses.replace(dataset, cache=Cache(str(path.resolve()), digest))
+
+
+def open_cache(dataset: Dataset) -> NDArray[np.uint16]:
+    """The decoded tiles, mapped into memory. ContractError where the file is not the one that was written."""
+    assert dataset.cache is not None
+    path = Path(dataset.cache.path)
+    if not path.is_file():
+        raise InputError(f"{path}, the decoded tiles, is missing. Run `sattrt data` again.")
+    status = path.stat()
+    if _digest(path, status.st_mtime_ns, status.st_size) != dataset.cache.sha256:
+        raise ContractError(f"{path} was changed since it was written: its sha256 is not the recorded one. Run `sattrt data` again.")
+    rows: NDArray[np.uint16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return rows
+
+
+@lru_cache
+def _digest(path: Path, modified: int, size: int) -> str:
+    """Of a file at one time of its life: it is read whole, and once a process."""
+    return sha256_file(path)

@@ -1,0 +1,110 @@
+"""From the bytes of a file to the pixels of a tile: 8-bit RGB by Pillow, other bands as 16-bit GeoTIFF by rasterio.
+
+tile = TileFormat().read(content)                                          # 8-bit RGB
+tile = TileFormat(bands=("B04", "B08"), file_bands=EUROSAT).read(content)  # uint16, two of thirteen bands
+tile.pixels                                                                # (H, W, bands)
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ..bands import RGB, Statistics, misfit, orders
+from ..errors import InputError
+from .geotiff import Place, read_geotiff
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+MAX_SIDE = 4096
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it can't read is a fault of the file, and said so; not logged as well
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """pixels: (H, W, bands). place: where they lie, if the file says so."""
+
+    pixels: NDArray[np.unsignedinteger]
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class TileFormat:
+    """How the tiles of a dataset are decoded. bands: those that are used, in order. file_bands: those that a file holds."""
+
+    bands: tuple[str, ...] = RGB
+    file_bands: tuple[str, ...] = RGB
+
+    @property
+    def dtype(self) -> str:
+        """Of the pixels: "uint8" where they are 8-bit RGB, else "uint16"."""
+        return "uint8" if self.file_bands == RGB else "uint16"
+
+    @cached_property
+    def _places(self) -> list[int]:
+        return [self.file_bands.index(name) for name in self.bands]
+
+    def read(self, content: bytes) -> Decoded:
+        """Decode a file; InputError with the fault."""
+        if self.file_bands == RGB:
+            return Decoded(decode_rgb(content))
+        tile = read_geotiff(content, MAX_SIDE)
+        if tile.pixels.shape[2] != len(self.file_bands):
+            raise InputError(f"wrong number of bands ({tile.pixels.shape[2]}; most tiles have {len(self.file_bands)})")
+        named = [order for order in orders(tile.descriptions, self.file_bands) if order == self.file_bands]
+        if not named:
+            raise InputError(f"bands in another order ({', '.join(str(text) for text in tile.descriptions)})")
+        return Decoded(np.ascontiguousarray(tile.pixels[:, :, self._places]), tile.place)
+
+
+def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteger]:
+    """Pixels of a lone file, (H, W, bands), for a network that takes these bands. InputError with the fault, where it lacks one of them, or
+    where nothing says which it holds.
+
+    Where the order is one of two that products are stored in, the brightness of the bands decides.
+    """
+    if bands == RGB:
+        return decode_rgb(content)
+    tile = read_geotiff(content, MAX_SIDE)
+    values = tile.pixels.reshape(-1, tile.pixels.shape[2])
+    unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
+    found = Statistics(values.mean(0), unknown, values.min(0).astype(np.float64))
+    candidates = orders(tile.descriptions, bands)
+    order = next((order for order in candidates if misfit(order, found) is None), candidates[0])
+    if missing := [name for name in bands if name not in order]:
+        raise InputError(f"it has no band {missing[0]} (it holds {', '.join(order)})")
+    return np.ascontiguousarray(tile.pixels[:, :, [order.index(name) for name in bands]])
+
+
+def decode_rgb(content: bytes) -> NDArray[np.uint8]:
+    """Pixels of an encoded RGB image as uint8 (height, width, 3); InputError with the fault otherwise."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            if max(image.size) > MAX_SIDE:
+                raise InputError(f"too large ({image.width}x{image.height}; at most {MAX_SIDE} a side)")
+            if image.mode != "RGB":
+                raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
+            return np.asarray(image)
+    except UnidentifiedImageError:
+        raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise InputError(f"corrupt or cut short ({error})") from None

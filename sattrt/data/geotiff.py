@@ -1,0 +1,87 @@
+"""Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio.
+
+tile = read_geotiff(content)
+tile.pixels, tile.descriptions, tile.place
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError, InputError
+
+MAX_BANDS = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile lies: its centre in degrees of WGS 84, and half its width and height there."""
+
+    longitude: float
+    latitude: float
+    half_width: float
+    half_height: float
+
+
+@dataclass(frozen=True)
+class GeoTile:
+    """pixels: uint16 (H, W, bands), in the file's order. descriptions: of each band. place: None without georeference."""
+
+    pixels: NDArray[np.uint16]
+    descriptions: tuple[str | None, ...]
+    place: Place | None
+
+
+def read_geotiff(content: bytes, max_side: int) -> GeoTile:
+    """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed."""
+    rasterio = require_rasterio()
+    try:
+        with rasterio.Env(**QUIET), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a tile without georeference is no surprise
+            with rasterio.io.MemoryFile(content, ext=".tif") as file, file.open(driver="GTiff") as opened:
+                if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
+                    raise InputError(
+                        f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
+                    )
+                if set(opened.dtypes) != {"uint16"}:
+                    raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
+                pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
+                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio))
+    except rasterio.errors.RasterioError as error:
+        raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
+
+
+# files beside the one that is read are none of our business, and what GDAL thinks of a damaged file comes as an error
+QUIET = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "CPL_LOG": os.devnull}
+
+
+def require_rasterio() -> Any:
+    """The module; BackendError where it is not installed."""
+    try:
+        import rasterio
+        import rasterio.errors
+        import rasterio.io
+        import rasterio.warp
+    except ImportError:
+        raise BackendError("rasterio, which reads GeoTIFF, is not installed. Install it with: pip install 'sattrt[geo]'") from None
+    return rasterio
+
+
+def _place(opened: Any, rasterio: Any) -> Place | None:
+    if opened.crs is None or opened.transform.is_identity:
+        return None
+    left, bottom, right, top = opened.bounds
+    try:
+        (west, east, x), (south, north, y) = rasterio.warp.transform(
+            opened.crs, "EPSG:4326", [left, right, (left + right) / 2], [bottom, top, (bottom + top) / 2]
+        )
+    except rasterio.errors.RasterioError:
+        return None
+    values = (x, y, abs(east - west) / 2, abs(north - south) / 2)
+    return Place(*values) if np.isfinite(values).all() else None

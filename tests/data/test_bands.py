@@ -1,0 +1,251 @@
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import EUROSAT, MULTISPECTRAL, write_geotiff
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+
+from sattrt.bands import ESA, band_name, orders, parse_bands, preview, to_eurosat_rgb
+from sattrt.bands import EUROSAT as EUROSAT_ORDER
+from sattrt.data.cache import write_cache
+from sattrt.data.dataset import Dataset, Tile
+from sattrt.data.decode import read_for
+from sattrt.data.geotiff import read_geotiff
+from sattrt.data.loader import Loader
+from sattrt.data.neighbours import near_duplicates, thumbnail
+from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
+from sattrt.errors import ContractError, InputError
+from sattrt.model import TileClassifier, adapted_to_bands, load_weights
+
+pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
+RULE = SplitRule((60, 20, 20))
+needs_sample = pytest.mark.skipif(not MULTISPECTRAL.exists(), reason="the 13-band EuroSAT tiles are not at ../shared/data")
+# digital numbers as EuroSAT's tiles have them: the mean of each band, and how much it varies with what makes it bright
+LEVELS = dict(zip(EUROSAT_ORDER, (1360, 1130, 1060, 970, 1220, 2010, 2380, 2300, 730, 12, 1850, 1150, 2600), strict=True))
+GREEN = ("B06", "B07", "B08", "B8A", "B09")  # follow the plants; the others follow the soil
+
+
+def pixels(order: tuple[str, ...], seed: int, brightness: float = 1.0) -> NDArray[np.uint16]:
+    """A tile whose bands look alike as Sentinel-2's do."""
+    rng = np.random.default_rng(seed)
+    soil, plants = (np.kron(rng.normal(1, 0.25, (16, 16)), np.ones((4, 4))) for _ in range(2))
+    found = [LEVELS[name] * (plants if name in GREEN else soil) + rng.normal(0, 3, (64, 64)) for name in order]
+    return (brightness * np.stack(found, 2)).clip(1, 60_000).astype(np.uint16)
+
+
+def write_classes(folder: Path, order: tuple[str, ...], described: bool = False, count: int = 12) -> Path:
+    """Two classes of GeoTIFF tiles, each tile a tenth of a degree or so east of the one before."""
+    for index, name in enumerate(("Dark", "Bright")):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            seed = 100 * index + i
+            tile = pixels(order, seed, 1 + 0.5 * index)
+            write_geotiff(folder / name / f"{name}_{i}.tif", tile, order if described else None, 400_000 + 9_000 * seed % 200_000)
+    return folder
+
+
+def test_bands_have_many_spellings_and_one_name() -> None:
+    assert [band_name(text) for text in ("b4", "B04", "red", "B8a", " B12 ", "B13", "near", "")] == ["B04", "B04", "B04", "B8A", "B12"] + [
+        None
+    ] * 3
+    assert parse_bands("b4,B03, B8A") == ("B04", "B03", "B8A")
+    for wrong in ("B04,B4", "B04,B99", ""):
+        with pytest.raises(InputError, match="--bands"):
+            parse_bands(wrong)
+    assert orders(("B02", "b3", "red"), None) == [("B02", "B03", "B04")]
+    assert orders((None,) * 4, ("B04", "B03", "B02", "B08")) == [("B04", "B03", "B02", "B08")]
+    with pytest.raises(InputError, match="nothing says which 4 bands"):
+        orders((None,) * 4)
+
+
+@pytest.mark.parametrize("order", [EUROSAT_ORDER, ESA, tuple(name for name in ESA if name != "B10")], ids=["eurosat", "esa", "l2a"])
+def test_the_order_of_bands_without_names_is_found(order: tuple[str, ...], tmp_path: Path) -> None:
+    dataset = scan(write_classes(tmp_path / "t", order), RULE, workers=1)
+    assert dataset.file_bands == dataset.bands == order
+    assert dataset.dtype == "uint16"
+    means = dict(zip(dataset.bands, np.array(dataset.mean) * 65535, strict=True))
+    assert means["B8A"] == pytest.approx(LEVELS["B8A"] * 1.25, rel=0.1)
+    few = scan(tmp_path / "t", RULE, workers=1, bands=("B08", "B02"))
+    assert few.bands == ("B08", "B02")
+    np.testing.assert_allclose(few.mean, [means["B08"] / 65535, means["B02"] / 65535], rtol=1e-9)
+    assert few.digest != dataset.digest
+
+
+def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> None:
+    wrong = ("B01", "B02", "B03", "B08", "B05", "B06", "B07", "B04", "B09", "B10", "B11", "B12", "B8A")
+    write_classes(tmp_path / "t", EUROSAT_ORDER)
+    for i, path in enumerate(sorted((tmp_path / "t").rglob("*.tif"))):  # the names of two bands are exchanged
+        write_geotiff(path, pixels(EUROSAT_ORDER, i), wrong)
+    with pytest.raises(InputError, match=r"B03 and B04 should look alike"):
+        scan(tmp_path / "t", RULE, workers=1)
+    write_classes(tmp_path / "cirrus", ESA, described=True)
+    for i, path in enumerate(sorted((tmp_path / "cirrus").rglob("*.tif"))):
+        write_geotiff(path, pixels(EUROSAT_ORDER, i), ESA)
+    with pytest.raises(InputError, match=r"B10 \(cirrus\) should be by far the darkest"):
+        scan(tmp_path / "cirrus", RULE, workers=1)
+    write_classes(tmp_path / "rgb", ("B02", "B03", "B04"))
+    assert scan(tmp_path / "rgb", RULE, workers=1, bands=("B02", "B03", "B04")).bands == ("B02", "B03", "B04")
+
+
+def test_missing_bands_and_bands_of_rgb_tiles_are_refused(tmp_path: Path, tiles: Path) -> None:
+    write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
+    with pytest.raises(InputError, match=r"--bands asks for B08; .* hold B02, B03, B04"):
+        scan(tmp_path / "t", RULE, workers=1, bands=("B08",))
+    with pytest.raises(InputError, match="holds no GeoTIFF"):
+        scan(tiles, RULE, workers=1, bands=("B08",))
+
+
+def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "t", EUROSAT_ORDER)
+    good = sorted((folder / "Dark").glob("*.tif"))[0]
+    (folder / "Dark" / "cut.tif").write_bytes(good.read_bytes()[:5000])
+    write_geotiff(folder / "Dark" / "few.tif", pixels(EUROSAT_ORDER, 1)[:, :, :4])
+    write_geotiff(folder / "Dark" / "float.tif", pixels(EUROSAT_ORDER, 2).astype(np.float32))
+    write_geotiff(folder / "Dark" / "renamed.tif", pixels(EUROSAT_ORDER, 3), ESA)
+    write_geotiff(folder / "Dark" / "small.tif", pixels(EUROSAT_ORDER, 4)[:50])
+    left_out = scan(folder, RULE, workers=1).left_out
+    assert {Path(name).name: reason.partition(" (")[0] for name, reason in left_out.items()} == {
+        "cut.tif": "corrupt or cut short",
+        "few.tif": "wrong number of bands",
+        "float.tif": "wrong data type",
+        "renamed.tif": "bands in another order",
+        "small.tif": "wrong size",
+    }
+
+
+def test_decoded_tiles_are_cached_and_fed_by_dali_as_they_are(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "t", EUROSAT_ORDER)
+    dataset = write_cache(scan(folder, RULE, workers=1, bands=("B08", "B04")), tmp_path / "d", workers=1)
+    dataset.write(tmp_path / "d")
+    assert Dataset.read(tmp_path / "d") == dataset
+    expected = np.stack([read_for((folder / tile.name).read_bytes(), dataset.bands) for tile in dataset.all_tiles])
+    for decoder, name in (("dali", "DALI"), ("pillow", "numpy")):
+        if decoder == "dali":
+            pytest.importorskip("nvidia.dali", reason="needs DALI")
+        for cache_gb in (0, 4):
+            loader = Loader(dataset, list(dataset.all_tiles), batch_size=5, device=torch.device("cpu"), decoder=decoder, cache_gb=cache_gb)
+            assert loader.decoder == name
+            found = np.concatenate([images.numpy().copy() for images, _ in loader.epoch(0)])
+            assert found.dtype == np.uint16
+            np.testing.assert_array_equal(found, expected)
+    path = tmp_path / "d" / "tiles.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ContractError, match=r"tiles\.npy was changed"):
+        Loader(dataset, list(dataset.all_tiles), batch_size=5, device=torch.device("cpu"))
+    path.unlink()
+    with pytest.raises(InputError, match=r"tiles\.npy.* is missing"):
+        Loader(dataset, list(dataset.all_tiles), batch_size=5, device=torch.device("cpu"))
+
+
+def test_a_spatial_split_keeps_blocks_of_longitude_together(tmp_path: Path, tiles: Path) -> None:
+    folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True, count=40)
+    dataset = scan(folder, SplitRule.parse("spatial:50:25:25", seed=1), workers=1)
+    splits: dict[int, set[str]] = {}
+    for tile in dataset.all_tiles:
+        place = read_geotiff((folder / tile.name).read_bytes(), 4096).place
+        assert place is not None
+        splits.setdefault(int(place.longitude // BLOCK_DEGREES), set()).add(tile.split)
+    assert len(splits) > 3
+    assert all(len(found) == 1 for found in splits.values())
+    assert {split for found in splits.values() for split in found} == {"train", "valid", "test"}
+    assert dataset.split == "spatial:50:25:25"
+    assert "blocks of longitude" in dataset.split_description
+    with pytest.raises(InputError, match="--split spatial needs tiles that say where they lie"):
+        scan(tiles, SplitRule.parse("spatial"), workers=1)
+    with pytest.raises(InputError, match="--split"):
+        SplitRule.parse("spatially:1:1:1")
+
+
+def test_neighbours_on_both_sides_are_counted(tmp_path: Path) -> None:
+    order = ("B02", "B03", "B04")
+    for index, name in enumerate(("One", "Other")):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        for i in range(20):  # a row of tiles, each beside the last
+            write_geotiff(
+                tmp_path / "t" / name / f"{i}.tif", pixels(order, 50 * index + i), order, 400_000 + 640 * i, 5_000_000 + 50_000 * index
+            )
+    dataset = scan(tmp_path / "t", RULE, workers=1)
+    sides = {tile.name: tile.split for tile in dataset.all_tiles}
+    expected = sum(sides[f"{name}/{i}.tif"] != sides[f"{name}/{i + 1}.tif"] for name in ("One", "Other") for i in range(19))
+    assert expected > 0
+    assert dataset.leaks.touching == expected
+
+
+def test_the_same_ground_is_known_again_though_it_is_shifted() -> None:
+    rng = np.random.default_rng(0)
+    ground = [
+        np.kron(rng.normal(1000, 250, (5, 5)), np.ones((16, 16))) + np.kron(rng.normal(0, 60, (40, 40)), np.ones((2, 2))) for _ in range(30)
+    ]
+    calm = np.full((64, 64), 500.0)
+    views = [each[:64, :64] for each in ground] + [ground[3][4:68, 2:66], ground[5][:64, 2:66], calm, calm + 1]
+    tiles = [Tile(str(i), 0, "train" if i < 30 or i == 32 else "test", "", 0) for i in range(len(views))]
+    small = [thumbnail(view[:, :, None].astype(np.uint16)) for view in views]
+    assert sorted(near_duplicates(tiles, np.stack([each for each in small if each is not None]))) == [("30", "3"), ("31", "5")]
+
+
+@needs_sample
+def test_eurosats_own_13_band_tiles() -> None:
+    dataset = scan(MULTISPECTRAL, SplitRule((60, 20, 20)), workers=1)
+    assert (dataset.bands, dataset.left_out, len(dataset.all_tiles)) == (EUROSAT_ORDER, {}, 270)
+    # published means of the 13 bands are near these; the sample is a hundredth of the tiles
+    np.testing.assert_allclose(np.array(dataset.mean)[[1, 7, 12]] * 65535, (1119, 2300, 2600), rtol=0.06)
+
+
+@needs_sample
+@pytest.mark.skipif(not EUROSAT.exists(), reason="the EuroSAT tiles are not at ../shared/data")
+def test_rgb_out_of_13_bands_is_what_eurosat_has() -> None:
+    errors = []
+    with zipfile.ZipFile(MULTISPECTRAL) as spectral, zipfile.ZipFile(EUROSAT) as rgb:
+        names = set(rgb.namelist())
+        for name in spectral.namelist():
+            twin = name.replace("EuroSAT_MS", "EuroSAT_RGB").replace(".tif", ".jpg")
+            if twin in names:
+                made = to_eurosat_rgb(read_for(spectral.read(name), ("B04", "B03", "B02")))
+                errors.append(np.abs(made.astype(int) - np.asarray(Image.open(io.BytesIO(rgb.read(twin))))).mean())
+    assert len(errors) > 200
+    assert np.mean(errors) < 2  # of 255 grey levels; measured: 1.5, the tiles are JPEG
+    assert max(errors) < 6
+
+
+def test_a_preview_is_in_natural_colours_where_it_can_be() -> None:
+    tile = pixels(("B02", "B08", "B04", "B03"), 0)[None]
+    np.testing.assert_array_equal(preview(tile, ("B02", "B08", "B04", "B03")), to_eurosat_rgb(tile[..., [2, 3, 0]]))
+    grey = preview(tile, ("B08", "B05", "B06", "B07"))
+    assert grey.shape == (1, 64, 64, 3)
+    assert (np.ptp(grey, axis=3) == 0).all()
+    assert grey.max() == 255
+
+
+def test_imagenets_filters_stay_with_their_colours() -> None:
+    filters = torch.randn(64, 3, 7, 7)
+    found = adapted_to_bands(filters, ("B08", "B02", "B04", "B03"))
+    torch.testing.assert_close(found[:, [2, 3, 1]], filters * 0.75)
+    torch.testing.assert_close(found[:, 0], filters.mean(1) * 0.75)
+    grey = torch.randn(2, 1, 16, 16)  # an image without colour looks the same through either
+    torch.testing.assert_close(
+        torch.nn.functional.conv2d(grey.expand(-1, 4, -1, -1), found),
+        torch.nn.functional.conv2d(grey.expand(-1, 3, -1, -1), filters),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_weights_of_three_bands_load_into_a_network_of_any(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = TileClassifier(4, (0.5,) * 3, (0.2,) * 3).backbone.state_dict()
+    save_file(source, tmp_path / "rgb.safetensors")
+    bands = ("B08", "B02", "B04", "B03")
+    model = TileClassifier(4, (0.02,) * 4, (0.01,) * 4, dtype="uint16")
+    load_weights(model, str(tmp_path / "rgb.safetensors"), bands)
+    torch.testing.assert_close(model.backbone.conv1.weight.detach(), adapted_to_bands(source["conv1.weight"], bands))
+    torch.testing.assert_close(model.backbone.layer4[2].conv3.weight.detach(), source["layer4.2.conv3.weight"])
+    tiles = torch.from_numpy(pixels(bands, 0)[None])
+    by_hand = (tiles.float().permute(0, 3, 1, 2) / 65535 - 0.02) / 0.01
+    torch.testing.assert_close(model.eval()(tiles), model.backbone(by_hand), atol=1e-3, rtol=1e-3)
