@@ -38,7 +38,12 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
                 workers = config.workers or cores()
                 threads = threads or max(1, cores() // workers)
                 local = distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1", silence_logs=logging.CRITICAL
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    host="127.0.0.1",
+                    silence_logs=logging.CRITICAL,
                 )
                 address = stack.enter_context(local).scheduler_address
             else:
@@ -52,7 +57,7 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
 
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
             futures = client.map(partial(_block, plan, *where), blocks, pure=False)
-            for _, found in distributed.as_completed(futures, with_results=True):
+            for _, found in distributed.as_completed(futures, with_results=True, loop=client.loop):
                 yield found
 
         yield compute

@@ -36,10 +36,7 @@ class _Found:
 
 def find_scene(path: Path, spec: ModelSpec, config: MapConfig) -> Scene:
     """The scene at a path: a raster file, a folder of band files, or a SAFE folder. InputError, with the reason, for any other."""
-    if path.is_dir():
-        found = _product(path, config) if is_product(path) else _folder(path)
-    else:
-        found = _file(path, config)
+    found = _look(path, config)
     wanted = tuple(COMMON.get(name, name) for name in spec.bands)
     if missing := [name for name in wanted if name not in found.bands]:
         raise InputError(
@@ -47,6 +44,12 @@ def find_scene(path: Path, spec: ModelSpec, config: MapConfig) -> Scene:
             "Choose another scene, or a bundle of fewer bands."
         )
     return _fitted(path, found, wanted, spec, config)
+
+
+def _look(path: Path, config: MapConfig) -> _Found:
+    if not path.is_dir():
+        return _file(path, config)
+    return _product(path, config) if is_product(path) else _folder(path)
 
 
 def _file(path: Path, config: MapConfig) -> _Found:
@@ -60,18 +63,15 @@ def _file(path: Path, config: MapConfig) -> _Found:
         alpha = [index for index, meaning in enumerate(dataset.colorinterp, 1) if meaning.name == "alpha"]
         indexes = [index for index in dataset.indexes if index not in alpha]
         names = _names(path, dataset, indexes, config)
-    kind = f"raster of {len(indexes)} band{'s' * (len(indexes) > 1)}"
-    if config.bands:
-        said = "bands named in the config"
-    elif names is None:
+    said = ["bands named in the config"] if config.bands else []
+    if names is None:
         names = name_13_bands(path, indexes, config)
-        said = f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"
-    else:
-        said = ""
+        said = [f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"]
     if double := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"{path} has several bands named {double[0]}. Name them in the config: bands = 'B01,B02,...'")
     bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
-    return _Found(kind=kind, bands=bands, says=(said,) if said else ())
+    kind = f"raster of {len(indexes)} band{'s' * (len(indexes) > 1)}"
+    return _Found(kind=kind, bands=bands, says=tuple(said))
 
 
 def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> list[str] | None:
@@ -106,7 +106,9 @@ def _folder(path: Path) -> _Found:
         if file.suffix.lower() in (".tif", ".tiff", ".jp2") and not file.name.startswith(".") and (name := band_name(file.stem)):
             files.setdefault(name, []).append(_inside(file, path))
     if not files:
-        raise InputError(f"{path} is no SAFE folder and holds no band files. Give files such as scene_B04.tif, or the product's folder itself.")
+        raise InputError(
+            f"{path} is no SAFE folder and holds no band files. Give files such as scene_B04.tif, or the product's folder itself."
+        )
     return _Found(kind="folder of band files", bands={name: _finest(name, files[name]) for name in ESA if name in files})
 
 
@@ -134,7 +136,9 @@ def _finest(name: str, files: list[Path]) -> Band:
         with open_raster(file) as dataset:
             sizes[file] = dataset.width
             if dataset.count != 1:
-                raise InputError(f"{file} has {dataset.count} bands; a band file has one. Give the file itself as the scene, or leave it out.")
+                raise InputError(
+                    f"{file} has {dataset.count} bands; a band file has one. Give the file itself as the scene, or leave it out."
+                )
     return Band(name=name, path=str(max(files, key=lambda file: sizes[file])))
 
 
@@ -156,10 +160,12 @@ def _fitted(path: Path, found: _Found, wanted: tuple[str, ...], spec: ModelSpec,
     fine = max(shapes.values(), key=lambda shape: shape.width)
     factors = {name: fine.factor(shape, name) for name, shape in shapes.items()}
     dtypes = {shape.dtype for shape in shapes.values()}
-    if len(dtypes) > 1 or (dtype := dtypes.pop()) == "uint8" and spec.dtype != "uint8":
+    if len(dtypes) > 1 or ((dtype := dtypes.pop()) == "uint8" and spec.dtype != "uint8"):
         raise InputError(f"{path} holds 8-bit pixels; the engine takes {spec.dtype} digital numbers. Give the scene as it was delivered.")
     if fine.height < spec.height or fine.width < spec.width:
-        raise InputError(f"{path} has {fine.width}x{fine.height} pixels, less than one tile of {spec.width}x{spec.height}. Give a larger scene.")
+        raise InputError(
+            f"{path} has {fine.width}x{fine.height} pixels, less than one tile of {spec.width}x{spec.height}. Give a larger scene."
+        )
     numbers = dtype == "uint16"
     nodata = fine.nodata if config.nodata is None else config.nodata
     georeference = () if fine.transform else ("no georeference: mapped in pixels",)
@@ -239,7 +245,7 @@ class _Shape:
 
 def _tagged_offset(dataset: Any, band: Band) -> int | None:
     """Digital numbers to take off by GDAL's scale and offset; None where the band has neither."""
-    scale, offset = dataset.scales[band.index - 1], dataset.offsets[band.index - 1]
+    scale, offset = float(dataset.scales[band.index - 1]), float(dataset.offsets[band.index - 1])
     if (scale, offset) == (1, 0):
         return None
     if abs(scale - 1e-4) > 1e-9 or not -1 <= offset <= 0:

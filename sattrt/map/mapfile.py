@@ -6,6 +6,7 @@ map.statistics().area       # by class, in map.unit
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,10 +90,12 @@ class MapFile:
 
     def strips(self) -> Iterator[tuple[Bytes, Bytes, NDArray[np.float64]]]:
         """Class, 0 for no data, confidence in percent, and area, (rows, width) each, from top to bottom."""
-        with open_raster(self.path) as file, reading(self.path) as rasterio:
+        # rasterio's settings belong to a thread and are left in the order that they were entered: none stay entered over a yield
+        with contextlib.closing(open_raster(self.path)) as file:
             for top in range(0, self.height, _ROWS):
                 areas = self.row_areas[top : top + _ROWS]
-                both = file.read(window=rasterio.windows.Window(0, top, self.width, len(areas)))
+                with reading(self.path) as rasterio:
+                    both = file.read(window=rasterio.windows.Window(0, top, self.width, len(areas)))
                 yield both[0], both[1], areas[:, None] * self.column_areas
 
     def statistics(self) -> Statistics:

@@ -62,7 +62,12 @@ def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.
                 for top, row in enumerate(rows):
                     file.write(row[:, None], window=rasterio.windows.Window(0, top, layout.width, 1))
             # the mode: a mean of class numbers means nothing
-            options = {"compress": "deflate", "blocksize": _TILE, "overview_resampling": "mode", "bigtiff": "no" if layout.colours else "if_safer"}
+            options = {
+                "compress": "deflate",
+                "blocksize": _TILE,
+                "overview_resampling": "mode",
+                "bigtiff": "no" if layout.colours else "if_safer",
+            }
             rasterio.shutil.copy(plain, path, driver="COG", **options)
             if layout.colours:
                 _no_alpha(path)
@@ -81,7 +86,9 @@ def names_beside(layout: Layout) -> bytes:
         names[value] = name
     listed = "".join(f"      <Category>{escape(name)}</Category>\n" for name in names)
     return (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n' + listed + "    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        + listed
+        + "    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
     ).encode()
 
 

@@ -35,7 +35,11 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, drawn: I
         _areas(found, statistics, colours),
         f"<p class=faint>{escape(_of_areas(found))}</p>",
         "<h2>Confidence</h2>",
-        _figure("Area by confidence", _histogram(found, statistics), "Confidence is the mean probability of the class that won; not the chance to be right."),
+        _figure(
+            "Area by confidence",
+            _histogram(found, statistics),
+            "Confidence is the mean probability of the class that won; not the chance to be right.",
+        ),
         "<h2>How this was made</h2>",
         _made(found),
     ]
@@ -67,7 +71,9 @@ def _facts(found: MapFile, statistics: Statistics) -> str:
             (f"{confidence:.0f} %", "mean confidence"),
             (f"{100 * weak:.1f} %", "of the area with a confidence below 50 %"),
         ]
-    return "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
+    return (
+        "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
+    )
 
 
 def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str:

@@ -44,7 +44,9 @@ def check_values(scene: Scene, known_offset: bool) -> None:
     if (largest := values.max()) <= 255:
         raise InputError(f"{scene.path} has no value above {largest}: 8-bit colours in 16 bits. Convert them: gdal_translate -ot Byte")
     if (middle := float(np.median(values, axis=1).max())) > _BRIGHT:
-        raise InputError(f"{scene.path} has a band whose median is {middle:.0f}; reflectance x 10,000 can't be. Give digital numbers of L1C or L2A.")
+        raise InputError(
+            f"{scene.path} has a band whose median is {middle:.0f}; reflectance x 10,000 can't be. Give digital numbers of L1C or L2A."
+        )
 
 
 def name_13_bands(path: Path, indexes: list[int], config: MapConfig) -> list[str]:
@@ -71,7 +73,9 @@ def name_13_bands(path: Path, indexes: list[int], config: MapConfig) -> list[str
     )
     values = _sample(unnamed)
     if not values.size:
-        raise InputError(f"{path} has 13 bands without names, and no data to tell their order by. Name them in the config: bands = 'B01,B02,...'")
+        raise InputError(
+            f"{path} has 13 bands without names, and no data to tell their order by. Name them in the config: bands = 'B01,B02,...'"
+        )
     offset = config.offset if config.offset is not None else 1000 if _darkest(values) >= _LEAST_WITH_OFFSET else 0
     return list(order_of_13(np.maximum(np.median(values, axis=1) - offset, 0), str(path)))
 

@@ -82,18 +82,20 @@ def map_scenes(
     """
     outs = _outs(scenes, out)
     checked = read_bundle(bundle)
-    with checked.open_best(config.threads) if config.engine == "auto" else checked.open(config.engine, config.threads) as engine:
-        with contextlib.ExitStack() as stack:
-            if config.cluster:
-                from .cluster import connect
+    with contextlib.ExitStack() as stack:
+        opened = checked.open_best(config.threads) if config.engine == "auto" else checked.open(config.engine, config.threads)
+        engine = stack.enter_context(opened)
+        if config.cluster:
+            from .cluster import connect
 
-                compute = stack.enter_context(connect(checked, engine, config))
-            else:
-                compute = partial(compute_here, engine)
-            job = Job(bundle=checked, engine=engine, config=config, compute=compute)
-            plans = [make_plan(job, scene) for scene in scenes]
-            for plan, target in zip(plans, outs, strict=True):
-                yield (_finished(plan, job, target) if resume else None) or map_scene(plan, job, target, resume, started(Path(plan.scene.path).name))
+            compute = stack.enter_context(connect(checked, engine, config))
+        else:
+            compute = partial(compute_here, engine)
+        job = Job(bundle=checked, engine=engine, config=config, compute=compute)
+        plans = [make_plan(job, scene) for scene in scenes]
+        for plan, target in zip(plans, outs, strict=True):
+            done = _finished(plan, job, target) if resume else None
+            yield done or map_scene(plan, job, target, resume, started(Path(plan.scene.path).name))
 
 
 def _outs(scenes: Sequence[Path], out: Path) -> list[Path]:

@@ -47,7 +47,9 @@ def read_product(folder: Path) -> Product:
         raise InputError(f"{path} names no PROCESSING_BASELINE. Fetch the product again.")
     quantification = _text(root, _QUANTIFICATION[level]) or ""
     if not re.fullmatch(r"10000(\.0*)?", quantification):
-        raise InputError(f"{path} has the {_QUANTIFICATION[level]} {quantification!r}; engines are trained on 10,000 a unit of reflectance.")
+        raise InputError(
+            f"{path} has the {_QUANTIFICATION[level]} {quantification!r}; engines are trained on 10,000 a unit of reflectance."
+        )
     found = _offsets(root, _OFFSETS[level], path)
     offsets = None if not found and baseline >= "04.00" else {name: found.get(name, 0) for name in ESA}
     granules = sorted(each for each in (folder / "GRANULE").glob("*") if (each / "IMG_DATA").is_dir())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .bands import table
 from .geo import open_raster, reading
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+Pixels = NDArray[Any]  # uint8 or uint16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Reader:
     def __init__(self, scene: Scene) -> None:
         self._scene, self._stack = scene, contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._files = {path: stack.enter_context(open_raster(path)) for path in scene.files}
+            self._files = {path: stack.enter_context(contextlib.closing(open_raster(path))) for path in scene.files}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -95,9 +95,7 @@ class Reader:
                 pixels[place] = table(offset, scene.scaled)[numbers] if offset or scene.scaled else numbers
         return pixels, valid
 
-    def _raw(
-        self, dataset: Any, indexes: list[int], factor: int, window: tuple[int, int, int, int]
-    ) -> tuple[Pixels, NDArray[np.bool_]]:
+    def _raw(self, dataset: Any, indexes: list[int], factor: int, window: tuple[int, int, int, int]) -> tuple[Pixels, NDArray[np.bool_]]:
         """Digital numbers on the scene's grid, and where any of these bands holds data."""
         top, left, height, width = window
         # the pixels of its own that the window touches, and one more on each side to interpolate from, where there is one
@@ -134,13 +132,11 @@ def _finer(numbers: Pixels, held: NDArray[np.bool_], nearest: Any, down: Weights
     low, high, share = down
     left, right, along = across
 
-    def blend(values: NDArray[Any]) -> NDArray[np.float32]:
-        rows = values[low] * (1 - share)[:, None] + values[high] * share[:, None]
-        blended: NDArray[np.float32] = rows[:, left] * (1 - along) + rows[:, right] * along
-        return blended
-
-    smooth = np.floor(blend(numbers.astype(np.float32)) + 0.5).astype(numbers.dtype)
+    exact = numbers.astype(np.float32)
+    rows = exact[low] * (1 - share)[:, None] + exact[high] * share[:, None]
+    smooth: Pixels = np.floor(rows[:, left] * (1 - along) + rows[:, right] * along + 0.5).astype(numbers.dtype)
     if held.all():
         return smooth
     whole = held[low] & held[high]
-    return np.where(whole[:, left] & whole[:, right], smooth, numbers[nearest])
+    mended: Pixels = np.where(whole[:, left] & whole[:, right], smooth, numbers[nearest])
+    return mended

@@ -138,8 +138,8 @@ def votes(grid: Grid, answers: Callable[[Block], Answers]) -> Iterator[NDArray[n
 
 def _mean(rows: list[NDArray[np.float32]], columns: Axis, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The mean over the windows that cover each cell of a row; always in the same order, so that it is the same to the bit."""
-    total = np.sum(rows, axis=0, dtype=np.float64)
-    asked = np.sum([row.any(1) for row in rows], axis=0)
+    total: NDArray[np.float64] = np.asarray(np.sum(rows, axis=0, dtype=np.float64))
+    asked: NDArray[np.int64] = np.asarray(np.sum([row.any(1) for row in rows], axis=0))
     first, end = columns.voters
     sums, counts = np.zeros((columns.cells, total.shape[1])), np.zeros(columns.cells, np.int64)
     for each in range(int((end - first).max())):
