@@ -32,18 +32,17 @@ def band_name(text: str) -> str | None:
 
 
 def order_of_13(medians: NDArray[np.float64], name: str) -> tuple[str, ...]:
-    """Which order 13 bands without names are in: B10, where cirrus shines and the ground doesn't, is by far the darkest.
+    """Which order 13 bands without names are in: B10, where cirrus shines and the ground doesn't, is the darkest, over water too.
 
-    medians: digital numbers with any offset taken off. InputError where neither order fits.
+    medians: digital numbers. InputError where neither order fits.
     """
-    darkest, next_darkest = np.argsort(medians)[:2]
-    if 2 * medians[darkest] < medians[next_darkest]:
-        for order in (EUROSAT, ESA):
-            if order[darkest] == "B10":
-                return order
+    darkest = int(np.argmin(medians))
+    for order in (EUROSAT, ESA):
+        if order[darkest] == "B10":
+            return order
     raise InputError(
-        f"{name} has 13 bands without names, in neither EuroSAT's order nor ESA's: B10 must be by far the darkest, and band "
-        f"{darkest + 1} is. Name them in the config: bands = 'B01,B02,...'"
+        f"{name} has 13 bands without names, in neither EuroSAT's order nor ESA's: B10 must be the darkest, and band {darkest + 1} is. "
+        "Name them in the config: bands = 'B01,B02,...'"
     )
 
 

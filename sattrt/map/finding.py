@@ -65,7 +65,7 @@ def _file(path: Path, config: MapConfig) -> _Found:
         names = _names(path, dataset, indexes, config)
     said = ["bands named in the config"] if config.bands else []
     if names is None:
-        names = name_13_bands(path, indexes, config)
+        names = name_13_bands(path, indexes)
         said = [f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"]
     if double := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"{path} has several bands named {double[0]}. Name them in the config: bands = 'B01,B02,...'")
@@ -187,7 +187,11 @@ def _fitted(path: Path, found: _Found, wanted: tuple[str, ...], spec: ModelSpec,
         says=(*found.says, *georeference),
     )
     if numbers:
-        check_values(scene, known_offset=None not in offsets)
+        own = [band.name for band in scene.bands]
+        others = [band for band in found.bands.values() if band.path in shapes and band.name not in own]
+        check_values(
+            scene, tuple(dataclasses.replace(band, factor=factors[band.path]) for band in others), known_offset=None not in offsets
+        )
     return dataclasses.replace(scene, says=(*scene.says, *_decided(scene)))
 
 

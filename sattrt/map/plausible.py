@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .bands import order_of_13
-from .config import MapConfig
 from .geo import open_raster
 from .scene import Band, Reader, Scene
 
@@ -23,15 +22,17 @@ _LEAST_WITH_OFFSET = 950
 _BRIGHT = 20_000  # twice what reflects all light: the half of a scene that lies above is none
 
 
-def check_values(scene: Scene, known_offset: bool) -> None:
+def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> None:
     """InputError for a uint16 scene whose values can't be Sentinel-2's digital numbers with the offset taken off.
 
-    known_offset: metadata or the config speak of it.
+    others: further bands of its files, which may tell what its own don't. known_offset: metadata or the config speak of it.
     """
-    values = _sample(scene)
-    if not values.size:
+    every = _sample(dataclasses.replace(scene, bands=(*scene.bands, *others)))
+    if not every.size:
         return  # what is looked at holds no data; the map will say where there is some
-    low, offset = _darkest(values), max(band.offset for band in scene.bands)
+    values, offset = every[: len(scene.bands)], max(band.offset for band in scene.bands)
+    # what hardly a pixel of the darkest band lies below
+    low = float(np.quantile(every, 0.005, axis=1).min())
     if not known_offset and low >= _LEAST_WITH_OFFSET:
         raise InputError(
             f"{scene.path} has hardly a value below {low:.0f} and records no offset, as a product since baseline 04.00 whose metadata were lost. "
@@ -49,7 +50,7 @@ def check_values(scene: Scene, known_offset: bool) -> None:
         )
 
 
-def name_13_bands(path: Path, indexes: list[int], config: MapConfig) -> list[str]:
+def name_13_bands(path: Path, indexes: list[int]) -> list[str]:
     """Names of 13 bands that have none, by their statistics. InputError where no known order fits."""
     with open_raster(path) as dataset:
         nodata, size = int(dataset.nodata or 0), (dataset.height, dataset.width)
@@ -76,13 +77,7 @@ def name_13_bands(path: Path, indexes: list[int], config: MapConfig) -> list[str
         raise InputError(
             f"{path} has 13 bands without names, and no data to tell their order by. Name them in the config: bands = 'B01,B02,...'"
         )
-    offset = config.offset if config.offset is not None else 1000 if _darkest(values) >= _LEAST_WITH_OFFSET else 0
-    return list(order_of_13(np.maximum(np.median(values, axis=1) - offset, 0), str(path)))
-
-
-def _darkest(values: NDArray[np.uint16]) -> float:
-    """What hardly a pixel of the darkest band lies below."""
-    return float(np.quantile(values, 0.005, axis=1).min())
+    return list(order_of_13(np.median(values, axis=1), str(path)))
 
 
 def _sample(scene: Scene) -> NDArray[np.uint16]:
