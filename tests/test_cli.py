@@ -19,7 +19,7 @@ from sattrt import __version__
 from sattrt.bench.report import Report
 from sattrt.runtime import Bundle
 
-STAGES = ("data", "train", "export", "bench", "predict", "selftest", "sign", "rmldnn", "plot", "doctor")
+STAGES = ("data", "train", "export", "bench", "predict", "map", "selftest", "sign", "rmldnn", "plot", "doctor")
 
 
 def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, ContractError
+from ..errors import BackendError, ContractError, SattrtError
 from ..machine import cores
 from ..runtime import Bundle, Engine, read_bundle
 from .blocks import Plan, compute_here
 from .config import MapConfig
 from .windows import Answers
 
-_PATIENCE = 10  # seconds until a scheduler that doesn't answer is given up
+_PATIENCE = 5  # seconds until a scheduler that doesn't answer is given up
 
 
 @contextlib.contextmanager
@@ -41,8 +41,8 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
                     n_workers=workers,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=None,
                     host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                 )
                 address = stack.enter_context(local).scheduler_address
@@ -57,15 +57,23 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
 
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
             futures = client.map(partial(_block, plan, *where), blocks, pure=False)
-            for _, found in distributed.as_completed(futures, with_results=True, loop=client.loop):
-                yield found
+            for _, (index, found) in distributed.as_completed(futures, with_results=True, loop=client.loop):
+                if not isinstance(found, Answers):
+                    kind, message = found
+                    raise kind(message)
+                yield index, found
 
         yield compute
 
 
-def _block(plan: Plan, bundle: str, digest: str, name: str, threads: int, index: int) -> tuple[int, Answers]:
-    """One block, in a worker."""
-    return next(compute_here(_engine(bundle, digest, name, threads), plan, [index]))
+def _block(
+    plan: Plan, bundle: str, digest: str, name: str, threads: int, index: int
+) -> tuple[int, Answers | tuple[type[SattrtError], str]]:
+    """One block, in a worker. What the user can mend is no failure of the task: its kind and message are the answer."""
+    try:
+        return next(compute_here(_engine(bundle, digest, name, threads), plan, [index]))
+    except SattrtError as error:
+        return index, (type(error), str(error))
 
 
 @functools.lru_cache(maxsize=1)

@@ -50,7 +50,8 @@ def reading(path: Path | str) -> Iterator[Any]:
         try:
             yield rasterio
         except rasterio.errors.RasterioError as error:
-            raise InputError(f"Can't read {path}: {error}. It is cut short or damaged, or no raster; fetch it again.") from None
+            reason = str(error.__cause__ or error).rstrip(".")
+            raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or no raster; fetch it again.") from None
 
 
 def open_raster(path: Path | str) -> Any:
