@@ -314,8 +314,10 @@ def map_(
     if compare:
         from .map.compare import compare_maps
 
-        if bundle:
-            raise InputError("--compare takes two maps, and neither bundle nor scene. Give it alone.")
+        if bundle or resume or any(value is not None for value in options.values()):
+            raise InputError(
+                "--compare takes two maps, --out and --config, and neither bundle nor scene nor another option. Give it alone."
+            )
         change = compare_maps(*compare, settings.certain, out)
         print_table(("from", "to", f"certain, {change.unit}", f"possible, {change.unit}"), change.table())
         for path in change.files:

@@ -21,7 +21,7 @@ from ..spec import atomic_path, unwritable
 from .colours import Colour, class_colours
 from .mapfile import Bytes, MapFile
 from .output import Layout, names_beside, write_cog
-from .picture import NOTHING, map_picture, save_picture
+from .picture import NOTHING, PAPER, map_picture, save_picture
 
 UNCHANGED, _PALE = 255, (243, 241, 234)
 
@@ -128,10 +128,9 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
             written, named, drawn = (stack.enter_context(atomic_path(name)) for name in names)
             write_cog(written, work, layout, rows())
             named.write_bytes(names_beside(layout))
-            picture = map_picture(written, {value: colour for value, (_, colour) in layout.colours.items()})
-            save_picture(
-                drawn, f"{before.path.name} to {after.path.name}", picture, [*legend, (_PALE, "unchanged", ""), (NOTHING, "no data", "")]
-            )
+            picture = map_picture(written, {value: colour for value, (_, colour) in layout.colours.items()}, certain)
+            legend += [(_PALE, "unchanged", ""), (NOTHING, "no data", ""), (PAPER, f"paler: less than {certain:g} % sure", "")]
+            save_picture(drawn, f"{before.path.name} to {after.path.name}", picture, legend)
     except OSError as error:
         raise unwritable(out, error) from None
     return names

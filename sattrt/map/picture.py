@@ -19,18 +19,21 @@ from .geo import open_raster, reading
 from .scene import Scene
 
 _SIDE = 900  # of a picture, at most; smaller maps are enlarged in whole steps to come near
-_INK, _FAINT, _PAPER = (29, 35, 40), (102, 112, 122), (253, 252, 249)
+_INK, _FAINT = (29, 35, 40), (102, 112, 122)
+PAPER = (253, 252, 249)
 NOTHING = (214, 214, 210)  # where there is no data
 _TEXT, _PAD = 18, 28
 
 
-def map_picture(path: Path, colours: dict[int, Colour]) -> Image.Image:
-    """The first band of a map in its colours."""
-    values = _small(path, 1)
+def map_picture(path: Path, colours: dict[int, Colour], certain: float = 0) -> Image.Image:
+    """The first band of a map in its colours, paler where the second is less than `certain` percent."""
     palette = np.full((256, 3), NOTHING, np.uint8)
     for value, colour in colours.items():
         palette[value] = colour
-    return _enlarged(Image.fromarray(palette[values]))
+    values = _small(path, 1)
+    shown = palette[values]
+    faint = ((values > 0) & (_small(path, 2) < certain))[:, :, None]
+    return _enlarged(Image.fromarray(np.where(faint, (shown.astype(np.uint16) + 2 * np.array(PAPER)) // 3, shown).astype(np.uint8)))
 
 
 def scene_picture(scene: Scene) -> Image.Image:
@@ -56,7 +59,7 @@ def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[
     figures = max((text.getlength(figure) for _, _, figure in lines), default=0)
     width = int(max(names + figures + 3 * _TEXT + _PAD, text.getlength(title)))
     height = max(picture.height, int((len(lines) + 2) * 1.6 * _TEXT))
-    sheet = Image.new("RGB", (picture.width + width + 3 * _PAD, height + 2 * _PAD), _PAPER)
+    sheet = Image.new("RGB", (picture.width + width + 3 * _PAD, height + 2 * _PAD), PAPER)
     sheet.paste(picture, (_PAD, _PAD))
     draw = ImageDraw.Draw(sheet)
     left, top = picture.width + 2 * _PAD, float(_PAD)

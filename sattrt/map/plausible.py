@@ -42,7 +42,7 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
         raise InputError(
             f"{scene.path} has {100 * below:.0f} % of its values below the offset of {offset} that would be taken off. It has none: offset = 0"
         )
-    if (largest := values.max()) <= 255:
+    if (largest := every.max()) <= 255:
         raise InputError(f"{scene.path} has no value above {largest}: 8-bit colours in 16 bits. Convert them: gdal_translate -ot Byte")
     if (middle := float(np.median(values, axis=1).max())) > _BRIGHT:
         raise InputError(

@@ -82,6 +82,7 @@ def test_8_bit_colours_go_in_as_they_are_and_digital_numbers_as_eurosat_scales_t
     numbers = noise(3, 70, 70, most=5000)
     scaled = read(write_raster(tmp_path / "dn.tif", numbers, ("blue", "green", "red")), ("red", "green", "blue"), "uint8")
     assert (scaled == np.floor(np.minimum(numbers[::-1].astype(float) * 254 / 2750 + 1, 255) + 0.5)).all()
+    assert "it is for digital numbers" in refusal(tmp_path / "rgb.tif", offset=1000)
     assert "holds 8-bit pixels; the engine takes uint16" in refusal(tmp_path / "rgb.tif", ("B04", "B03"), "uint16")
 
 
@@ -183,11 +184,17 @@ def test_a_folder_of_band_files(tmp_path: Path) -> None:
     assert (pixels[0] == fine[0]).all()
     assert (pixels[1, 1:-1:2, 1:-1:2] == np.floor(_bilinear_of_2(coarse[0])[1:-1:2, 1:-1:2] + 0.5)).all()
     write_raster(folder / "x_B12.tif", noise(1, 70, 70))
+    with pytest.raises(InputError, match="Leave the map setting bands out"):
+        find_scene(folder, spec(("B04",), "uint16"), MapConfig(bands="B04"))
     with pytest.raises(InputError, match="doesn't fit"):
         find_scene(folder, spec(("B04", "B12"), "uint16"), MapConfig())
     (folder / "x_B08.tif").symlink_to(write_raster(tmp_path / "elsewhere.tif", fine))
     with pytest.raises(InputError, match="is a link out of its folder"):
         find_scene(folder, spec(), MapConfig())
+    (folder / "x_B08.tif").unlink()
+    write_raster(folder / "x_B08.tif", fine, nodata=9)
+    with pytest.raises(InputError, match="declare 0 and 9 to be no data"):
+        find_scene(folder, spec(("B04", "B08"), "uint16"), MapConfig())
     (tmp_path / "none").mkdir()
     assert "holds no band files" in refusal(tmp_path / "none")
 
