@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ def library() -> Any:
     """The module rasterio, with all that is used of it. BackendError where it is not installed."""
     try:
         import rasterio
+        import rasterio._err
         import rasterio.io
         import rasterio.shutil
         import rasterio.windows
@@ -37,9 +39,9 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def environment() -> Iterator[Any]:
-    """rasterio with its settings: no .aux.xml beside a file, and a cache that stays small."""
+    """rasterio with its settings: no .aux.xml beside a file, a cache that stays small, nothing printed."""
     rasterio = library()
-    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE_MB):
+    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE_MB, CPL_LOG=os.devnull):
         yield rasterio
 
 

@@ -14,7 +14,6 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spec import unwritable
 from .colours import Colour
 from .geo import environment
 
@@ -43,7 +42,7 @@ class Layout:
 def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.uint8]]) -> None:
     """Write rows, uint8 (bands, width) each, as a COG; a plain GeoTIFF lies in the folder `work` meanwhile.
 
-    InputError where one of them can't be written.
+    OSError where one of them can't be written.
     """
     plain = work / f"{path.name}.plain"
     with environment() as rasterio:
@@ -74,8 +73,8 @@ def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.
             with rasterio.open(path) as written:  # a disk that fills up as a file is closed is found out here at the latest
                 for _, window in written.block_windows(1):
                     written.read(window=window)
-        except rasterio.errors.RasterioError as error:
-            raise unwritable(path, _as_os_error(error)) from None
+        except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # the copy lets GDAL's own through
+            raise _as_os_error(error) from None
     plain.unlink()
 
 

@@ -127,13 +127,19 @@ def make_plan(job: Job, path: Path) -> Plan:
 
 def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress) -> Mapped:
     """Map one scene. InputError where an output can't be written."""
-    grid, classes = plan.grid, len(job.engine.classes)
-    require_space(out.parent, 4 * len(grid.rows.starts) * len(grid.columns.starts) * classes + 4 * grid.rows.cells * grid.columns.cells)
+    require_space(out, _space(plan, len(job.engine.classes), job.config.probabilities))
     work = Work.begin(out, _manifest(plan, job), resume)
     _answer(plan, job, work, progress)
     mapped = _write(plan, job, out, work)
     work.remove()
     return mapped
+
+
+def _space(plan: Plan, classes: int, probabilities: bool) -> int:
+    """Bytes that a map takes while it is made, at most: the answers, a plain GeoTIFF and the COG with its overviews, pictures."""
+    rows, columns = plan.grid.rows, plan.grid.columns
+    windows, cells = len(rows.starts) * len(columns.starts), rows.cells * columns.cells
+    return 4 * windows * classes + 5 * cells * (1 + probabilities * classes) + 4_000_000
 
 
 def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:

@@ -230,7 +230,7 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
 
 
 def test_a_scene_that_is_cut_short_further_down_leaves_no_map(bundle: Bundle, tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "scene.tif", colourful(30, 30)[0], blockysize=64, interleave="pixel")
+    path = write_raster(tmp_path / "scene.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel")
     os.truncate(path, path.stat().st_size - 60_000)
     message = refusal(bundle.path, path, "--out", tmp_path / "out" / "map.tif", "--engine", ENGINE)
     assert "scene.tif" in message
@@ -238,7 +238,7 @@ def test_a_scene_that_is_cut_short_further_down_leaves_no_map(bundle: Bundle, tm
     assert not [each for each in (tmp_path / "out").glob("*") if not each.name.endswith(".work")]
 
 
-@pytest.mark.parametrize("limit", [2_000, 9_000, 30_000])
+@pytest.mark.parametrize("limit", [2_000, 12_000])
 def test_a_disk_that_fills_up_leaves_nothing_half_written(bundle: Bundle, tmp_path: Path, limit: int) -> None:
     path = write_raster(tmp_path / "scene.tif", colourful(4, 4)[0])
     out = tmp_path / "out" / "map.tif"
