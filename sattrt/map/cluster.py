@@ -10,6 +10,7 @@ A task that dies with its worker is given to another. The files of a map are wri
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -56,7 +57,8 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
         where = (str(bundle.path.absolute()), bundle.digest, engine.name, threads)
 
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
-            futures = client.map(partial(_block, plan, *where), blocks, pure=False)
+            bare = dataclasses.replace(plan, grid=dataclasses.replace(plan.grid))  # without what the grid has worked out, which is long
+            futures = iter(client.map(partial(_block, bare, *where), blocks, pure=False))  # no list: an answer is let go when it was taken
             for _, (index, found) in distributed.as_completed(futures, with_results=True, loop=client.loop):
                 if not isinstance(found, Answers):
                     kind, message = found

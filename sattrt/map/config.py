@@ -24,6 +24,7 @@ class MapConfig(Settings):
     batch_size: windows that the engine gets at once. threads: CPU threads of the engine, 0 for all cores.
     probabilities: write the probability of every class as well.
     certain: percent of confidence that both maps of a comparison must have before a change counts as certain.
+    signed_by: a public key; only a bundle that its owner signed is used.
     workers: processes of `--cluster local`, 0 for one a core.
     """
 
@@ -39,6 +40,7 @@ class MapConfig(Settings):
     threads: int = 0
     probabilities: bool = False
     certain: float = 70.0
+    signed_by: str = ""
     workers: int = 0
 
     def __post_init__(self) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..errors import BackendError, InputError
 
-# of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else
-_CACHE_MB = 192
+# bytes of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else
+_CACHE = 192_000_000
 # what may be opened as a scene; others reach out to the network or run programs
 _DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG"]
 
@@ -41,7 +41,7 @@ def library() -> Any:
 def environment() -> Iterator[Any]:
     """rasterio with its settings: no .aux.xml beside a file, a cache that stays small, nothing printed."""
     rasterio = library()
-    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE_MB, CPL_LOG=os.devnull):
+    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE, CPL_LOG=os.devnull):
         yield rasterio
 
 

@@ -81,7 +81,8 @@ def map_scenes(
     each scene. InputError for a scene or stride that doesn't fit the engine, or an output that can't be written.
     """
     outs = _outs(scenes, out)
-    checked = read_bundle(bundle)
+    checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by else None)
+    plans = [make_plan(checked, scene, config) for scene in scenes]
     with contextlib.ExitStack() as stack:
         opened = checked.open_best(config.threads) if config.engine == "auto" else checked.open(config.engine, config.threads)
         engine = stack.enter_context(opened)
@@ -92,7 +93,6 @@ def map_scenes(
         else:
             compute = partial(compute_here, engine)
         job = Job(bundle=checked, engine=engine, config=config, compute=compute)
-        plans = [make_plan(job, scene) for scene in scenes]
         for plan, target in zip(plans, outs, strict=True):
             done = _finished(plan, job, target) if resume else None
             yield done or map_scene(plan, job, target, resume, started(Path(plan.scene.path).name))
@@ -111,18 +111,18 @@ def _outs(scenes: Sequence[Path], out: Path) -> list[Path]:
     return outs
 
 
-def make_plan(job: Job, path: Path) -> Plan:
-    """Find a scene and lay the grid. InputError for a scene or a stride that doesn't fit the engine."""
-    spec = job.engine.spec
+def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
+    """Find a scene and lay the grid. InputError for a scene or a stride that doesn't fit the bundle."""
+    spec = bundle.spec
     if len(spec.classes) > _MOST_CLASSES:
-        raise InputError(f"{job.bundle.path} knows {len(spec.classes)} classes; a map holds {_MOST_CLASSES}. Use another bundle.")
+        raise InputError(f"{bundle.path} knows {len(spec.classes)} classes; a map holds {_MOST_CLASSES}. Use another bundle.")
     side = min(spec.height, spec.width)
-    stride = side if job.config.stride is None else job.config.stride
+    stride = side if config.stride is None else config.stride
     if stride > side:
         raise InputError(f"stride is {stride}; give 1 to {side} pixels, the side of a tile, so that no pixel is left out.")
-    scene = find_scene(path, spec, job.config)
+    scene = find_scene(path, spec, config)
     grid = Grid(height=scene.height, width=scene.width, tile_height=spec.height, tile_width=spec.width, stride=stride)
-    return Plan(scene=scene, grid=grid, batch_size=job.config.batch_size, valid=job.config.valid)
+    return Plan(scene=scene, grid=grid, batch_size=config.batch_size, valid=config.valid)
 
 
 def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress) -> Mapped:
@@ -144,7 +144,8 @@ def _space(plan: Plan, classes: int, probabilities: bool) -> int:
 
 def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
     """The map of a scene that an earlier run of the same kind has finished."""
-    if not out.is_file() or out.stat().st_mtime < max(Path(file).stat().st_mtime for file in plan.scene.files):
+    wanted = [out, out.with_suffix(".png"), *_extras(job, out)]
+    if not all(path.is_file() for path in wanted) or out.stat().st_mtime < max(Path(file).stat().st_mtime for file in plan.scene.files):
         return None
     try:
         found = MapFile.read(out)
@@ -152,7 +153,13 @@ def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
         return None
     if found.made != json.loads(_layout(plan, job).tags[TAG]):
         return None
-    return Mapped(files=(out,), scene=plan.scene, map=found, statistics=found.statistics())
+    return Mapped(files=tuple(wanted), scene=plan.scene, map=found, statistics=found.statistics())
+
+
+def _extras(job: Job, out: Path) -> list[Path]:
+    """Probabilities and page, where they are asked for."""
+    probabilities, page = out.with_name(f"{out.stem}-probabilities.tif"), out.with_suffix(".html")
+    return [probabilities] * job.config.probabilities + [page] * job.config.report
 
 
 def _answer(plan: Plan, job: Job, work: Work, progress: Progress) -> None:

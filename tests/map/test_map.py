@@ -288,7 +288,7 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scen
     with bundle.open(ENGINE) as opened:
         job = Job(bundle=bundle, engine=opened, config=MapConfig(engine=ENGINE), compute=stopped)
         with pytest.raises(KeyboardInterrupt):
-            map_scene(make_plan(job, scene), job, tmp_path / "map.tif", False, quiet)
+            map_scene(make_plan(bundle, scene, job.config), job, tmp_path / "map.tif", False, quiet)
     with pytest.raises(ContractError, match="begun with another batch_size: 64, not 32"):
         mapped(bundle, scene, tmp_path / "map.tif", resume=True, batch_size=32)
     (tmp_path / ".map.tif.work" / "block-000000.npz").write_bytes(b"half")
