@@ -6,6 +6,7 @@ unit, rows, columns = cell_areas(crs, transform, row_pixels, column_pixels)     
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,15 @@ _WGS84 = (6_378_137.0, 298.257223563)
 
 
 def cell_areas(crs: str, transform: tuple[float, ...] | None, row_pixels: Counts, column_pixels: Counts) -> tuple[str, Floats, Floats]:
-    """The unit ("ha", or "pixels" without georeference), and two factors whose product is the area of a cell.
+    """The unit ("ha", or "pixels" where the scene lies nowhere on the ground), and two factors whose product is the area of a cell.
 
     crs, transform: of the scene. row_pixels, column_pixels: how many of its pixels each cell has. A projected CRS: pixels as large as it says. A
     geographic one: the true area between the latitudes on its ellipsoid, row by row.
     """
     across = column_pixels.astype(np.float64)
-    if not transform:
+    system: Any = library().crs.CRS.from_wkt(crs) if transform else None
+    if not transform or not (system.is_geographic or system.is_projected):
         return "pixels", row_pixels.astype(np.float64), across
-    system = library().crs.CRS.from_wkt(crs)
     a, b, _, d, e, top = transform
     if not system.is_geographic:
         return "ha", row_pixels * abs(a * e - b * d) * system.linear_units_factor[1] ** 2 / 10_000, across

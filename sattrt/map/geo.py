@@ -59,4 +59,4 @@ def reading(path: Path | str) -> Iterator[Any]:
 def open_raster(path: Path | str) -> Any:
     """An opened raster. InputError for what is no GeoTIFF, JPEG2000, PNG or JPEG."""
     with reading(path) as rasterio:
-        return rasterio.io.DatasetReader(str(path), driver=_DRIVERS)  # rasterio.open takes one driver only
+        return rasterio.io.DatasetReader(Path(path), driver=_DRIVERS)  # rasterio.open takes one driver only, and a text may be a URL

@@ -108,6 +108,8 @@ def test_the_area_in_a_projection_follows_its_unit() -> None:
     assert unit == "ha"
     assert rows[0] * columns == pytest.approx(np.array([6, 2]) * 30.48006096**2 / 10_000)
     assert cell_areas("", None, np.array([2]), np.array([3]))[0] == "pixels"
+    workshop = 'LOCAL_CS["workshop",UNIT["metre",1]]'
+    assert cell_areas(workshop, (1, 0, 0, 0, -1, 0), np.array([2]), np.array([3]))[0] == "pixels"
 
 
 def test_a_scene_is_shown_in_its_own_colours_or_in_grey(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_the_scaling_is_that_of_the_real_tiles_and_their_order_is_recognised() -
     assert max(differences) < 6
 
 
+def test_a_name_is_a_name_whatever_it_looks_like(tmp_path: Path) -> None:
+    pixels = noise(2, 70, 70)
+    for name in ("a#b.tif", "a?b=c.tif", "zip+file:a!b.tif", "sc ene%20.tif"):
+        assert (read(write_raster(tmp_path / name, pixels, ("B04", "B08")), ("B08",)) == pixels[1:]).all()
+
+
 def test_an_order_that_can_not_be_is_refused(tmp_path: Path) -> None:
     pixels = noise(13, 70, 70, least=1000, most=1500)
     pixels[4] = 300
