@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
+# in ESA's order, which band_id in a product's metadata counts in
 ESA = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 EUROSAT = (*(name for name in ESA if name != "B8A"), "B8A")  # the same but for B8A, which comes last
 RGB = ("red", "green", "blue")
 COLOURS = {"B04": "red", "B03": "green", "B02": "blue"}
+COMMON = {**{colour: name for name, colour in COLOURS.items()}, "nir": "B08"}
+# the digital number that EuroSAT's RGB tiles show as white: gdal_translate -scale 0 2750 1 255
+WHITE = 2750
 # neighbours in wavelength that see the same ground alike
 _ALIKE = (("B02", "B03"), ("B03", "B04"), ("B06", "B07"), ("B07", "B08"), ("B07", "B8A"), ("B08", "B8A"), ("B11", "B12"))
 _LEAST_ALIKE = 0.7  # of EuroSAT's tiles all of these are correlated by 0.94 and more; B12 taken for B8A by 0.43
 _DARKEST = ("B02", "B04")  # haze brightens dark places the more the shorter the wave
-_NAME = re.compile(r"B(0?[1-9]|1[0-2]|8A)", re.IGNORECASE)
+_NAMED = re.compile(r"(?<![A-Za-z0-9])B(?:and)?[ _-]?0*(\d{1,2}A?)(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,12 @@ class Statistics:
 
 
 def band_name(text: str) -> str | None:
-    """The name of a band as sattrt writes it ("B04") out of "b4", "B04" or "red"; None for anything else."""
-    if match := _NAME.fullmatch(text.strip()):
-        found = match[1].upper()
-        return f"B{found}" if found == "8A" else f"B{int(found):02}"
-    return next((name for name, colour in COLOURS.items() if colour == text.strip().lower()), None)
+    """The band that a description or a file name speaks of ("B4", "Band 4", "..._B04_10m", "red"); None for none, or for several."""
+    found = {number.upper().zfill(2) for number in _NAMED.findall(text)}
+    names = [name for name in ESA if name[1:] in found]
+    if len(found) == 1 and names:
+        return names[0]
+    return COMMON.get(text.strip().lower()) if not found else None
 
 
 def parse_bands(text: str) -> tuple[str, ...]:
@@ -82,8 +87,11 @@ def misfit(order: tuple[str, ...], found: Statistics) -> str | None:
     place = {name: i for i, name in enumerate(order)}
     if "B10" in place and len(order) > 1:
         rest = [(found.mean[i], name) for name, i in place.items() if name != "B10"]
-        if not found.mean[place["B10"]] < 0.5 * min(rest)[0]:
-            return f"B10 (cirrus) should be by far the darkest band; its mean is {found.mean[place['B10']]:.0f}, that of {min(rest)[1]} {min(rest)[0]:.0f}"
+        cirrus = found.mean[place["B10"]]
+        if 900 < cirrus < min(rest)[0]:
+            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers carry the offset of 1,000 of products since baseline 04.00; take it off"
+        if not cirrus < 0.5 * min(rest)[0]:
+            return f"B10 (cirrus) should be by far the darkest band; its mean is {cirrus:.0f}, that of {min(rest)[1]} {min(rest)[0]:.0f}"
     for one, other in _ALIKE:
         if one in place and other in place and found.correlation[place[one], place[other]] < _LEAST_ALIKE:
             alike = found.correlation[place[one], place[other]]
@@ -122,5 +130,5 @@ def preview(tiles: NDArray[np.unsignedinteger], bands: tuple[str, ...]) -> NDArr
 
 
 def to_eurosat_rgb(numbers: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
-    """Digital numbers of B04, B03, B02 (..., 3) as EuroSAT's 8-bit tiles have them: 0..2750 to 1..255, what lies beyond is clipped."""
-    return np.rint(numbers.clip(0, 2750) * np.float32(254 / 2750) + 1).astype(np.uint8)
+    """Digital numbers as EuroSAT's 8-bit tiles have them: 0..2750 to 1..255, what lies beyond is clipped."""
+    return np.floor(numbers.clip(0, WHITE) * (254 / WHITE) + 1.5).astype(np.uint8)

@@ -303,6 +303,52 @@ def predict(
             print(f"{name}  {100 * probability:.1f} %  {path}")
 
 
+@app.command("map")
+def map_(
+    bundle: Annotated[Path | None, typer.Argument(help="Folder that `sattrt export` wrote.", show_default=False)] = None,
+    scenes: Annotated[
+        list[Path] | None, typer.Argument(help="GeoTIFFs, folders of band files, or SAFE folders of Sentinel-2.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The map; of several scenes, a folder.  [default: map.tif]", show_default=False)] = None,
+    stride: Annotated[str | None, typer.Option(help="Pixels from window to window.  [default: the tile]", show_default=False)] = None,
+    engine: Annotated[str | None, typer.Option(help="Name of an engine in the bundle.  [default: auto]", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write an HTML page with areas and confidences, too.")] = False,
+    cluster: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, or 'local'.", show_default=False)] = None,
+    compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Two maps: what changed between them.", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of MapConfig.", show_default=False)] = None,
+) -> None:
+    """Map whole scenes, or compare two maps: land cover as GeoTIFF, areas, confidences."""
+    from .errors import InputError
+    from .map.config import MapConfig
+
+    if stride is not None and not (stride.isdecimal() and len(stride) < 6):
+        raise InputError(f"--stride is {stride!r}; give a number of pixels, from 1 to the side of a tile.")
+    options = {"stride": None if stride is None else int(stride), "engine": engine, "report": report or None, "cluster": cluster}
+    settings = MapConfig.from_toml(config, **options)
+    if compare:
+        from .map.compare import compare_maps
+
+        if bundle or resume or any(value is not None for value in options.values()):
+            raise InputError(
+                "--compare takes two maps, --out and --config, and neither bundle nor scene nor another option. Give it alone."
+            )
+        change = compare_maps(*compare, settings.certain, out)
+        print_table(("from", "to", f"certain, {change.unit}", f"possible, {change.unit}"), change.table())
+        for path in change.files:
+            print(path)
+        return
+    if not bundle or not scenes:
+        raise InputError("sattrt map takes a bundle and at least one scene: sattrt map engines/eurosat scene.tif --out map.tif")
+    from .map.run import map_scenes
+
+    with progress_bar("[progress.description]{task.description}", "windows") as bar:
+        for mapped in map_scenes(bundle, scenes, out or Path("map.tif"), settings, resume, lambda name: updater(bar, f"Mapping {name}")):
+            print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
+            print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
+            print(*mapped.files, sep="\n")
+
+
 @app.command()
 def selftest(bundle: BundleFolder, require_signature: Signed = None, as_json: Json = False) -> None:
     """Prove that every engine which runs here answers as it did where it was exported."""

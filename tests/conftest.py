@@ -40,6 +40,7 @@ WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
 LONG = ("tests/test_eurosat.py", "tests/training/")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes a file's tests share one, and so do all that need the bundle or its run, which take minutes to make."""
     groups = {}

@@ -18,7 +18,7 @@ from sattrt import __version__
 from sattrt.bench.report import Report
 from sattrt.runtime import Bundle
 
-STAGES = ("data", "train", "export", "bench", "predict", "selftest", "sign", "rmldnn", "plot", "doctor")
+STAGES = ("data", "train", "export", "bench", "predict", "map", "selftest", "sign", "rmldnn", "plot", "doctor")
 
 
 def refusal(*arguments: object, cwd: Path | None = None) -> str:

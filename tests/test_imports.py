@@ -77,6 +77,7 @@ def test_who_may_import_whom(path: Path) -> None:
             "runtime",
             "bench",
         },
+        "map": {"bands", "errors", "spec", "settings", "machine", "runtime", "map"},
         "rmldnn": {"errors", "spec", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "doctor": {"machine"},
         "screen": {"training"},
@@ -92,6 +93,12 @@ def test_the_runtime_needs_numpy_and_one_backend() -> None:
     for path in (PACKAGE / "runtime").glob("*.py"):
         assert outside(path) <= {"numpy"} | backends.get(path.name, set()), path
     assert outside(PACKAGE / "errors.py") == outside(PACKAGE / "spec.py") == set()
+
+
+def test_a_map_needs_no_torch_and_meets_the_runtime_through_its_face() -> None:
+    for path in (PACKAGE / "map").glob("*.py"):
+        assert outside(path) <= {"numpy", "PIL"} | {"geo.py": {"rasterio"}, "cluster.py": {"distributed"}}.get(path.name, set()), path
+        assert not any(name.startswith("sattrt.runtime.") for name in imports(path)), path
 
 
 def test_there_is_no_cycle() -> None:
@@ -110,7 +117,7 @@ def test_there_is_no_cycle() -> None:
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
     script = "import sys, sattrt.cli; print(*sorted(name.split('.')[0] for name in sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
-    assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "openvino", "PIL", "nvidia"}
+    assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "openvino", "PIL", "nvidia", "rasterio", "distributed"}
 
 
 def test_only_the_command_line_prints() -> None:

@@ -1,0 +1,95 @@
+"""Blocks of scenes on other processes or machines, by Dask: they open scene and bundle by their paths, and send back the answers.
+
+with connect(bundle, engine, MapConfig(cluster="tcp://10.0.0.5:8786")) as compute:
+    for index, answers in compute(plan, [0, 1, 2]):
+        ...
+
+A task that dies with its worker is given to another. The files of a map are written here alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError, ContractError, SattrtError
+from ..machine import cores
+from ..runtime import Bundle, Engine, read_bundle
+from .blocks import Plan, compute_here
+from .config import MapConfig
+from .windows import Answers
+
+_PATIENCE = 5  # seconds until a scheduler that doesn't answer is given up
+
+
+@contextlib.contextmanager
+def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Callable[[Plan, list[int]], Iterator[tuple[int, Answers]]]]:
+    """A function like `compute_here` that a Dask cluster works for. BackendError without Dask, or where no scheduler answers."""
+    distributed = _library()
+    with contextlib.ExitStack() as stack:
+        threads = config.threads
+        try:
+            if config.cluster == "local":
+                workers = config.workers or cores()
+                threads = threads or max(1, cores() // workers)
+                local = distributed.LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                )
+                address = stack.enter_context(local).scheduler_address
+            else:
+                address = config.cluster
+            client = stack.enter_context(distributed.Client(address, timeout=_PATIENCE, set_as_default=False))
+        except (OSError, ValueError, TimeoutError) as error:
+            raise BackendError(
+                f"No Dask scheduler answers at {config.cluster} ({error}). Start one with: dask scheduler, and workers with: dask worker ADDRESS"
+            ) from None
+        where = (str(bundle.path.absolute()), bundle.digest, engine.name, threads)
+
+        def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
+            bare = dataclasses.replace(plan, grid=dataclasses.replace(plan.grid))  # without what the grid has worked out, which is long
+            futures = iter(client.map(partial(_block, bare, *where), blocks, pure=False))  # no list: an answer is let go when it was taken
+            for _, (index, found) in distributed.as_completed(futures, with_results=True, loop=client.loop):
+                if not isinstance(found, Answers):
+                    kind, message = found
+                    raise kind(message)
+                yield index, found
+
+        yield compute
+
+
+def _block(
+    plan: Plan, bundle: str, digest: str, name: str, threads: int, index: int
+) -> tuple[int, Answers | tuple[type[SattrtError], str]]:
+    """One block, in a worker. What the user can mend is no failure of the task: its kind and message are the answer."""
+    try:
+        return next(compute_here(_engine(bundle, digest, name, threads), plan, [index]))
+    except SattrtError as error:
+        return index, (type(error), str(error))
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(bundle: str, digest: str, name: str, threads: int) -> Engine:
+    """An engine stays open in its worker."""
+    found = read_bundle(Path(bundle))
+    if found.digest != digest:
+        raise ContractError(f"{bundle} is another bundle on a worker than here. Give all of them the same, on a shared disk.")
+    return found.open(name, threads)
+
+
+def _library() -> Any:
+    try:
+        import distributed
+    except ImportError:
+        raise BackendError("Dask is not installed. Install it with: pip install 'sattrt[cluster]'") from None
+    return distributed

@@ -1,0 +1,133 @@
+"""From a path to a `Scene`: what kind it is, and which bands it has, by name; `fitting` does the rest.
+
+scene = find_scene(Path("scenes/T32UQD.tif"), engine.spec, MapConfig())
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from ..bands import COMMON, ESA, band_name
+from ..errors import InputError
+from ..spec import ModelSpec
+from .config import MapConfig
+from .fitting import Found, fit
+from .geo import open_raster
+from .plausible import name_13_bands
+from .safe import is_product, read_product
+from .scene import Band, Scene
+
+_RGB = ("red", "green", "blue")
+
+
+def find_scene(path: Path, spec: ModelSpec, config: MapConfig) -> Scene:
+    """The scene at a path: a raster file, a folder of band files, or a SAFE folder. InputError, with the reason, for any other."""
+    found = _look(path, config)
+    wanted = tuple(COMMON.get(name, name) for name in spec.bands)
+    if missing := [name for name in wanted if name not in found.bands]:
+        raise InputError(
+            f"{path} ({found.kind}) lacks the band {', '.join(missing)} that the engine takes; it has {', '.join(found.bands) or 'none'}. "
+            "Choose another scene, or a bundle of fewer bands."
+        )
+    return fit(path, found, wanted, spec, config)
+
+
+def _look(path: Path, config: MapConfig) -> Found:
+    if not path.is_dir():
+        return _file(path, config)
+    if config.bands:
+        raise InputError(f"{path} is a folder: its files say which bands they are. Leave the map setting bands out.")
+    return _product(path, config) if is_product(path) else _folder(path)
+
+
+def _file(path: Path, config: MapConfig) -> Found:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Give a GeoTIFF, a folder of band files or a SAFE folder.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: 0 bytes. Fetch it again.")
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        raise InputError(f"{path} is an archive. Unpack it, and give the folder or file inside.")
+    with open_raster(path) as dataset:
+        alpha = [index for index, meaning in enumerate(dataset.colorinterp, 1) if meaning.name == "alpha"]
+        indexes = [index for index in dataset.indexes if index not in alpha]
+        names = _names(path, dataset, indexes, config)
+    said = ["bands named in the config"] if config.bands else []
+    if names is None:
+        names = name_13_bands(path, indexes)
+        said = [f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"]
+    if double := [name for name in names if name and names.count(name) > 1]:
+        raise InputError(f"{path} has several bands named {double[0]}. Name them in the config: bands = 'B01,B02,...'")
+    bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
+    kind = f"raster of {len(indexes)} band{'s' * (len(indexes) > 1)}"
+    return Found(kind=kind, bands=bands, says=tuple(said))
+
+
+def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> list[str] | None:
+    """A name for each band, empty where it has none; None for 13 bands without any."""
+    if config.bands:
+        given = [name.strip() for name in config.bands.split(",")]
+        known = [band_name(name) or "" for name in given]
+        if len(given) != len(indexes) or not all(known):
+            wrong = next((name for name, found in zip(given, known, strict=True) if not found), None)
+            fault = f"the unknown band {wrong!r}" if wrong is not None else f"{len(given)} names"
+            raise InputError(f"The map setting bands has {fault}; {path} has {len(indexes)} bands. Names: {', '.join(ESA)}.")
+        return known
+    described = [band_name(dataset.descriptions[index - 1] or "") or "" for index in indexes]
+    if any(described):
+        return described
+    coloured = [COMMON.get(dataset.colorinterp[index - 1].name, "") for index in indexes]
+    if all(name in coloured for name in ("B04", "B03", "B02")):
+        return coloured
+    if len(indexes) == 3 and dataset.dtypes[0] == "uint8":
+        return [COMMON[name] for name in _RGB]
+    if len(indexes) == 13:
+        return None
+    raise InputError(
+        f"{path} has {len(indexes)} band{'s' * (len(indexes) > 1)} of {dataset.dtypes[0]} without names. Give them descriptions such as B04, or "
+        "name them in the config: bands = 'B02,B03,...'"
+    )
+
+
+def _folder(path: Path) -> Found:
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in (".tif", ".tiff", ".jp2") and not file.name.startswith(".") and (name := band_name(file.stem)):
+            files.setdefault(name, []).append(_inside(file, path))
+    if not files:
+        raise InputError(
+            f"{path} is no SAFE folder and holds no band files. Give files such as scene_B04.tif, or the product's folder itself."
+        )
+    return Found(kind="folder of band files", bands={name: _finest(name, files[name]) for name in ESA if name in files})
+
+
+def _product(path: Path, config: MapConfig) -> Found:
+    product = read_product(path)
+    bands = {name: Band(name=name, path=str(_inside(product.files[name], path))) for name in ESA if name in product.files}
+    if product.offsets is None and config.offset is None:
+        raise InputError(
+            f"{path} is of baseline {product.baseline} and its metadata record no offset. Fetch it again, or set it in the config: offset = 1000"
+        )
+    kind = f"Sentinel-2 L{product.level}"
+    return Found(kind=kind, bands=bands, offsets=product.offsets, says=(f"{kind}, baseline {product.baseline}",))
+
+
+def _inside(file: Path, folder: Path) -> Path:
+    """The file; InputError for one that lies elsewhere."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{file} is a link out of its folder. Put the file itself there.")
+    return file
+
+
+def _finest(name: str, files: list[Path]) -> Band:
+    sizes = {}
+    for file in files:
+        with open_raster(file) as dataset:
+            sizes[file] = dataset.width
+            if dataset.count != 1:
+                raise InputError(
+                    f"{file} has {dataset.count} bands; a band file has one. Give the file itself as the scene, or leave it out."
+                )
+    return Band(name=name, path=str(max(files, key=lambda file: sizes[file])))

@@ -1,0 +1,155 @@
+"""Whether what was found fits an engine: one grid, one data type, the offsets, values that make sense; if so it is a `Scene`.
+
+scene = fit(path, found, ("B04", "B03", "B02"), engine.spec, MapConfig())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bands import WHITE
+from ..errors import InputError
+from ..spec import ModelSpec
+from .config import MapConfig
+from .geo import open_raster
+from .plausible import check_values
+from .scene import Band, Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a path holds. bands: by name. offsets: by name; None where no metadata speak of it."""
+
+    kind: str
+    bands: dict[str, Band]
+    offsets: dict[str, int] | None = None
+    says: tuple[str, ...] = ()
+
+
+def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, config: MapConfig) -> Scene:
+    """The scene as the engine reads it. wanted: names of bands, in its order. InputError, with the reason, where it can't be right."""
+    bands = [found.bands[name] for name in wanted]
+    shapes: dict[str, Shape] = {}
+    offsets: list[int | None] = []
+    for band in bands:
+        with open_raster(band.path) as dataset:
+            shapes[band.path] = shape = Shape.of(dataset, band)
+            recorded = found.offsets[band.name] if found.offsets else _tagged_offset(dataset, band)
+        if shape.dtype not in ("uint8", "uint16"):
+            raise InputError(
+                f"{band.path} holds {shape.dtype}; engines take digital numbers, uint16, or 8-bit colours. Convert it to the numbers that "
+                "Sentinel-2 has (10,000 a unit of reflectance): gdal_translate -ot UInt16"
+            )
+        offsets.append(recorded if config.offset is None else config.offset)
+    fine = max(shapes.values(), key=lambda shape: shape.width)
+    factors = {name: fine.factor(shape, name) for name, shape in shapes.items()}
+    dtypes, nothing = {shape.dtype for shape in shapes.values()}, {shape.nodata for shape in shapes.values()}
+    if len(nothing) > 1 and config.nodata is None:
+        raise InputError(
+            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which in the config: nodata = 0"
+        )
+    if len(dtypes) > 1 or ((dtype := dtypes.pop()) == "uint8" and spec.dtype != "uint8"):
+        raise InputError(f"{path} holds 8-bit pixels; the engine takes {spec.dtype} digital numbers. Give the scene as it was delivered.")
+    if fine.height < spec.height or fine.width < spec.width:
+        raise InputError(
+            f"{path} has {fine.width}x{fine.height} pixels, less than one tile of {spec.width}x{spec.height}. Give a larger scene."
+        )
+    numbers = dtype == "uint16"
+    if config.offset and not numbers:
+        raise InputError(
+            f"{path} holds 8-bit colours, and the map setting offset is {config.offset}: it is for digital numbers. Leave it out."
+        )
+    nodata = fine.nodata if config.nodata is None else config.nodata
+    georeference = () if fine.transform else ("no georeference: mapped in pixels",)
+    scene = Scene(
+        path=str(path),
+        kind=found.kind,
+        bands=tuple(
+            dataclasses.replace(band, factor=factors[band.path], offset=offset or 0 if numbers else 0)
+            for band, offset in zip(bands, offsets, strict=True)
+        ),
+        height=fine.height,
+        width=fine.width,
+        crs=fine.crs,
+        transform=fine.transform,
+        dtype=dtype,
+        scaled=numbers and spec.dtype == "uint8",
+        nodata=nodata,
+        masked=any(shape.masked for shape in shapes.values()),
+        says=(*found.says, *georeference),
+    )
+    if numbers:
+        own = [band.name for band in scene.bands]
+        others = [band for band in found.bands.values() if band.path in shapes and band.name not in own]
+        check_values(
+            scene, tuple(dataclasses.replace(band, factor=factors[band.path]) for band in others), known_offset=None not in offsets
+        )
+    return dataclasses.replace(scene, says=(*scene.says, *_decided(scene)))
+
+
+def _decided(scene: Scene) -> list[str]:
+    """What is done to the pixels, for people."""
+    said = []
+    if taken := sorted({band.offset for band in scene.bands} - {0}):
+        said.append(f"offset of {', '.join(map(str, taken))} taken off")
+    if scene.scaled:
+        said.append(f"digital numbers 0..{WHITE} scaled to 1..255")
+    if coarse := [band.name for band in scene.bands if band.factor > 1]:
+        said.append(f"{', '.join(coarse)} interpolated (bilinear) to the finest grid")
+    return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The grid of a file. crs, transform: empty and None without georeference."""
+
+    width: int
+    height: int
+    crs: str
+    transform: tuple[float, ...] | None
+    dtype: str
+    nodata: int
+    masked: bool
+
+    @classmethod
+    def of(cls, dataset: Any, band: Band) -> Shape:
+        placed = bool(dataset.crs) and not dataset.transform.is_identity
+        flags = {flag.name for each in dataset.mask_flag_enums for flag in each}
+        declared = dataset.nodata
+        return cls(
+            width=dataset.width,
+            height=dataset.height,
+            crs=dataset.crs.to_wkt() if placed else "",
+            transform=tuple(dataset.transform)[:6] if placed else None,
+            dtype=dataset.dtypes[band.index - 1],
+            nodata=int(declared) if declared is not None and declared == declared and 0 <= declared <= 65_535 else 0,
+            masked=bool(flags & {"per_dataset", "alpha"}),
+        )
+
+    def factor(self, other: Shape, name: str) -> int:
+        """How many of our pixels one of another file's covers along each side. InputError where the grids don't fit into each other."""
+        factor = round(self.width / other.width)
+        fits = (factor * other.width, factor * other.height) == (self.width, self.height)
+        if fits and self.transform and other.transform:
+            reach = factor * abs(self.transform[0]) / 2  # half a pixel of the coarser
+            fits = other.crs == self.crs and all(abs(self.transform[i] - other.transform[i]) < reach for i in (2, 5))
+            fits = fits and abs(other.transform[0] / factor - self.transform[0]) < reach / self.width
+        if not fits:
+            raise InputError(f"{name} lies on a grid that doesn't fit the finest band's. Bring all to one grid with gdalwarp -te -tr.")
+        return factor
+
+
+def _tagged_offset(dataset: Any, band: Band) -> int | None:
+    """Digital numbers to take off by GDAL's scale and offset; None where the band has neither."""
+    scale, offset = float(dataset.scales[band.index - 1]), float(dataset.offsets[band.index - 1])
+    if (scale, offset) == (1, 0):
+        return None
+    if abs(scale - 1e-4) > 1e-9 or not -1 <= offset <= 0:
+        raise InputError(
+            f"{band.path} has the scale {scale:g} and the offset {offset:g} in its tags; engines are trained on 10,000 a unit of reflectance. "
+            "Convert it with gdal_translate -unscale, or remove the tags."
+        )
+    return round(-offset / scale)

@@ -1,0 +1,62 @@
+"""rasterio, imported when it is needed, kept quiet, and never allowed to write beside what it reads.
+
+with reading(path) as rasterio:
+    dataset = rasterio.open(path)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError, InputError
+
+# bytes of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else
+_CACHE = 192_000_000
+# what may be opened as a scene; others reach out to the network or run programs
+_DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG"]
+
+
+def library() -> Any:
+    """The module rasterio, with all that is used of it. BackendError where it is not installed."""
+    try:
+        import rasterio
+        import rasterio._err
+        import rasterio.io
+        import rasterio.shutil
+        import rasterio.windows
+    except ImportError:
+        raise BackendError("rasterio is not installed. Install it with: pip install 'sattrt[geo]'") from None
+    logging.getLogger("rasterio").addHandler(logging.NullHandler())  # what goes wrong comes back as an exception
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # we say it ourselves
+    return rasterio
+
+
+@contextlib.contextmanager
+def environment() -> Iterator[Any]:
+    """rasterio with its settings: no .aux.xml beside a file, a cache that stays small, nothing printed."""
+    rasterio = library()
+    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE, CPL_LOG=os.devnull):
+        yield rasterio
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[Any]:
+    """rasterio, for a block that reads a file: its errors are an InputError that names the file."""
+    with environment() as rasterio:
+        try:
+            yield rasterio
+        except rasterio.errors.RasterioError as error:
+            reason = str(error.__cause__ or error).rstrip(".")
+            raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or no raster; fetch it again.") from None
+
+
+def open_raster(path: Path | str) -> Any:
+    """An opened raster. InputError for what is no GeoTIFF, JPEG2000, PNG or JPEG."""
+    with reading(path) as rasterio:
+        return rasterio.io.DatasetReader(Path(path), driver=_DRIVERS)  # rasterio.open takes one driver only, and a text may be a URL

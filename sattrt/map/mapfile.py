@@ -1,0 +1,111 @@
+"""A map that was written, read again: its classes, its cells, and their areas.
+
+map = MapFile.read(Path("map.tif"))
+map.statistics().area       # by class, in map.unit
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .area import cell_areas
+from .geo import open_raster, reading
+from .windows import Axis
+
+TAG = "SATTRT"  # of the file: a JSON document of how the map was made
+Bytes = NDArray[np.uint8]
+_ROWS = 256  # read at once
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """By class, (classes,) each: area in the map's unit, mean confidence in percent (nan where there is none).
+
+    histogram: area by percent of confidence (101,). nothing: area of cells without data.
+    """
+
+    area: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    histogram: NDArray[np.float64]
+    nothing: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFile:
+    """What a map says of itself. made: how; the scene's size, stride, bundle, engine. transform: of the map's cells.
+
+    unit: of areas, "ha" or "pixels". row_areas, column_areas: their product is the area of a cell.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    crs: str
+    transform: tuple[float, ...] | None
+    made: dict[str, Any]
+    unit: str
+    row_areas: NDArray[np.float64]
+    column_areas: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, path: Path) -> MapFile:
+        """Read a map's own account. InputError for a file that `sattrt map` did not write."""
+        if not path.is_file():
+            raise InputError(f"{path} does not exist. Give a map that `sattrt map` wrote.")
+        with open_raster(path) as file:
+            try:
+                made = json.loads(file.tags()[TAG])
+                classes = tuple(str(name) for name in made["classes"])
+                rows, columns = (Axis(int(made[side]), 1, int(made["stride"])) for side in ("height", "width"))
+                if (rows.cells, columns.cells, file.count, file.dtypes[0]) != (file.height, file.width, 2, "uint8"):
+                    raise ValueError
+            except (LookupError, ValueError, TypeError, ZeroDivisionError):
+                raise InputError(f"{path} is no map that `sattrt map` wrote: its tags don't say how. Give such a map.") from None
+            crs, transform = (file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else ("", None)
+        stride = rows.stride
+        pixel = tuple(value / stride if i in (0, 1, 3, 4) else value for i, value in enumerate(transform)) if transform else None
+        unit, row_areas, column_areas = cell_areas(crs, pixel, rows.pixels, columns.pixels)
+        return cls(
+            path=path,
+            classes=classes,
+            height=rows.cells,
+            width=columns.cells,
+            crs=crs,
+            transform=transform,
+            made=made,
+            unit=unit,
+            row_areas=row_areas,
+            column_areas=column_areas,
+        )
+
+    def strips(self) -> Iterator[tuple[Bytes, Bytes, NDArray[np.float64]]]:
+        """Class, 0 for no data, confidence in percent, and area, (rows, width) each, from top to bottom."""
+        # rasterio's settings belong to a thread and are left in the order that they were entered: none stay entered over a yield
+        with contextlib.closing(open_raster(self.path)) as file:
+            for top in range(0, self.height, _ROWS):
+                areas = self.row_areas[top : top + _ROWS]
+                with reading(self.path) as rasterio:
+                    both = file.read(window=rasterio.windows.Window(0, top, self.width, len(areas)))
+                yield both[0], both[1], areas[:, None] * self.column_areas
+
+    def statistics(self) -> Statistics:
+        """Areas and confidences by class."""
+        count = len(self.classes) + 1
+        area, weighted, histogram = np.zeros(count), np.zeros(count), np.zeros(101)
+        for classes, confidence, areas in self.strips():
+            area += np.bincount(classes.ravel(), areas.ravel(), count)[:count]
+            weighted += np.bincount(classes.ravel(), (areas * confidence).ravel(), count)[:count]
+            histogram += np.bincount(confidence[classes > 0], areas[classes > 0], 101)[:101]
+        with np.errstate(invalid="ignore"):
+            mean = weighted / area
+        return Statistics(area[1:], mean[1:], histogram, float(area[0]))

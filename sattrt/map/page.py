@@ -1,0 +1,142 @@
+"""The report of a map: one HTML page that needs nothing but itself.
+
+html = to_html(map, statistics, scene_picture(scene), map_picture(path, colours), colours)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from importlib import resources
+
+import numpy as np
+from PIL import Image
+
+from .colours import Colour
+from .mapfile import MapFile, Statistics
+
+_WIDE, _HIGH, _BARS = 1060, 150, 20
+
+
+def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, drawn: Image.Image, colours: list[Colour]) -> str:
+    """The page. scene, drawn: pictures of the scene and of the map. colours: of the classes, in index order."""
+    name = escape(found.path.name)
+    style = resources.files("sattrt").joinpath("bench/page.css").read_text(encoding="utf-8")  # one style for all pages
+    parts = [
+        f"<h1>{escape(found.made['scene'])}: land cover</h1>",
+        f"<p class=faint>{escape(_subtitle(found))}</p>",
+        _facts(found, statistics),
+        "<div class=charts>",
+        _figure("The scene", _picture(scene, "the scene"), "Red, green and blue as EuroSAT scales them, thinned out."),
+        _figure("The map", _picture(drawn, "the map"), "Grey: no data."),
+        "</div>",
+        "<h2>Area by class</h2>",
+        _areas(found, statistics, colours),
+        f"<p class=faint>{escape(_of_areas(found))}</p>",
+        "<h2>Confidence</h2>",
+        _figure(
+            "Area by confidence",
+            _histogram(found, statistics),
+            "Confidence is the mean probability of the class that won; not the chance to be right.",
+        ),
+        "<h2>How this was made</h2>",
+        _made(found),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n<title>{name}: sattrt map</title>\n'
+        f"<style>\n{style}figure img {{ width: 100%; display: block; border-radius: 4px; image-rendering: pixelated; }}\n</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _subtitle(found: MapFile) -> str:
+    made = found.made
+    says = "".join(f"; {text}" for text in made["says"])
+    return f"{made['kind']}, {made['width']:,} x {made['height']:,} pixels{says}. Map of {found.width:,} x {found.height:,} cells, sattrt {made['sattrt']}."
+
+
+def _facts(found: MapFile, statistics: Statistics) -> str:
+    mapped = float(statistics.area.sum())
+    facts = [(f"{mapped:,.0f}", f"{_unit(found)} mapped, {statistics.nothing:,.0f} without data")]
+    if mapped:
+        first = int(statistics.area.argmax())
+        percents = np.arange(101)
+        confidence = float((statistics.histogram * percents).sum() / mapped)
+        weak = float(statistics.histogram[:50].sum() / mapped)
+        facts += [
+            (f"{100 * statistics.area[first] / mapped:.1f} %", f"of it {found.classes[first]}, the largest class"),
+            (f"{confidence:.0f} %", "mean confidence"),
+            (f"{100 * weak:.1f} %", "of the area with a confidence below 50 %"),
+        ]
+    return (
+        "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
+    )
+
+
+def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str:
+    mapped = float(statistics.area.sum()) or 1.0
+    lines = []
+    for index in np.argsort(-statistics.area, kind="stable"):
+        area, confidence = statistics.area[index], statistics.confidence[index]
+        chip = f'<i style="background:rgb{colours[index]}"></i>'
+        sure = f"{confidence:.1f}" if area else ""
+        lines.append(
+            f"<tr><td>{chip}{escape(found.classes[index])}</td><td>{area:,.1f}</td><td>{100 * area / mapped:.1f}</td><td>{sure}</td></tr>"
+        )
+    head = "".join(f"<th>{escape(text)}</th>" for text in ("class", f"area, {_unit(found)}", "share %", "mean confidence %"))
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _of_areas(found: MapFile) -> str:
+    if found.unit == "pixels":
+        return "The scene lies nowhere on the ground: areas are counted in its pixels."
+    return "Areas are those of the cells as the map classifies them, edge cells by their share; they are not corrected for what the classifier confuses."
+
+
+def _histogram(found: MapFile, statistics: Statistics) -> str:
+    """Bars of 5 percent each."""
+    edges = np.linspace(0, 100, _BARS + 1)
+    heights = np.histogram(np.arange(101), edges, weights=statistics.histogram)[0]
+    most = float(heights.max()) or 1.0
+    step = _WIDE / _BARS
+    bars = "".join(
+        f'<rect x="{i * step + 1:.1f}" y="{_HIGH - height / most * _HIGH:.1f}" width="{step - 2:.1f}" height="{height / most * _HIGH:.1f}" fill="var(--s0)">'
+        f"<title>{edges[i]:.0f} to {edges[i + 1]:.0f} %: {height:,.1f} {_unit(found)}</title></rect>"
+        for i, height in enumerate(heights)
+    )
+    ticks = "".join(
+        f'<text x="{_WIDE * percent / 100}" y="{_HIGH + 18}" font-size="12" text-anchor="{where}" fill="var(--faint)">{percent} %</text>'
+        for percent, where in ((0, "start"), (25, "middle"), (50, "middle"), (75, "middle"), (100, "end"))
+    )
+    line = f'<line x1="0" x2="{_WIDE}" y1="{_HIGH}" y2="{_HIGH}" stroke="var(--grid)"/>'
+    return f'<svg viewBox="0 0 {_WIDE} {_HIGH + 24}" role="img" aria-label="area by confidence">{bars}{line}{ticks}</svg>'
+
+
+def _made(found: MapFile) -> str:
+    made = found.made
+    settings = ", ".join(f"{name} {value}" for name, value in made["settings"].items() if value not in (None, ""))
+    entries = {
+        "engine": f"{made['engine']} on {made['device']}",
+        "bundle": made["bundle"],
+        "windows": f"{made['tile'][1]} x {made['tile'][0]} pixels, {made['stride']} apart; a cell is {made['stride']} x {made['stride']} pixels",
+        "settings": settings,
+        "CRS": found.crs.split('"')[1] if '"' in found.crs else "none",
+    }
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(text))}</dd>" for name, text in entries.items()) + "</dl>"
+
+
+def _unit(found: MapFile) -> str:
+    return "hectares" if found.unit == "ha" else found.unit
+
+
+def _picture(image: Image.Image, what: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{what}">'
+
+
+def _figure(title: str, content: str, caption: str) -> str:
+    return f"<figure><h3>{escape(title)}</h3>{content}<figcaption>{escape(caption)}</figcaption></figure>"

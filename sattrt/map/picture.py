@@ -1,0 +1,85 @@
+"""What a person looks at: the map with its legend as a PNG, and the scene as it would be photographed. Pillow alone.
+
+save_picture(path, map_picture(map, colours), legend)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from .colours import Colour
+from .geo import open_raster, reading
+from .scene import Scene, table
+
+_SIDE = 900  # of a picture, at most; smaller maps are enlarged in whole steps to come near
+_INK, _FAINT = (29, 35, 40), (102, 112, 122)
+PAPER = (253, 252, 249)
+NOTHING = (214, 214, 210)  # where there is no data
+_TEXT, _PAD = 18, 28
+
+
+def map_picture(path: Path, colours: dict[int, Colour], certain: float = 0) -> Image.Image:
+    """The first band of a map in its colours, paler where the second is less than `certain` percent."""
+    palette = np.full((256, 3), NOTHING, np.uint8)
+    for value, colour in colours.items():
+        palette[value] = colour
+    values = _small(path, 1)
+    shown = palette[values]
+    faint = ((values > 0) & (_small(path, 2) < certain))[:, :, None]
+    return _enlarged(Image.fromarray(np.where(faint, (shown.astype(np.uint16) + 2 * np.array(PAPER)) // 3, shown).astype(np.uint8)))
+
+
+def scene_picture(scene: Scene) -> Image.Image:
+    """A scene in its red, green and blue, or in grey where it is read without them; 8 bits as EuroSAT scales them."""
+    by_name = {band.name: band for band in scene.bands}
+    shown = [by_name[name] for name in ("B04", "B03", "B02") if name in by_name]
+    if len(shown) < 3:
+        shown = [scene.bands[0]] * 3
+    numbers = [_small(band.path, band.index) for band in shown]
+    size = max((each.shape for each in numbers), key=lambda shape: shape[0])
+    layers = []
+    for band, each in zip(shown, numbers, strict=True):
+        light = table(band.offset, scaled=True)[each] if scene.dtype == "uint16" else each
+        layers.append(np.asarray(Image.fromarray(light.astype(np.uint8)).resize((size[1], size[0]))))
+    return _enlarged(Image.fromarray(np.stack(layers, axis=2)))
+
+
+def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[tuple[Colour, str, str]]) -> None:
+    """Write a PNG: a picture, and beside it a line for each colour, its name and a figure."""
+    lines = list(legend)
+    text = ImageFont.load_default(_TEXT)
+    names = max((text.getlength(name) for _, name, _ in lines), default=0)
+    figures = max((text.getlength(figure) for _, _, figure in lines), default=0)
+    width = int(max(names + figures + 3 * _TEXT + _PAD, text.getlength(title)))
+    height = max(picture.height, int((len(lines) + 2) * 1.6 * _TEXT))
+    sheet = Image.new("RGB", (picture.width + width + 3 * _PAD, height + 2 * _PAD), PAPER)
+    sheet.paste(picture, (_PAD, _PAD))
+    draw = ImageDraw.Draw(sheet)
+    left, top = picture.width + 2 * _PAD, float(_PAD)
+    draw.text((left, top), title, fill=_INK, font=text)
+    top += 2.2 * _TEXT
+    for colour, name, figure in lines:
+        draw.rounded_rectangle((left, top + 2, left + _TEXT, top + 2 + _TEXT), 3, fill=colour)
+        draw.text((left + 1.7 * _TEXT, top), name, fill=_INK, font=text)
+        draw.text((left + width, top), figure, fill=_FAINT, font=text, anchor="ra")
+        top += 1.6 * _TEXT
+    sheet.save(path, "PNG")
+
+
+def _small(path: Path | str, index: int) -> NDArray[Any]:
+    """A band, thinned out to at most `_SIDE` pixels along its longer side."""
+    with open_raster(path) as file, reading(path):
+        shrink = max(1, -(-max(file.height, file.width) // _SIDE))
+        values: NDArray[Any] = file.read(index, out_shape=(-(-file.height // shrink), -(-file.width // shrink)))
+        return values
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    times = max(1, _SIDE // max(picture.size))
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)

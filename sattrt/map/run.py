@@ -1,0 +1,276 @@
+"""A scene to a map: stage one asks the engine, block by block; stage two counts the votes and writes the files, all of them or none.
+
+for mapped in map_scenes(Path("engines/eurosat"), [Path("scene.tif")], Path("map.tif"), MapConfig(), False, started):
+    print(mapped.statistics.area)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..errors import InputError
+from ..runtime import Bundle, Engine, read_bundle
+from ..spec import atomic_path, require_space
+from .blocks import Plan, compute_here
+from .colours import Colour, class_colours
+from .config import MapConfig
+from .finding import find_scene
+from .mapfile import TAG, MapFile, Statistics
+from .output import Layout, names_beside, write_cog
+from .page import to_html
+from .picture import NOTHING, map_picture, save_picture, scene_picture
+from .scene import Scene
+from .windows import Answers, Grid, votes
+from .work import Work
+
+Progress = Callable[[int, int], None]
+# answers of blocks of a plan, from wherever they are computed
+Compute = Callable[[Plan, list[int]], Iterable[tuple[int, Answers]]]
+NO_PROBABILITY = 255
+# settings that the pixels of a map depend on, beside engine and stride: others have no place in it, so that the same map has the same bytes
+_SETTLING = ("offset", "nodata", "bands", "valid", "batch_size", "threads")
+_MOST_CLASSES = 254  # 0 is no data, and 255 unchanged in a map of change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every scene of a run shares. compute: where blocks are answered."""
+
+    bundle: Bundle
+    engine: Engine
+    config: MapConfig
+    compute: Compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapped:
+    """A map that was written. files: all that were, the map first."""
+
+    files: tuple[Path, ...]
+    scene: Scene
+    map: MapFile
+    statistics: Statistics
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Class, area, share and mean confidence in percent of each class that was found, as text."""
+        area, confidence = self.statistics.area, self.statistics.confidence
+        return [
+            (name, f"{area[i]:,.1f}", f"{100 * area[i] / area.sum():.1f}", f"{confidence[i]:.1f}")
+            for i, name in enumerate(self.map.classes)
+            if area[i]
+        ]
+
+
+def map_scenes(
+    bundle: Path, scenes: Sequence[Path], out: Path, config: MapConfig, resume: bool, started: Callable[[str], Progress]
+) -> Iterator[Mapped]:
+    """Map scenes one after another. All are looked at before the first is mapped.
+
+    out: the map, or a folder for the maps of several scenes. resume: go on with what a killed run left. started: called with the name of
+    each scene. InputError for a scene or stride that doesn't fit the engine, or an output that can't be written.
+    """
+    outs = _outs(scenes, out)
+    checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by else None)
+    plans = [make_plan(checked, scene, config) for scene in scenes]
+    with contextlib.ExitStack() as stack:
+        opened = checked.open_best(config.threads) if config.engine == "auto" else checked.open(config.engine, config.threads)
+        engine = stack.enter_context(opened)
+        if config.cluster:
+            from .cluster import connect
+
+            compute = stack.enter_context(connect(checked, engine, config))
+        else:
+            compute = partial(compute_here, engine)
+        job = Job(bundle=checked, engine=engine, config=config, compute=compute)
+        for plan, target in zip(plans, outs, strict=True):
+            done = _finished(plan, job, target) if resume else None
+            yield done or map_scene(plan, job, target, resume, started(Path(plan.scene.path).name))
+
+
+def _outs(scenes: Sequence[Path], out: Path) -> list[Path]:
+    """Where the map of each scene goes. InputError for names that clash."""
+    outs = [out / f"{scene.absolute().stem}.tif" for scene in scenes] if len(scenes) > 1 or out.is_dir() else [out]
+    for target in outs:
+        if target.suffix.lower() not in (".tif", ".tiff"):
+            raise InputError(f"--out is {target}; a map is a GeoTIFF. Give a name that ends in .tif.")
+        if outs.count(target) > 1:
+            raise InputError(f"Several scenes would be mapped to {target}. Give scenes of different names, or map them one by one.")
+        if target.is_dir() or any(target.resolve() == scene.resolve() for scene in scenes):
+            raise InputError(f"{target} is a {'folder' if target.is_dir() else 'scene itself'}. Choose another --out.")
+    return outs
+
+
+def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
+    """Find a scene and lay the grid. InputError for a scene or a stride that doesn't fit the bundle."""
+    spec = bundle.spec
+    if len(spec.classes) > _MOST_CLASSES:
+        raise InputError(f"{bundle.path} knows {len(spec.classes)} classes; a map holds {_MOST_CLASSES}. Use another bundle.")
+    side = min(spec.height, spec.width)
+    stride = side if config.stride is None else config.stride
+    if stride > side:
+        raise InputError(f"stride is {stride}; give 1 to {side} pixels, the side of a tile, so that no pixel is left out.")
+    scene = find_scene(path, spec, config)
+    grid = Grid(height=scene.height, width=scene.width, tile_height=spec.height, tile_width=spec.width, stride=stride)
+    return Plan(scene=scene, grid=grid, batch_size=config.batch_size, valid=config.valid)
+
+
+def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress) -> Mapped:
+    """Map one scene. InputError where an output can't be written."""
+    require_space(out, _space(plan, len(job.engine.classes), job.config.probabilities))
+    work = Work.begin(out, _manifest(plan, job), resume)
+    _answer(plan, job, work, progress)
+    mapped = _write(plan, job, out, work)
+    work.remove()
+    return mapped
+
+
+def _space(plan: Plan, classes: int, probabilities: bool) -> int:
+    """Bytes that a map takes while it is made, at most: the answers, a plain GeoTIFF and the COG with its overviews, pictures."""
+    rows, columns = plan.grid.rows, plan.grid.columns
+    windows, cells = len(rows.starts) * len(columns.starts), rows.cells * columns.cells
+    return 4 * windows * classes + 5 * cells * (1 + probabilities * classes) + 4_000_000
+
+
+def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
+    """The map of a scene that an earlier run of the same kind has finished."""
+    wanted = [out, out.with_suffix(".png"), *_extras(job, out)]
+    if not all(path.is_file() for path in wanted) or out.stat().st_mtime < max(Path(file).stat().st_mtime for file in plan.scene.files):
+        return None
+    try:
+        found = MapFile.read(out)
+    except InputError:
+        return None
+    if found.made != json.loads(_layout(plan, job).tags[TAG]):
+        return None
+    return Mapped(files=tuple(wanted), scene=plan.scene, map=found, statistics=found.statistics())
+
+
+def _extras(job: Job, out: Path) -> list[Path]:
+    """Probabilities and page, where they are asked for."""
+    probabilities, page = out.with_name(f"{out.stem}-probabilities.tif"), out.with_suffix(".html")
+    return [probabilities] * job.config.probabilities + [page] * job.config.report
+
+
+def _answer(plan: Plan, job: Job, work: Work, progress: Progress) -> None:
+    """Stage one: every block that has no answers yet."""
+    grid = plan.grid
+    across, missing = len(grid.columns.starts), work.missing(grid)
+    total = len(grid.rows.starts) * across
+    done = total - sum(len(grid.blocks[index].windows) for index in missing) * across
+    progress(done, total)
+    for index, answers in job.compute(plan, missing):
+        work.write(index, answers)
+        done += len(grid.blocks[index].windows) * across
+        progress(done, total)
+
+
+def _manifest(plan: Plan, job: Job) -> dict[str, Any]:
+    """What the answers depend on, under names that a message can use."""
+    scene = plan.scene
+    files = {f"file {Path(name).name}": [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in scene.files}
+    return {
+        **files,
+        "bundle": job.bundle.digest,
+        "engine": f"{job.engine.name} on {job.engine.device}",
+        "stride": plan.grid.stride,
+        "batch_size": plan.batch_size,
+        "valid": plan.valid,
+        "threads": job.config.threads,
+        "nodata": scene.nodata,
+        "bands": [f"{band.name} less {band.offset}" for band in scene.bands],
+        "sattrt": __version__,
+    }
+
+
+def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
+    """Stage two: votes to files. They take their names at the end, the map as the last."""
+    classes, grid = job.engine.classes, plan.grid
+    layout = _layout(plan, job)
+
+    def probabilities() -> Iterator[NDArray[np.float32]]:
+        return votes(grid, work.read)
+
+    with contextlib.ExitStack() as stack:
+        written: dict[Path, Path] = {}
+
+        def place(path: Path) -> Path:
+            return written.setdefault(path, stack.enter_context(atomic_path(path)))
+
+        write_cog(place(out), work.folder, layout, map(_cells, probabilities()))
+        place(out.with_name(f"{out.name}.aux.xml")).write_bytes(names_beside(layout))
+        if job.config.probabilities:
+            many = dataclasses.replace(layout, bands=classes, nodata=NO_PROBABILITY, colours={}, band_tags={})
+            write_cog(place(out.with_name(f"{out.stem}-probabilities.tif")), work.folder, many, map(_percents, probabilities()))
+        found = MapFile.read(written[out])
+        statistics, colours = found.statistics(), class_colours(classes)
+        drawn = map_picture(found.path, dict(enumerate(colours, 1)))
+        found = dataclasses.replace(found, path=out)
+        save_picture(place(out.with_suffix(".png")), Path(plan.scene.path).name, drawn, _legend(found, statistics))
+        if job.config.report:
+            html = to_html(found, statistics, scene_picture(plan.scene), drawn, colours)
+            place(out.with_suffix(".html")).write_text(html, encoding="utf-8")
+        return Mapped(files=tuple(written), scene=plan.scene, map=found, statistics=statistics)
+
+
+def _legend(found: MapFile, statistics: Statistics) -> list[tuple[Colour, str, str]]:
+    """A line for each class that the map has: colour, name, share of the area; and one for no data."""
+    mapped = statistics.area.sum()
+    lines = zip(class_colours(found.classes), found.classes, statistics.area, strict=True)
+    shares = [(colour, name, f"{100 * area / mapped:.1f} %") for colour, name, area in lines if area]
+    return shares + [(NOTHING, "no data", "")] * bool(statistics.nothing)
+
+
+def _layout(plan: Plan, job: Job) -> Layout:
+    scene, stride, classes = plan.scene, plan.grid.stride, job.engine.classes
+    made = {
+        "sattrt": __version__,
+        "scene": Path(scene.path).name,
+        "kind": scene.kind,
+        "says": scene.says,
+        "height": scene.height,
+        "width": scene.width,
+        "stride": stride,
+        "tile": [plan.grid.tile_height, plan.grid.tile_width],
+        "bundle": job.bundle.digest,
+        "engine": job.engine.name,
+        "device": job.engine.device,
+        "classes": classes,
+        "settings": {name: getattr(job.config, name) for name in _SETTLING},
+    }
+    transform = scene.transform and tuple(value * stride if i in (0, 1, 3, 4) else value for i, value in enumerate(scene.transform))
+    colours = dict(enumerate(zip(classes, class_colours(classes), strict=True), 1))
+    return Layout(
+        height=plan.grid.rows.cells,
+        width=plan.grid.columns.cells,
+        bands=("class", "confidence in percent"),
+        nodata=0,
+        crs=scene.crs,
+        transform=transform,
+        colours=colours,
+        tags={TAG: json.dumps(made)},
+        band_tags={f"CLASS_{value}": name for value, (name, _) in colours.items()},
+    )
+
+
+def _cells(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Class from 1 and confidence in percent from 1, uint8 (2, cells), of float32 (cells, classes); 0 where nothing voted."""
+    best = probabilities.max(1)
+    classes = np.where(best > 0, probabilities.argmax(1) + 1, 0)
+    return np.stack([classes, np.where(best > 0, np.clip(np.rint(100 * best), 1, 100), 0)]).astype(np.uint8)
+
+
+def _percents(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Percent of each class, uint8 (classes, cells)."""
+    voted = probabilities.any(1)
+    return np.where(voted, np.rint(100 * probabilities.T), NO_PROBABILITY).astype(np.uint8)

@@ -1,0 +1,150 @@
+"""A scene: what it is made of, and its pixels by window, as the engine takes them.
+
+scene = find_scene(Path("S2A_MSIL2A_....SAFE"), engine.spec, MapConfig())      # of sattrt.map.finding
+with Reader(scene) as reader:
+    pixels, valid = reader.read(0, 0, 64, 640)      # (bands, 64, 640), (64, 640)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bands import to_eurosat_rgb
+from .geo import open_raster, reading
+
+Pixels = NDArray[Any]  # uint8 or uint16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """One band that the engine takes. path, index: where it lies, the index from 1. factor: pixels of the scene's grid that one of
+    its own covers, along each side. offset: digital numbers to take off."""
+
+    name: str
+    path: str
+    index: int = 1
+    factor: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A scene as one engine will read it: plain values, which another process can open again.
+
+    path, kind: for people. bands: in the engine's order. height, width: pixels of the finest band. crs: as WKT, empty for none.
+    transform: six numbers from pixel to CRS, row by row; None without georeference. dtype: of the files, "uint8" or "uint16".
+    scaled: digital numbers become EuroSAT's 8-bit values. nodata: the value of pixels that hold nothing. masked: the files carry a
+    mask or an alpha band. says: what was found and decided, for people.
+    """
+
+    path: str
+    kind: str
+    bands: tuple[Band, ...]
+    height: int
+    width: int
+    crs: str
+    transform: tuple[float, ...] | None
+    dtype: str
+    scaled: bool
+    nodata: int
+    masked: bool
+    says: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are read, each once."""
+        return tuple(dict.fromkeys(band.path for band in self.bands))
+
+
+class Reader:
+    """Opened files of a scene. Use it as a context manager, and from one thread at a time."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene, self._stack = scene, contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._files = {path: stack.enter_context(contextlib.closing(open_raster(path))) for path in scene.files}
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def read(self, top: int, left: int, height: int, width: int) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Pixels (bands, height, width) as the engine takes them, and where they hold data (height, width).
+
+        A pixel is the same whatever window it is read in. InputError where a file can't be read.
+        """
+        scene = self._scene
+        pixels = np.empty((len(scene.bands), height, width), np.uint8 if scene.scaled else scene.dtype)
+        valid = np.zeros((height, width), np.bool_)
+        for path, dataset in self._files.items():
+            places = [place for place, band in enumerate(scene.bands) if band.path == path]
+            factor = scene.bands[places[0]].factor
+            raw, held = self._raw(dataset, [scene.bands[place].index for place in places], factor, (top, left, height, width))
+            valid |= held
+            for place, numbers in zip(places, raw, strict=True):
+                offset = scene.bands[place].offset
+                pixels[place] = table(offset, scene.scaled)[numbers] if offset or scene.scaled else numbers
+        return pixels, valid
+
+    def _raw(self, dataset: Any, indexes: list[int], factor: int, window: tuple[int, int, int, int]) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Digital numbers on the scene's grid, and where any of these bands holds data."""
+        top, left, height, width = window
+        # the pixels of its own that the window touches, and one more on each side to interpolate from, where there is one
+        edge = 0 if factor == 1 else 1
+        rows = range(max(top // factor - edge, 0), min(-(-(top + height) // factor) + edge, dataset.height))
+        columns = range(max(left // factor - edge, 0), min(-(-(left + width) // factor) + edge, dataset.width))
+        with reading(dataset.name) as rasterio:
+            area = rasterio.windows.Window(columns.start, rows.start, len(columns), len(rows))
+            raw: Pixels = dataset.read(indexes, window=area)
+            held = (raw != self._scene.nodata).any(0)
+            if self._scene.masked:
+                held &= dataset.dataset_mask(window=area) > 0
+        if factor == 1:
+            return raw, held
+        down, across = (np.arange(start, start + size) for start, size in ((top, height), (left, width)))
+        nearest = np.ix_(down // factor - rows.start, across // factor - columns.start)
+        finer = np.stack([_finer(each, held, nearest, _weights(down, factor, rows), _weights(across, factor, columns)) for each in raw])
+        return finer, held[nearest]
+
+
+@functools.cache
+def table(offset: int, scaled: bool) -> NDArray[np.uint16] | NDArray[np.uint8]:
+    """What each of the 65,536 digital numbers becomes: the offset is taken off; `scaled` gives EuroSAT's 8-bit values, 1..255."""
+    numbers = np.maximum(np.arange(65_536) - offset, 0).astype(np.uint16)
+    return to_eurosat_rgb(numbers) if scaled else numbers
+
+
+Weights = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
+
+
+def _weights(pixels: NDArray[np.intp], factor: int, own: range) -> Weights:
+    """For each fine pixel its two coarse neighbours (indexes into `own`) and the weight of the second."""
+    place = (pixels + 0.5) / factor - 0.5
+    first = np.floor(place).astype(np.intp)
+    low, high = (np.clip(each, own.start, own.stop - 1) - own.start for each in (first, first + 1))
+    return low, high, (place - first).astype(np.float32)
+
+
+def _finer(numbers: Pixels, held: NDArray[np.bool_], nearest: Any, down: Weights, across: Weights) -> Pixels:
+    """Bilinear interpolation; beside pixels that hold nothing, the nearest."""
+    low, high, share = down
+    left, right, along = across
+
+    exact = numbers.astype(np.float32)
+    rows = exact[low] * (1 - share)[:, None] + exact[high] * share[:, None]
+    smooth: Pixels = np.floor(rows[:, left] * (1 - along) + rows[:, right] * along + 0.5).astype(numbers.dtype)
+    if held.all():
+        return smooth
+    whole = held[low] & held[high]
+    mended: Pixels = np.where(whole[:, left] & whole[:, right], smooth, numbers[nearest])
+    return mended

@@ -1,0 +1,82 @@
+"""The work folder of a map that isn't finished: answered blocks, and a manifest of what they belong to.
+
+work = Work.begin(out, manifest, resume=True)
+work.missing(grid)
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ContractError, SattrtError
+from ..spec import atomic_path, read_json, unwritable, write_json
+from .windows import Answers, Block, Grid
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A folder beside the map, hidden; it goes away when the map is written."""
+
+    folder: Path
+
+    @classmethod
+    def begin(cls, out: Path, manifest: dict[str, Any], resume: bool) -> Work:
+        """Make the folder, or go on with it. InputError where it can't be written, ContractError where it belongs to something else."""
+        folder = out.with_name(f".{out.name}.work")
+        if folder.exists() and resume:
+            found = _manifest(folder / _MANIFEST)
+            for name, value in manifest.items():
+                if found is not None and found.get(name) != value:
+                    raise ContractError(
+                        f"{out} was begun with another {name}: {found.get(name)!r}, not {value!r}. Go on with that one, or begin anew without --resume."
+                    )
+            if found is not None:
+                return cls(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / _MANIFEST, manifest)
+        return cls(folder)
+
+    def missing(self, grid: Grid) -> list[int]:
+        """Indexes of the blocks that have no answers yet."""
+        return [block.index for block in grid.blocks if not self._path(block.index).is_file()]
+
+    def write(self, index: int, answers: Answers) -> None:
+        """Keep the answers of a block. InputError where they can't be written."""
+        with atomic_path(self._path(index)) as path, open(path, "wb") as file:
+            np.savez(file, probabilities=answers.probabilities, seen=answers.seen)
+
+    def read(self, block: Block) -> Answers:
+        """The answers of a block. ContractError where the file is damaged."""
+        path = self._path(block.index)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return Answers(file["probabilities"], file["seen"])
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+            raise ContractError(f"{path} can't be read ({error}). Begin anew, without --resume.") from None
+
+    def remove(self) -> None:
+        """Delete the folder and all in it."""
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:06}.npz"
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """A run that was killed before it wrote one has nothing to go on from."""
+    try:
+        found = read_json(path)
+    except SattrtError:
+        return None
+    return found if isinstance(found, dict) else None

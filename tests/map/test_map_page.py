@@ -1,0 +1,123 @@
+"""What people look at: areas that are true, the report in a browser's terms, the quick look."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from scenes import colourful, noise, spec, write_raster
+
+from sattrt.map.area import cell_areas
+from sattrt.map.colours import class_colours
+from sattrt.map.config import MapConfig
+from sattrt.map.finding import find_scene
+from sattrt.map.picture import scene_picture
+from sattrt.map.run import Mapped, map_scenes
+from sattrt.runtime import Bundle
+
+WGS84 = rasterio.crs.CRS.from_epsg(4326).to_wkt()
+
+
+@pytest.fixture(scope="module")
+def mapped(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Mapped:
+    """A map with its report, of a scene whose name is no markup."""
+    folder = tmp_path_factory.mktemp("page")
+    path = write_raster(folder / "a <b> & c.tif", colourful(5, 7, 20)[0])
+    config = MapConfig(engine="onnxruntime-fp32", stride=32, report=True)
+    (found,) = map_scenes(bundle.path, [path], folder / "map.tif", config, False, lambda name: lambda done, total: None)
+    return found
+
+
+class Reader(HTMLParser):
+    """Tags that were opened and not closed, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.text = [], ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        """Nothing stays open."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_and_needs_nothing_else(mapped: Mapped) -> None:
+    html = mapped.files[-1].read_text()
+    page = Reader()
+    page.feed(html)
+    assert not page.open
+    assert "a <b> & c.tif: land cover" in page.text
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert html.count("data:image/png;base64") == 2
+    for index, name in enumerate(mapped.map.classes):
+        if mapped.statistics.area[index]:
+            assert f"{mapped.statistics.area[index]:,.1f}" in page.text
+        assert name in page.text
+    assert mapped.map.made["bundle"] in page.text
+    assert "32 x 32 pixels" in page.text
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_areas_and_confidences_are_those_of_the_map(mapped: Mapped) -> None:
+    with rasterio.open(mapped.files[0]) as file:
+        classes, confidence = file.read()
+    across, down = np.full(15, 32.0), np.full(11, 32.0)
+    across[-1], down[-1] = 468 - 14 * 32, 340 - 10 * 32
+    hectares = down[:, None] * across * 100 / 10_000
+    assert mapped.statistics.area == pytest.approx([hectares[classes == value].sum() for value in (1, 2, 3)])
+    assert mapped.statistics.area.sum() == pytest.approx(340 * 468 / 100)
+    assert mapped.statistics.histogram.sum() == pytest.approx(340 * 468 / 100)
+    value = int(mapped.statistics.area.argmax()) + 1
+    expected = np.average(confidence[classes == value], weights=hectares[classes == value])
+    assert mapped.statistics.confidence[value - 1] == pytest.approx(expected)
+
+
+def test_the_quick_look_shows_the_colours_of_the_classes(mapped: Mapped) -> None:
+    with Image.open(mapped.files[0].with_suffix(".png")) as image:
+        shown = {colour for _, colour in image.convert("RGB").getcolors(1_000_000)}
+    colours = class_colours(mapped.map.classes)
+    assert {colours[index] for index in np.flatnonzero(mapped.statistics.area)} <= shown
+    assert len(set(colours)) == 3
+    assert len(set(class_colours(tuple(map(str, range(40)))))) == 40
+
+
+def test_the_area_between_two_latitudes_is_the_true_one() -> None:
+    whole = np.array([90, 90])
+    unit, rows, columns = cell_areas(WGS84, (1, 0, -180, 0, -1, 90), whole, np.array([360]))
+    assert unit == "ha"
+    assert (rows * columns).sum() * 1e4 == pytest.approx(510_065_621_724_000, rel=1e-9)  # the surface of the WGS 84 ellipsoid, m2
+    assert rows[0] == pytest.approx(rows[1])
+    _, polar, _ = cell_areas(WGS84, (0.01, 0, 10, 0, -0.01, 60), np.array([1]), np.array([1]))
+    assert polar[0] * 1e4 == pytest.approx(557.997 * 1114.15, rel=1e-3)  # a hundredth of a degree each way at 60 degrees north
+
+
+def test_the_area_in_a_projection_follows_its_unit() -> None:
+    feet = rasterio.crs.CRS.from_epsg(2263).to_wkt()
+    unit, rows, columns = cell_areas(feet, (100, 0, 0, 0, -100, 0), np.array([2]), np.array([3, 1]))
+    assert unit == "ha"
+    assert rows[0] * columns == pytest.approx(np.array([6, 2]) * 30.48006096**2 / 10_000)
+    assert cell_areas("", None, np.array([2]), np.array([3]))[0] == "pixels"
+    workshop = 'LOCAL_CS["workshop",UNIT["metre",1]]'
+    assert cell_areas(workshop, (1, 0, 0, 0, -1, 0), np.array([2]), np.array([3]))[0] == "pixels"
+
+
+def test_a_scene_is_shown_in_its_own_colours_or_in_grey(tmp_path: Path) -> None:
+    pixels = noise(4, 80, 80)
+    path = write_raster(tmp_path / "s.tif", pixels, ("B08", "B02", "B03", "B04"))
+    picture = np.asarray(scene_picture(find_scene(path, spec(), MapConfig())))
+    times = picture.shape[0] // 80
+    expected = np.floor(np.minimum(pixels[3].astype(float) * 254 / 2750 + 1, 255) + 0.5)
+    assert (picture[::times, ::times, 0] == expected).all()
+    grey = np.asarray(scene_picture(find_scene(path, spec(("B08",), "uint16"), MapConfig())))
+    assert (grey[..., 0] == grey[..., 2]).all()
