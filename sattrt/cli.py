@@ -343,10 +343,11 @@ def map_(
     from .map.run import map_scenes
 
     with progress_bar("[progress.description]{task.description}", "windows") as bar:
-        for mapped in map_scenes(bundle, scenes, out or Path("map.tif"), settings, resume, lambda name: updater(bar, f"Mapping {name}")):
-            print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
-            print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
-            print(*mapped.files, sep="\n")
+        every = list(map_scenes(bundle, scenes, out or Path("map.tif"), settings, resume, lambda name: updater(bar, f"Mapping {name}")))
+    for mapped in every:
+        print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
+        print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
+        print(*mapped.files, sep="\n")
 
 
 @app.command()

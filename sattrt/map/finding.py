@@ -111,7 +111,7 @@ def _product(path: Path, config: MapConfig) -> Found:
             f"{path} is of baseline {product.baseline} and its metadata record no offset. Fetch it again, or set it in the config: offset = 1000"
         )
     kind = f"Sentinel-2 L{product.level}"
-    return Found(kind=kind, bands=bands, offsets=product.offsets, says=(f"{kind}, baseline {product.baseline}",))
+    return Found(kind=kind, bands=bands, offsets=product.offsets, says=(f"baseline {product.baseline}",))
 
 
 def _inside(file: Path, folder: Path) -> Path:

@@ -84,7 +84,8 @@ class Reader:
         A pixel is the same whatever window it is read in. InputError where a file can't be read.
         """
         scene = self._scene
-        pixels = np.empty((len(scene.bands), height, width), np.uint8 if scene.scaled else scene.dtype)
+        # the bands of a pixel lie side by side in memory, as in the tiles that will be cut from it, many times over where windows overlap
+        pixels = np.empty((height, width, len(scene.bands)), np.uint8 if scene.scaled else scene.dtype).transpose(2, 0, 1)
         valid = np.zeros((height, width), np.bool_)
         for path, dataset in self._files.items():
             places = [place for place, band in enumerate(scene.bands) if band.path == path]

@@ -22,6 +22,7 @@ from sattrt.errors import ContractError, InputError
 from sattrt.map.blocks import Plan
 from sattrt.map.config import MapConfig
 from sattrt.map.mapfile import MapFile
+from sattrt.map.output import Layout, names_beside, write_cog
 from sattrt.map.run import Mapped, map_scenes
 from sattrt.map.windows import Answers
 from sattrt.runtime import Bundle, Engine
@@ -101,6 +102,23 @@ def test_gdal_finds_the_names_of_the_classes(bundle: Bundle, scene: Path, tmp_pa
     text = (tmp_path / "copy.vrt").read_text()
     names = text.split("<CategoryNames>")[1].split("</CategoryNames>")[0].replace("<Category />", "<Category></Category>")
     assert [part.split("</Category>")[0] for part in names.split("<Category>")[1:]] == ["", *bundle.spec.classes]
+
+
+def test_a_large_map_has_overviews_of_classes_and_no_transparency(tmp_path: Path) -> None:
+    classes = np.random.default_rng(0).integers(1, 4, (300, 350)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    layout = Layout(
+        height=600, width=700, bands=("class", "confidence"), nodata=0, crs="", transform=None,
+        colours={1: ("a", (1, 2, 3)), 2: ("b", (4, 5, 6)), 3: ("c & <d>", (7, 8, 9))}, tags={}, band_tags={},
+    )  # fmt: skip
+    write_cog(tmp_path / "map.tif", tmp_path, layout, (np.stack([row, row + 50]) for row in classes))
+    for options, step in (({}, 1), ({"overview_level": 0}, 2)):
+        with rasterio.open(tmp_path / "map.tif", **options) as file:
+            assert (file.read() == np.stack([classes, classes + 50])[:, ::step, ::step]).all()
+            assert [meaning.name for meaning in file.colorinterp] == ["palette", "undefined"]
+            assert file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT", "COG") == "COG"
+            assert file.colormap(1)[3] == (7, 8, 9, 255)
+    assert b"<Category>c &amp; &lt;d&gt;</Category>" in names_beside(layout)
+    assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
 
 
 def test_overlapping_windows_vote(bundle: Bundle, engine: Engine, scene: Path, tmp_path: Path) -> None:
