@@ -3,7 +3,7 @@
     python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
     python benchmarks/tables.py --check    # exit code 1 where something would change
 
-Kinds: `bench` (the first table of a bench.md), `training`, `inference`, `onnxruntime`, `loading`.
+Kinds: `bench` (the first table of a bench.md), `training`, `inference`, `onnxruntime`, `loading`, `bands`, `map`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/design.md", "docs/training.md", "docs/export.md", "docs/bench.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("design", "training", "export", "bench", "bands", "map")))
 _MARKED = re.compile(r"(<!-- table: (\w+) ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -104,12 +105,46 @@ def loading(name: str) -> str:
     return markdown(("loader", "tiles/s, cold", "warm"), rows)
 
 
+def bands(name: str) -> str:
+    """First layers for other bands, the best first."""
+    scores = {start: [run["accuracy"] for run in runs.values()] for start, runs in read(name)["runs"].items()}
+    rows = [
+        (start, f"{statistics.mean(found):.1f}", f"{statistics.stdev(found):.1f}", str(len(found)))
+        for start, found in sorted(scores.items(), key=lambda each: -statistics.mean(each[1]))
+    ]
+    return markdown(("filters of the bands that ImageNet has not", "accuracy %, mean", "standard deviation", "seeds"), rows)
+
+
+def map_speed(*names: str) -> str:
+    """Maps of a scene of real tiles, by engine."""
+    rows = []
+    for name in names:
+        data = read(name)
+        alone = statistics.mean(data["engine_tiles_per_second"].values())
+        rows.append(
+            (
+                data["engine"],
+                f"{data['side']:,} x {data['side']:,}",
+                f"{data['map_tiles_per_second']:.0f}",
+                f"{alone:.0f}",
+                f"{100 * data['share_of_engine']:.1f} %",
+                f"{data['map_seconds']:.0f} s",
+                f"{data['map_peak_mb']:.0f} MB",
+                f"{100 * data['map_accuracy']:.2f} % ({100 * data['engine_accuracy']:.2f} %)",
+            )
+        )
+    columns = ("engine", "scene", "map, tiles/s", "engine alone", "of it", "in all", "peak memory", "accuracy (engine's own)")
+    return markdown(columns, rows)
+
+
 KINDS: dict[str, Callable[..., str]] = {
     "bench": bench,
     "training": training,
     "inference": inference,
     "onnxruntime": onnxruntime,
     "loading": loading,
+    "bands": bands,
+    "map": map_speed,
 }
 
 

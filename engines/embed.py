@@ -1,7 +1,7 @@
 """The smallest host program: a bundle and some tiles in, class names out. Needs numpy, one backend, and sattrt.
 
 python engines/embed.py engines/eurosat              # the bundle's own golden tiles
-python engines/embed.py engines/eurosat tiles.npy    # uint8 array (N, 64, 64, 3)
+python engines/embed.py engines/eurosat tiles.npy    # (N, 64, 64, bands), uint8 of RGB or uint16 of digital numbers
 """
 
 import sys

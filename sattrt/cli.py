@@ -18,7 +18,7 @@ import typer
 
 from . import __version__
 from .errors import SattrtError
-from .screen import observer, print_reasons, print_table, progress_bar, updater
+from .screen import observer, print_dataset, print_engines, print_reasons, print_table, progress_bar, updater
 
 app = typer.Typer(
     add_completion=False,
@@ -70,7 +70,7 @@ def data(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse, where any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
-    from .bands import RGB, parse_bands
+    from .bands import parse_bands
     from .data.cache import write_cache
     from .data.download import EUROSAT, fetch
     from .data.scan import SplitRule, scan
@@ -103,20 +103,8 @@ def data(
         with progress_bar("[progress.description]{task.description}", "tiles") as bar:
             dataset = write_cache(dataset, out, cores(), updater(bar, "Decoding"))
     written = dataset.write(out)
-    counts = dataset.counts()
-    totals = {name: sum(by_class.values()) for name, by_class in counts.items()}
-    columns = ("class", *totals)
-    rows = [(name, *(str(counts[part][name]) for part in totals)) for name in dataset.classes]
-    print_table(columns, [*rows, ("all", *map(str, totals.values()))])
-    for part in ("valid", "test"):
-        if empty := [name for name in dataset.classes if not counts[part][name]]:
-            print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
-    print(f"split: {dataset.split_description}")
-    if dataset.bands != RGB:
-        print(
-            f"bands: {', '.join(dataset.bands)}" + (f" (of {', '.join(dataset.file_bands)})" if dataset.bands != dataset.file_bands else "")
-        )
-    print(f"{written}  ({dataset.width}x{dataset.height}, {sum(totals.values())} tiles, {len(dataset.left_out)} left out)")
+    print_dataset(dataset)
+    print(f"{written}  ({dataset.width}x{dataset.height}, {len(dataset.all_tiles)} tiles, {len(dataset.left_out)} left out)")
 
 
 @app.command()
@@ -184,14 +172,7 @@ def export(
     with progress_bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Exporting", total=None)
         report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
-    rows = []
-    for engine in report.bundle.engines:
-        found, figures = engine.record["validation"], ("", "", "", "")
-        if "accuracy" in found:
-            where = f"graph on {found['graph_on']}" if "not_run" in found else found["device"]
-            figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
-        rows.append((engine.name, f"{(out / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
-    print_table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
+    print_engines(report.bundle)
     print_reasons(report.skipped | report.plans)
     for name, reason in report.failed.items():
         print(f"{name}: failed the gate and was left out: {reason}")

@@ -32,6 +32,8 @@ _PACKAGES = (
     ("OpenVINO", ("openvino",), "no openvino engine", "pip install 'sattrt[openvino]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
     ("TensorRT", ("tensorrt",), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
+    ("rasterio", ("rasterio",), "no GeoTIFF tiles of other bands, no `sattrt map`", "pip install 'sattrt[geo]'"),
+    ("Dask", ("distributed",), "`sattrt map` runs on this machine alone", "pip install 'sattrt[cluster]'"),
     ("h5py", ("h5py",), "`sattrt rmldnn` reads no .h5 weights and writes no predictions", "pip install 'sattrt[rmldnn]'"),
 )
 

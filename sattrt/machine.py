@@ -24,6 +24,7 @@ LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx",
     "pillow",
+    "rasterio",
 )
 _FEATURES = {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm"}
 _INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
+    from .data.dataset import Dataset
+    from .runtime import Bundle
     from .training.log import Row
     from .training.loop import Observer, Plan
 
@@ -72,6 +74,32 @@ def _describe(plan: Plan) -> str:
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
+
+
+def print_dataset(dataset: Dataset) -> None:
+    """Tiles by class and split, and how they were divided."""
+    counts = dataset.counts()
+    rows = [(name, *(str(counts[part][name]) for part in counts)) for name in dataset.classes]
+    print_table(("class", *counts), [*rows, ("all", *(str(sum(by_class.values())) for by_class in counts.values()))])
+    for part in ("valid", "test"):
+        if empty := [name for name in dataset.classes if not counts[part][name]]:
+            print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
+    print(f"split: {dataset.split_description}")
+    if dataset.dtype != "uint8":
+        chosen = "" if dataset.bands == dataset.file_bands else f" (of {', '.join(dataset.file_bands)})"
+        print(f"bands: {', '.join(dataset.bands)}{chosen}")
+
+
+def print_engines(bundle: Bundle) -> None:
+    """The engines of a bundle, and how each was judged."""
+    rows = []
+    for engine in bundle.engines:
+        found, figures = engine.record["validation"], ("", "", "", "")
+        if "accuracy" in found:
+            where = f"graph on {found['graph_on']}" if "not_run" in found else found["device"]
+            figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
+        rows.append((engine.name, f"{(bundle.path / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
+    print_table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
 
 
 def print_reasons(said: dict[str, str]) -> None:

@@ -40,15 +40,18 @@ WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
 LONG = ("tests/test_eurosat.py", "tests/training/")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def group_of(item: pytest.Item) -> str:
+    """Which tests share a process: those of a file, and all that need the bundle or its run, which take minutes to make."""
+    shared = {"run", "bundle"} & set(getattr(item, "fixturenames", ()))
+    return "bundle" if shared else item.nodeid.partition("::")[0]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes a file's tests share one, and so do all that need the bundle or its run, which take minutes to make."""
-    groups = {}
-    for item in items:
-        shared = {"run", "bundle"} & set(getattr(item, "fixturenames", ()))
-        groups[item] = "bundle" if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: (groups[item] != "bundle", not groups[item].startswith(LONG)))
+    items.sort(key=lambda item: (group_of(item) != "bundle", not group_of(item).startswith(LONG)))
 
 
 def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,12 +69,12 @@ def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 6
     return buffer.getvalue()
 
 
-def write_tiles(folder: Path, per_class: int = 40) -> Path:
+def write_tiles(folder: Path, per_class: int = 40, side: int = 64) -> Path:
     """A folder of class folders with real JPEG tiles."""
     for index, (name, colour) in enumerate(CLASSES.items()):
         (folder / name).mkdir(parents=True)
         for i in range(per_class):
-            (folder / name / f"{name}_{i}.jpg").write_bytes(jpeg(colour, 1000 * index + i))
+            (folder / name / f"{name}_{i}.jpg").write_bytes(jpeg(colour, 1000 * index + i, (side, side)))
     return folder
 
 

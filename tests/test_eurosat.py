@@ -17,6 +17,7 @@ from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
+from sattrt.deploy.precision import METHODS
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 
@@ -43,16 +44,18 @@ def test_the_scan_sees_all_of_it(eurosat: Dataset) -> None:
     np.testing.assert_allclose(eurosat.mean, (0.3444, 0.3803, 0.4078), atol=0.002)
 
 
-def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path) -> None:
-    share = (*balanced(eurosat.tiles("train"), 1280), *balanced(eurosat.tiles("valid"), 200), *eurosat.tiles("test"))
+def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("int8", "int8-cpu"):  # all of them are tried on the small bundle
+        monkeypatch.setitem(METHODS, kind, ("max", "percentile 99.99"))
+    share = (*balanced(eurosat.tiles("train"), 1280), *balanced(eurosat.tiles("valid"), 120), *balanced(eurosat.tiles("test"), 130))
     dataset = replace(eurosat, all_tiles=share)
     result = train(dataset, tmp_path / "run", TrainConfig(weights=str(WEIGHTS), epochs=1, batch_size=32, learning_rate=0.005))
     # measured: 0.80 to 0.85; ten classes by chance give 0.1
     assert result.accuracy > 0.7
-    touchy = ExportConfig(precision="int8", gate=2, calibration_tiles=200)  # as a network after 40 steps is
+    touchy = ExportConfig(precision="int8", gate=2, calibration_tiles=100)  # as a network after 40 steps is
     exported = export(tmp_path / "run", tmp_path / "eurosat", touchy)
     assert exported.failed == {}
-    document = bench([exported.bundle], dataset, replace(QUICK, scenarios="offline", batches="64")).document
+    document = bench([exported.bundle], dataset, replace(QUICK, scenarios="offline", batches="8")).document
     rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     torch, onnx = rows["torch-eager-fp32"], rows["onnxruntime-fp32"]
     assert onnx["flips"] == []

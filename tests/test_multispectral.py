@@ -21,6 +21,8 @@ from sattrt.deploy.engines import fed_with_bytes
 from sattrt.deploy.gate import torch_logits
 from sattrt.deploy.triton import model_config
 from sattrt.errors import ContractError, InputError
+from sattrt.map.config import MapConfig
+from sattrt.map.run import map_scenes
 from sattrt.runtime import Bundle, open_bundle
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
@@ -103,6 +105,24 @@ def test_tensorrts_graph_takes_the_same_memory_as_bytes(spectral: Dataset, engin
         assert plans[0].record["dtype"] == "uint16"
         assert "TYPE_UINT8 dims: [ 64, 64, 26 ]" in model_config("m", engines.spec, replace(plans[0], backend="tensorrt"))
     assert "TYPE_UINT16 dims: [ 64, 64, 13 ]" in model_config("m", engines.spec, engines.engine("onnxruntime-fp32"))
+
+
+def test_a_scene_of_13_bands_is_mapped_as_its_tiles_are_judged(spectral: Dataset, engines: Bundle, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    tiles, _ = decode_tiles(spectral, spectral.tiles("test")[:12])
+    scene = tiles.reshape(3, 4, 64, 64, 13).transpose(0, 2, 1, 3, 4).reshape(192, 256, 13)
+    write_geotiff(tmp_path / "scene.tif", scene)  # without names: EuroSAT's order is found
+    [mapped] = map_scenes(
+        engines.path,
+        [tmp_path / "scene.tif"],
+        tmp_path / "map.tif",
+        MapConfig(engine="onnxruntime-fp32"),
+        False,
+        lambda name: lambda done, total: None,
+    )
+    assert any("EuroSAT's order" in line for line in mapped.scene.says)
+    with rasterio.open(tmp_path / "map.tif") as file, open_bundle(engines.path, "onnxruntime-fp32") as engine:
+        np.testing.assert_array_equal(file.read(1).ravel(), engine.predict(tiles).labels + 1)
 
 
 def test_lone_files_are_classified(engines: Bundle, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // The smallest host program in C++: a bundle and raw tiles in, class names and probabilities out. OpenVINO on the CPU.
 //
-//     embed_openvino engines/eurosat model.int8-cpu.onnx tiles.raw     # uint8, N x 64 x 64 x 3, one tile after another
+//     embed_openvino engines/eurosat model.int8-cpu.onnx tiles.raw     # N x 64 x 64 x 3 (or as many bands), one tile after another
 //
 // The pixels go in as they are: scaling, normalisation and softmax are inside the graph.
 
@@ -17,12 +17,13 @@ int main(int argc, char** argv) try {
     // by itself OpenVINO would compute what is fp32 in bf16 where the CPU can
     auto model = core.compile_model(bundle + "/" + argv[2], "CPU", ov::hint::inference_precision(ov::element::f32));
     ov::Shape shape = model.input("input").get_partial_shape().get_min_shape();  // (batch, height, width, bands)
-    const size_t bytes = shape[1] * shape[2] * shape[3];
+    const ov::element::Type type = model.input("input").get_element_type();  // u8, or u16 for digital numbers
+    const size_t bytes = shape[1] * shape[2] * shape[3] * type.size();
     auto tiles = read_tiles(argv[3], bytes);
     shape[0] = tiles.size() / bytes;
 
     auto request = model.create_infer_request();
-    request.set_tensor("input", ov::Tensor(ov::element::u8, shape, tiles.data()));
+    request.set_tensor("input", ov::Tensor(type, shape, tiles.data()));
     request.infer();
     const ov::Tensor answer = request.get_tensor("probabilities");
     if (answer.get_shape() != ov::Shape{shape[0], names.size()})

@@ -17,6 +17,7 @@ import lzma
 import os
 import posixpath
 import shutil
+import stat
 import tarfile
 import tempfile
 import zipfile
@@ -31,6 +32,7 @@ from ..errors import InputError
 from ..spec import unwritable
 
 MAX_BYTES = 100 * 10**6
+_UNIX = 3  # of zip's systems, the one whose members have a mode
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -158,6 +160,8 @@ class ZipSource(ArchiveSource[zipfile.ZipInfo]):
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
         members = self._zip.infolist()
+        for member in members:
+            _refuse_mode(path, member.filename, member.external_attr >> 16 if member.create_system == _UNIX else 0)
         files = {member.filename: member for member in members if not member.is_dir()}
         super().__init__(path, files, [member.filename for member in members if member.is_dir()])
 
@@ -182,8 +186,7 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
             members = tar.getmembers()
         end = os.fstat(self._file.fileno()).st_size
         for member in members:
-            if not (member.isfile() or member.isdir()):
-                raise InputError(f"{path} holds {member.name!r}, a link or device, which may lead outside. Pack it again without links.")
+            _refuse_mode(path, member.name, member.mode | (0 if member.isfile() or member.isdir() else stat.S_IFLNK))
             if member.offset_data + member.size > end:
                 raise InputError(f"{path} is cut short at {member.name!r}. Fetch it again.")
         files = {member.name: member for member in members if member.isfile()}
@@ -238,6 +241,14 @@ def _refuse_unsafe(path: Path, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
         raise InputError(f"{path} holds {name!r}, a path that leads outside. Don't trust it; pack it again without such names.")
+
+
+def _refuse_mode(path: Path, name: str, mode: int) -> None:
+    """InputError for a member that is a link or a device, or that anybody could have changed before it was packed."""
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise InputError(f"{path} holds {name!r}, a link or device, which may lead outside. Pack it again without links.")
+    if mode & stat.S_IWOTH:
+        raise InputError(f"{path} holds {name!r}, which anybody may write. Make sure it is what it was: chmod -R o-w, and pack it again.")
 
 
 def _refuse_huge(path: Path, name: str, size: int) -> None:

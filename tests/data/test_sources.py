@@ -53,6 +53,22 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, evil: str) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.tar", "t.zip"]
 
 
+@pytest.mark.parametrize(("mode", "why"), [(0o120777, "link or device"), (0o100666, "anybody may write")])
+def test_what_a_member_must_not_be(tmp_path: Path, mode: int, why: str) -> None:
+    member = zipfile.ZipInfo("a/x.jpg")
+    member.create_system, member.external_attr = 3, mode << 16
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(InputError, match=f"'a/x.jpg'.*{why}"):
+        open_source(tmp_path / "t.zip")
+    packed = tarfile.TarInfo("a/x.jpg")
+    packed.mode, packed.type = mode & 0o777, tarfile.SYMTYPE if why.startswith("link") else tarfile.REGTYPE
+    with tarfile.open(tmp_path / "t.tar", "w") as file:
+        file.addfile(packed)
+    with pytest.raises(InputError, match=f"'a/x.jpg'.*{why}"):
+        open_source(tmp_path / "t.tar")
+
+
 def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
     link = tarfile.TarInfo("a/x.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_tiles
 
 from sattrt.data.dataset import Dataset
+from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.spec import ModelSpec
 from sattrt.training import checkpoint
@@ -167,11 +169,12 @@ def test_frozen_layers_stay_as_they_were(dataset: Dataset, tmp_path: Path, run: 
     assert not torch.equal(start["backbone.fc.weight"], end["backbone.fc.weight"])
 
 
-def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(dataset: Dataset) -> None:
+def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    small = scan(write_tiles(tmp_path / "tiles", side=32), SplitRule((60, 20, 20)), workers=1)
     config = replace(SMALL, ema=0.9, precision="auto", mixup=0.2)
     # from a process of its own: in this one the scan's tests have started a server of forks that has imported nothing
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        verified = pool.submit(verify_resume, dataset, config, kills=20, seed=1).result()
+        verified = pool.submit(verify_resume, small, config, kills=20, seed=1).result()
     assert verified.kills == 20
     assert verified.tensors > 4 * 161  # weights, momentum and average of every parameter, and the best network
 
