@@ -22,7 +22,7 @@ _COARSE = SIDE // 4
 _LEAST_DETAIL = 0.01  # of the brightness: of a calm sea one tile is like another, which says nothing
 _ALIKE, _SAME = 0.85, 0.7  # correlations: of what is looked at closely, and of the details of one and the same ground
 _SHIFT = SIDE // 8  # at most so far apart
-_AT_ONCE = 2048
+_AT_ONCE, _ROWS = 2048, 256
 
 
 class Pair(NamedTuple):
@@ -32,48 +32,64 @@ class Pair(NamedTuple):
     other: str
 
 
-def thumbnail(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.float32] | None:
-    """Mean brightness of (H, W, bands) in 32x32 parts; None where a tile has fewer pixels than that."""
+def thumbnail(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint16] | None:
+    """Brightness of (H, W, bands) in 32x32 parts, in 65,535ths of the largest value; None where a tile has fewer pixels than that."""
     height, width = (side // SIDE for side in pixels.shape[:2])
     if not height or not width:
         return None
     parts = pixels[: height * SIDE, : width * SIDE].reshape(SIDE, height, SIDE, width, -1)
-    return np.asarray(parts.mean((1, 3, 4)), np.float32)
+    return np.asarray(parts.mean((1, 3, 4)) * (65535 / np.iinfo(pixels.dtype).max), np.uint16)
 
 
-def near_duplicates(tiles: Sequence[Tile], thumbnails: NDArray[np.float32]) -> list[Pair]:
+def near_duplicates(tiles: Sequence[Tile], thumbnails: NDArray[np.uint16]) -> list[Pair]:
     """Pairs in different splits that show the same ground, at most an eighth of a tile apart; thumbnails (N, 32, 32).
 
     Candidates look alike from afar; the same are those whose details (the brightness less that of the four neighbours) correlate
     by 0.7 at some shift. Tiles without detail are not judged.
     """
-    detail = thumbnails - sum(np.roll(thumbnails, step, axis) for step, axis in ((1, 1), (-1, 1), (1, 2), (-1, 2))) / 4
-    detail = detail[:, 1:-1, 1:-1]
-    strength = np.sqrt((detail**2).mean((1, 2)))
-    judged = np.flatnonzero(strength > _LEAST_DETAIL * thumbnails.mean((1, 2)))
-    coarse = thumbnails.reshape(-1, _COARSE, 4, _COARSE, 4).mean((2, 4)).reshape(len(thumbnails), -1)
-    coarse = coarse - coarse.mean(1, keepdims=True)
-    coarse /= np.linalg.norm(coarse, axis=1, keepdims=True).clip(1e-9)
+    coarse = np.empty((len(tiles), _COARSE**2), np.float32)
+    has_detail = np.empty(len(tiles), np.bool_)
+    for start in range(0, len(tiles), _AT_ONCE):  # in parts: as floats they would take a gigabyte where a dataset is large
+        part = slice(start, start + _AT_ONCE)
+        brightness = thumbnails[part].astype(np.float32)
+        has_detail[part] = _strength(_detail(brightness)) > _LEAST_DETAIL * brightness.mean((1, 2))
+        from_afar = brightness.reshape(-1, _COARSE, 4, _COARSE, 4).mean((2, 4)).reshape(len(brightness), -1)
+        from_afar -= from_afar.mean(1, keepdims=True)
+        coarse[part] = from_afar / np.linalg.norm(from_afar, axis=1, keepdims=True).clip(1e-9)
+    judged = np.flatnonzero(has_detail)
     split = np.array([SPLITS.index(tile.split) for tile in tiles])
-    found = []
+    found: list[Pair] = []
     for number in range(1, len(SPLITS)):  # valid against train, test against both
         mine, others = judged[split[judged] == number], judged[split[judged] < number]
-        for start in range(0, len(mine), _AT_ONCE):
-            rows, columns = np.nonzero(coarse[mine[start : start + _AT_ONCE]] @ coarse[others].T > _ALIKE)
-            found += [(a, b) for a, b in zip(mine[start + rows], others[columns], strict=True)]
-    pairs = np.array(found, np.intp).reshape(-1, 2)
-    same = [_same(detail, strength, pairs[start : start + _AT_ONCE]) for start in range(0, len(pairs), _AT_ONCE)]
-    return [Pair(tiles[a].name, tiles[b].name) for a, b in pairs[np.concatenate(same)]] if same else []
+        for start in range(0, len(mine), _ROWS):
+            rows, columns = np.nonzero(coarse[mine[start : start + _ROWS]] @ coarse[others].T > _ALIKE)
+            pairs = np.stack([mine[start + rows], others[columns]], 1)
+            for first in range(0, len(pairs), _AT_ONCE):
+                few = pairs[first : first + _AT_ONCE]
+                found += [Pair(tiles[a].name, tiles[b].name) for a, b in few[_same(thumbnails, few)]]
+    return found
 
 
-def _same(detail: NDArray[np.float32], strength: NDArray[np.float32], pairs: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Which pairs of details correlate at some shift, by the correlation theorem; zeros around them keep the ends apart."""
-    side = detail.shape[1] + _SHIFT
-    one, other = (np.fft.rfft2(detail[pairs[:, i]], (side, side)) for i in (0, 1))
-    products = np.fft.irfft2(one * other.conj(), (side, side))
+def _detail(brightness: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, 32, 32) less the mean of the four neighbours: (N, 30, 30)."""
+    neighbours = brightness[:, :-2, 1:-1] + brightness[:, 2:, 1:-1] + brightness[:, 1:-1, :-2] + brightness[:, 1:-1, 2:]
+    return np.asarray(brightness[:, 1:-1, 1:-1] - neighbours / 4, np.float32)
+
+
+def _strength(detail: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.sqrt((detail**2).mean((1, 2))), np.float32)
+
+
+def _same(thumbnails: NDArray[np.uint16], pairs: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which pairs have details that correlate at some shift, by the correlation theorem; zeros around them keep the ends apart."""
+    details = [_detail(thumbnails[pairs[:, i]].astype(np.float32)) for i in (0, 1)]
+    size = details[0].shape[1]
+    one, other = (np.fft.rfft2(detail, (size + _SHIFT, size + _SHIFT)) for detail in details)
+    products = np.fft.irfft2(one * other.conj(), (size + _SHIFT, size + _SHIFT))
     near = np.r_[0 : _SHIFT + 1, -_SHIFT:0]
-    highest = products[:, near][:, :, near].max((1, 2)) / detail[0].size
-    return highest > _SAME * strength[pairs[:, 0]] * strength[pairs[:, 1]]  # type: ignore[no-any-return]
+    highest = products[:, near][:, :, near].max((1, 2)) / size**2
+    same: NDArray[np.bool_] = highest > _SAME * _strength(details[0]) * _strength(details[1])
+    return same
 
 
 def touching(tiles: Sequence[Tile], places: Sequence[Place | None]) -> list[Pair]:

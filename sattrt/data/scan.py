@@ -79,7 +79,7 @@ class _Look:
     total: NDArray[np.float64] | None = None
     products: NDArray[np.float64] | None = None
     darkest: NDArray[np.float64] | None = None
-    thumbnail: NDArray[np.float32] | None = None
+    thumbnail: NDArray[np.uint16] | None = None
     place: Place | None = None
     fault: str = ""
 
