@@ -6,7 +6,7 @@ DATA    ?= $(firstword $(wildcard ../shared/data/EuroSAT_RGB.zip) eurosat)
 WEIGHTS ?= $(firstword $(wildcard ../shared/data/resnet50_imagenet.safetensors) imagenet)
 # with a GPU, all epochs; without, the training part of the 15 minutes that the whole demo may take on two cores
 GPU      = $(shell command -v nvidia-smi)
-MINUTES ?= $(if $(GPU),,7)
+MINUTES ?= $(if $(GPU),,6)
 DEMO    ?= demo
 
 SATTRT = .venv/bin/sattrt

@@ -20,11 +20,11 @@ class Clocks:
 
     def shares(self) -> dict[str, float]:
         """Of the time from file to label, 0..1: engine, copy, decode, host (everything else). Where decoding runs beside the engine
-        they make more than one together, and host is 0."""
+        they make more than one together, and host is 0. None is more than one: the clocks are read one after another, and machines drift."""
         copy = max(0.0, self.host - self.engine)
         rest = max(0.0, self.whole - self.host - self.decode)
         return {
-            name: seconds / self.whole
+            name: min(1.0, seconds / self.whole)
             for name, seconds in zip(("engine", "copy", "decode", "host"), (self.engine, copy, self.decode, rest), strict=True)
         }
 

@@ -129,6 +129,7 @@ def test_the_verdict_names_what_takes_most() -> None:
     assert text.startswith("Bound by the engine itself: 67 %")
     assert text.endswith("It runs at 50 % of the machine's matrix rate.")
     assert "overlap" in verdict(Clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
+    assert "engine itself: 100 %" in verdict(Clocks(engine=6e-3, host=6e-3, decode=0, whole=5e-3))
 
 
 @pytest.mark.parametrize(
