@@ -52,8 +52,8 @@ def zero(filters: Tensor) -> Tensor:
 
 Start = Callable[[Tensor, tuple[str, ...]], Tensor]
 STARTS: dict[str, Start] = {
-    "mean of the three, all scaled by 3/bands": adapted_to_bands,
-    "mean of the three, unscaled": lambda filters, bands: kept(filters, bands, lambda each: each.mean(1)),
+    "mean of the three, unscaled": adapted_to_bands,
+    "mean of the three, all scaled by 3/bands": lambda filters, bands: adapted_to_bands(filters, bands) * (len(RGB) / len(bands)),
     "random": lambda filters, bands: kept(filters, bands, random),
     "zero": lambda filters, bands: kept(filters, bands, zero),
     "random, those of red, green and blue too": lambda filters, bands: torch.stack([random(filters) for _ in bands], 1),

@@ -134,14 +134,11 @@ def load_weights(model: TileClassifier, weights: str, bands: Sequence[str] = RGB
 
 def adapted_to_bands(filters: Tensor, bands: Sequence[str]) -> Tensor:
     """Filters (N, 3, h, w) for red, green, blue as filters (N, bands, h, w): those of B04, B03, B02 are kept, the mean of the three
-    stands in for every other band, and all are scaled by 3 / bands, so that the layer's output stays as large as it was.
-
-    Source: the mean as in Carreira and Zisserman, CVPR 2017 (inflated filters); `benchmarks/bands.py` compares it with others.
+    stands in for every other band. The BatchNorm behind them takes care of the scale; `benchmarks/bands.py` compares this with others.
     """
     of_colour = dict(zip(RGB, filters.unbind(1), strict=True))
     mean = filters.mean(1)
-    found = torch.stack([of_colour.get(COLOURS.get(name, ""), mean) for name in bands], 1)
-    return found * (len(RGB) / len(bands))
+    return torch.stack([of_colour.get(COLOURS.get(name, ""), mean) for name in bands], 1)
 
 
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, optional: tuple[str, ...] = ()) -> None:

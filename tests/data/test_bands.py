@@ -226,15 +226,8 @@ def test_a_preview_is_in_natural_colours_where_it_can_be() -> None:
 def test_imagenets_filters_stay_with_their_colours() -> None:
     filters = torch.randn(64, 3, 7, 7)
     found = adapted_to_bands(filters, ("B08", "B02", "B04", "B03"))
-    torch.testing.assert_close(found[:, [2, 3, 1]], filters * 0.75)
-    torch.testing.assert_close(found[:, 0], filters.mean(1) * 0.75)
-    grey = torch.randn(2, 1, 16, 16)  # an image without colour looks the same through either
-    torch.testing.assert_close(
-        torch.nn.functional.conv2d(grey.expand(-1, 4, -1, -1), found),
-        torch.nn.functional.conv2d(grey.expand(-1, 3, -1, -1), filters),
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    torch.testing.assert_close(found[:, [2, 3, 1]], filters)
+    torch.testing.assert_close(found[:, 0], filters.mean(1))
 
 
 def test_weights_of_three_bands_load_into_a_network_of_any(tmp_path: Path) -> None:
