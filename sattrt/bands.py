@@ -1,7 +1,7 @@
 """Sentinel-2's bands: their names, the orders that files hold them in, and whether an order can be right.
 
-    order, = orders(("B04", "B03", "B02", "B08"), 4)
-    misfit(order, Statistics(mean, correlation, darkest))       # None, or what is wrong, by name
+    candidates = orders(descriptions)                                      # by the names in a file, or the orders that products have
+    order = choose_order(candidates, Statistics(mean, correlation, darkest), "tiles.zip")
 
 Wavelengths and the water-vapour and cirrus bands: ESA, Sentinel-2 User Handbook. EuroSAT's order: Helber et al., 2019.
 """
@@ -27,7 +27,7 @@ COMMON = {**{colour: name for name, colour in COLOURS.items()}, "nir": "B08"}
 WHITE = 2750
 # neighbours in wavelength that see the same ground alike
 _ALIKE = (("B02", "B03"), ("B03", "B04"), ("B06", "B07"), ("B07", "B08"), ("B07", "B8A"), ("B08", "B8A"), ("B11", "B12"))
-_LEAST_ALIKE = 0.7  # of EuroSAT's tiles all of these are correlated by 0.94 and more; B12 taken for B8A by 0.43
+_LEAST_ALIKE = 0.7  # in 270 tiles of EuroSAT all of these are correlated by 0.94 and more; B12 taken for B8A by 0.43
 _DARKEST = ("B02", "B04")  # haze brightens dark places the more the shorter the wave
 _NAMED = re.compile(r"(?<![A-Za-z0-9])B(?:and)?[ _-]?0*(\d{1,2}A?)(?![A-Za-z0-9])", re.IGNORECASE)
 

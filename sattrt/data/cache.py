@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -48,18 +50,20 @@ def write_cache(
     names = [tile.name for tile in dataset.all_tiles]
     shape = (len(names), dataset.height, dataset.width, len(dataset.bands))
     path = folder / NAME
-    require_space(path, int(np.prod(shape)) * np.dtype(dataset.dtype).itemsize)
+    require_space(path, 2 * math.prod(shape))
     work = _Decoding(dataset.format, {tile.name: tile.sha256 for tile in dataset.all_tiles})
     with atomic_path(path) as temporary, open_source(Path(dataset.source)) as source:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": shape})
+        digest = hashlib.sha256(header.getvalue())
         with open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": f"<{np.dtype(dataset.dtype).str[1:]}", "fortran_order": False, "shape": shape}
-            )
+            file.write(header.getvalue())
             for done, pixels in enumerate(each_file(source, names, work, workers), 1):
-                file.write(pixels.tobytes())
+                content = pixels.tobytes()
+                digest.update(content)  # as it is written: read again, a large file would take as long once more
+                file.write(content)
                 on_progress(done, len(names))
-        digest = sha256_file(temporary)
-    return dataclasses.replace(dataset, cache=Cache(str(path.resolve()), digest))
+    return dataclasses.replace(dataset, cache=Cache(str(path.resolve()), digest.hexdigest()))
 
 
 def open_cache(dataset: Dataset) -> NDArray[np.uint16]:

@@ -88,6 +88,10 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
         write_geotiff(path, pixels(EUROSAT_ORDER, i), ESA)
     with pytest.raises(InputError, match=r"B10 \(cirrus\) should be by far the darkest"):
         scan(tmp_path / "cirrus", RULE, workers=1)
+    for i, path in enumerate(sorted((tmp_path / "cirrus").rglob("*.tif"))):
+        write_geotiff(path, pixels(EUROSAT_ORDER, i) + np.uint16(1000))
+    with pytest.raises(InputError, match=r"carry the offset of 1,000"):
+        scan(tmp_path / "cirrus", RULE, workers=1)
     write_classes(tmp_path / "rgb", ("B02", "B03", "B04"))
     assert scan(tmp_path / "rgb", RULE, workers=1, bands=("B02", "B03", "B04")).bands == ("B02", "B03", "B04")
 
