@@ -13,11 +13,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import BackendError
 
+Name = TypeVar("Name", str, tuple[str, str])  # of a contender, or of one by one of its clocks
 Call = Callable[[], float]  # does the work once; the seconds it took, by the clock that suits it
 STEADY, VARIATION = 0.05, 0.05  # how far windows of a warm-up may differ; a coefficient of variation that is worth a warning
 WINDOWS, MOST_WINDOWS = 3, 10
@@ -81,16 +83,16 @@ def wall(work: Callable[[], object]) -> Call:
 
 
 def measure(
-    contenders: Mapping[str, Timed],
+    contenders: Mapping[Name, Timed],
     budget: Budget = Budget(),
     seed: int = 0,
-    failed: dict[str, str] | None = None,
-) -> dict[str, Samples]:
+    failed: dict[Name, str] | None = None,
+) -> dict[Name, Samples]:
     """Time every contender. failed: takes up the reason of each that raises BackendError, which is then left out; None lets it pass."""
     draw = random.Random(seed)
-    seconds: dict[str, list[float]] = {}
-    steady: dict[str, bool] = {}
-    waiting = []
+    seconds: dict[Name, list[float]] = {}
+    steady: dict[Name, bool] = {}
+    waiting: list[Name] = []
     for name, each in contenders.items():
         try:
             steady[name], seconds[name] = _warm_up(each.call), []
@@ -113,7 +115,7 @@ def measure(
     return {name: Samples(contenders[name].images, taken, steady[name]) for name, taken in seconds.items()}
 
 
-def _give_up(name: str, error: BackendError, failed: dict[str, str] | None) -> None:
+def _give_up(name: Name, error: BackendError, failed: dict[Name, str] | None) -> None:
     if failed is None:
         raise error
     failed[name] = str(error)

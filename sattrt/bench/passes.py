@@ -68,15 +68,16 @@ class Passes:
     def clocks(self, reader: TileReader) -> dict[str, Clocks]:
         """Seconds a tile by each of the clocks."""
         batch = self._batch(self._config.clock_batch)
-        self._say("clock: the engine alone")
-        alone = {}
+        self._say("clocks: the engine alone, host to host")
+        timed: dict[tuple[str, str], Timed] = {}  # both clocks take turns: a machine that drifts must not tell them apart
         for name, each in self._present().items():
             with self._absent_if_it_fails(name):
-                alone[name] = Timed(each.resident(batch), len(batch))
-        engine = self._measure(alone)
-        self._say("clock: host to host")
-        host = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
-        whole: dict[str, list[float]] = {name: [] for name in host}
+                timed[name, "engine"] = Timed(each.resident(batch), len(batch))
+                timed[name, "host"] = _whole(each, batch)
+        failed: dict[tuple[str, str], str] = {}
+        speed = {key: samples.images_per_second for key, samples in measure(timed, self._budget, self._config.seed, failed).items()}
+        self._all.absent.update({name: reason for (name, _), reason in failed.items()})
+        whole: dict[str, list[float]] = {name: [] for name in self._present()}
         decode = []
         for turn in range(_PASSES):
             self._say(f"clock: file to label, pass {turn + 1} of {_PASSES}")
@@ -86,8 +87,8 @@ class Passes:
                     whole[name].append(wall(partial(_read, reader, each.infer))())
         return {
             name: Clocks(
-                engine=1 / engine[name].images_per_second,
-                host=1 / host[name].images_per_second,
+                engine=1 / speed[name, "engine"],
+                host=1 / speed[name, "host"],
                 decode=float(np.median(decode)) / len(self._images),
                 whole=float(np.median(taken)) / len(self._images),
             )
