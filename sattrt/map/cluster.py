@@ -84,7 +84,7 @@ def _engine(bundle: str, digest: str, name: str, threads: int) -> Engine:
     found = read_bundle(Path(bundle))
     if found.digest != digest:
         raise ContractError(f"{bundle} is another bundle on a worker than here. Give all of them the same, on a shared disk.")
-    return found.open(name, threads)
+    return found.open(name, threads, spinning=False)
 
 
 def _library() -> Any:

@@ -84,7 +84,11 @@ def map_scenes(
     checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by else None)
     plans = [make_plan(checked, scene, config) for scene in scenes]
     with contextlib.ExitStack() as stack:
-        opened = checked.open_best(config.threads) if config.engine == "auto" else checked.open(config.engine, config.threads)
+        # the next strip is read on the same cores: whoever waits should leave them
+        if config.engine == "auto":
+            opened = checked.open_best(config.threads, spinning=False)
+        else:
+            opened = checked.open(config.engine, config.threads, spinning=False)
         engine = stack.enter_context(opened)
         if config.cluster:
             from .cluster import connect

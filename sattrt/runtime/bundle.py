@@ -52,20 +52,24 @@ class Bundle:
             if sha256_file(path) != self.files.get(name):
                 raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle anew.")
 
-    def open(self, name: str, threads: int = 0) -> Engine:
-        """Open one engine. threads: CPU threads, 0 for all cores. BackendError where it can't run on this machine."""
+    def open(self, name: str, threads: int = 0, spinning: bool = True) -> Engine:
+        """Open one engine. BackendError where it can't run on this machine.
+
+        threads: CPU threads, 0 for all cores. spinning: ONNX Runtime's threads wait for each other busily, which answers a single tile
+        sooner; False leaves the cores to whoever else has work for them.
+        """
         record = self.engine(name)
         flags = record.record.get("flags")
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
         self.verify(record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record))
-        return open_engine(record, self.path, self.spec, threads)
+        return open_engine(record, self.path, self.spec, threads, spinning)
 
-    def open_best(self, threads: int = 0) -> Engine:
+    def open_best(self, threads: int = 0, spinning: bool = True) -> Engine:
         """Open the first engine, in the bundle's order of preference, that can run here. BackendError with every reason."""
         reasons = []
         for record in self.engines:
             try:
-                return self.open(record.name, threads)
+                return self.open(record.name, threads, spinning)
             except BackendError as error:
                 reasons.append(f"{record.name}: {error}")
         raise BackendError(f"No engine of {self.path} can run here. {' | '.join(reasons)}")
@@ -82,11 +86,11 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed
     return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
 
 
-def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0) -> Engine:
+def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0, spinning: bool = True) -> Engine:
     """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it."""
     path = folder / record.file
     tile = (spec.height, spec.width, len(spec.bands))
-    backend = _backend(record, path, tile, threads)
+    backend = _backend(record, path, tile, threads, spinning)
     if (backend.tile, backend.dtype, backend.classes) != (tile, spec.dtype, len(spec.classes)):
         raise ContractError(
             f"{path} takes {backend.dtype} tiles of {backend.tile} and knows {backend.classes} classes; {folder / 'spec.json'} promises "
@@ -140,17 +144,17 @@ def _optimised_files(record: EngineRecord) -> list[str]:
     return [str(found.get("file"))] if isinstance(found, dict) else []
 
 
-def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: int) -> Backend:
+def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: int, spinning: bool) -> Backend:
     # imported here: each needs a library of its own
     if record.backend in ("onnxruntime", "onnxruntime-tensorrt"):
         from .ort import OnnxRuntimeBackend, this_place
 
         if record.backend == "onnxruntime-tensorrt":
-            return OnnxRuntimeBackend(path, record.precision, threads, tile)
+            return OnnxRuntimeBackend(path, record.precision, threads, spinning, tile)
         for file in _optimised_files(record):
             if record.record["optimised"].get("for") == this_place():  # elsewhere the graph itself gives the same answers
-                return OnnxRuntimeBackend(path.with_name(file), record.precision, threads, optimised=True)
-        return OnnxRuntimeBackend(path, record.precision, threads)
+                return OnnxRuntimeBackend(path.with_name(file), record.precision, threads, spinning, optimised=True)
+        return OnnxRuntimeBackend(path, record.precision, threads, spinning)
     if record.backend == "openvino":
         from .ov import OpenVinoBackend
 

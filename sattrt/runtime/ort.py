@@ -22,7 +22,7 @@ MAX_BATCH, _TUNED_BATCH = 256, 64
 class OnnxRuntimeBackend:
     """A session over one ONNX file. It runs on CUDA where onnxruntime-gpu finds a GPU, else on the CPU; `device` says which.
 
-    optimised: the file is a graph that `save_optimised` wrote for this place: it is opened as it is.
+    spinning: whether its threads wait busily. optimised: the file is a graph that `save_optimised` wrote for this place: it is opened as it is.
     tensorrt: (height, width, bands) where ONNX Runtime is to compile the graph by TensorRT as it opens it, which takes a while and
     needs libnvinfer.so.10. BackendError where it can't.
     """
@@ -30,13 +30,21 @@ class OnnxRuntimeBackend:
     max_batch = MAX_BATCH
 
     def __init__(
-        self, path: Path, precision: str, threads: int = 0, tensorrt: tuple[int, ...] | None = None, optimised: bool = False
+        self,
+        path: Path,
+        precision: str,
+        threads: int = 0,
+        spinning: bool = True,
+        tensorrt: tuple[int, ...] | None = None,
+        optimised: bool = False,
     ) -> None:
         onnxruntime = _module()
         self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         elif precision == "fp8":  # its extended optimisations compute E4M3 graphs wrongly (1.32: 14 % of tiles right, 98 % without)
