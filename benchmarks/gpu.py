@@ -23,7 +23,7 @@ from gpu_training import RUNS, one_run, report
 
 from sattrt.bench.config import BenchConfig
 from sattrt.bench.run import bench
-from sattrt.bench.tables import COLUMNS, table
+from sattrt.bench.tables import table
 from sattrt.data.dataset import balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
@@ -93,8 +93,8 @@ def main() -> None:
             measured = stage("bench", lambda: bench([exported.bundle], dataset, config, (), lambda what: print(what, flush=True)))
             if measured:
                 document["bench"] = slim(measured.document)
-                print(*COLUMNS, sep=" | ")
-                for row in table(measured.document):
+                columns, rows = table(measured.document)
+                for row in (columns, *rows):
                     print(*row, sep=" | ")
     document["seconds"]["all"] = round(time.perf_counter() - begin, 1)
     text = json.dumps(document)

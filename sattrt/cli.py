@@ -202,7 +202,7 @@ def bench(
     from .bench.config import BenchConfig
     from .bench.report import write_report
     from .bench.run import bench as run_bench
-    from .bench.tables import COLUMNS, table
+    from .bench.tables import table
     from .data.dataset import Dataset
     from .errors import InputError
     from .runtime import read_bundle
@@ -227,7 +227,7 @@ def bench(
     if as_json:
         print(json.dumps(document))
     else:
-        print_table(COLUMNS, table(document))
+        print_table(*table(document))
         print(f"split: {document['dataset']['split_description']}")
         print_reasons(document["absent"])
         for warning in document["warnings"]:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,8 @@ def _engines(document: Document) -> str:
         "file to label/s",
         "server/s",
         "of matrix rate %",
+        "J per 1,000",
     ]
-    energy = any(row["joules_per_1000_images"] for row in document["engines"])
     body = []
     for i, row in enumerate(document["engines"]):
         found, single = row["accuracy"], row["single_stream"]
@@ -123,7 +124,7 @@ def _engines(document: Document) -> str:
                 _number(row["clocks"] and row["clocks"]["file_to_label_per_second"], 0),
                 _number(row["server"] and row["server"]["rate"], 0),
                 _number(row["fraction_of_matrix_rate"], 0, 100),
-                *([_number(row["joules_per_1000_images"], 1)] if energy else []),
+                _number(row["joules_per_1000_images"], 1),
             ]
         )
     for peer in document["peers"]:
@@ -136,10 +137,11 @@ def _engines(document: Document) -> str:
                 (peer["accuracy"], f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 *blank,
                 _number(peer["images_per_second"], 0),
-                *([("", "")] * (3 + energy)),
+                *blank,
             ]
         )
-    return _table("engines", columns + ["J per 1,000"] * energy, body)
+    used = [any(text for _, text in column) for column in zip(*body, strict=True)]  # nobody was asked for the others
+    return _table("engines", list(compress(columns, used)), [list(compress(row, used)) for row in body])
 
 
 def _changes(document: Document) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 from .rows import PERCENTILES, by_reason
 
-COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s", "server/s")
+_COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s", "server/s")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """An engine's row of the table, in the order of `COLUMNS`."""
+    """An engine's row of the table, in the order of `_COLUMNS`."""
     found, single, clocks, served = row["accuracy"], row["single_stream"], row["clocks"], row["server"]
     low, high = found["interval"]
     best = row["offline"].get(str(row["best_batch"]))
@@ -26,21 +27,25 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def table(document: dict[str, Any]) -> list[tuple[str, ...]]:
-    """dict[str, Any]s of the main table: engines, foreign programs, and what was not measured."""
-    blank = len(COLUMNS) - 2
+def table(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of the main table: engines, foreign programs, and what was not measured. Columns without a single figure are left out."""
     shown = [cells(row) for row in document["engines"]]
     for peer in document["peers"]:
         low, high = peer["interval"]
         score = f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
         shown.append((f"peer: {peer['command']}", "", score, "", "", f"{peer['images_per_second']:.0f}", "", ""))
-    return shown + [(name, "not here", *[""] * blank) for name in document["absent"]]
+    shown += [(name, "not here", *[""] * (len(_COLUMNS) - 2)) for name in document["absent"]]
+    used = [any(column) for column in zip(*shown, strict=True)]
+    return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
 
 
 def to_markdown(document: dict[str, Any]) -> str:
     """The report for people who read text."""
     environment, data, method = document["environment"], document["dataset"], document["method"]
     engines = document["engines"]
+    served = ""
+    if any(row["server"] for row in engines):
+        served = f"server/s: single tiles at random moments, 99 % answered within {method['latency_bound']:g} ms. "
     lines = [
         f"# {', '.join(bundle['name'] for bundle in document['bundles'])}: speed and accuracy",
         "",
@@ -49,10 +54,9 @@ def to_markdown(document: dict[str, Any]) -> str:
         "",
         f"{data['tiles']} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. Flips: top-1 answers that differ from "
         f"{engines[0]['reference']}. ms: one tile after another, from host array to host array. images/s: the best of the batch sweep. File to "
-        f"label: read, decode, infer, argmax. server/s: single tiles at random moments, 99 % answered within {method['latency_bound']:g} ms. "
-        f"Each timed for {method['seconds']:g} s after its warm-up, in turns.",
+        f"label: read, decode, infer, argmax. {served}Each timed for {method['seconds']:g} s after its warm-up, in turns.",
         "",
-        *_markdown(COLUMNS, table(document)),
+        *_markdown(*table(document)),
     ]
     if document["warnings"]:
         lines += ["", *[f"- {warning}" for warning in document["warnings"]]]

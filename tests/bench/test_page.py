@@ -11,6 +11,7 @@ import pytest
 
 from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
+from sattrt.bench.tables import to_markdown
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
@@ -71,6 +72,16 @@ def test_names_can_not_become_markup(report: Report) -> None:
     html = to_html(evil, report.worst)
     assert "<script>alert" not in html
     assert "<img src=x" not in html
+
+
+def test_a_column_without_a_figure_is_left_out(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    assert "server/s" in to_html(document, report.worst)
+    assert "| server/s |" in to_markdown(document)
+    for row in document["engines"]:
+        row["server"] = None
+    assert "server/s" not in to_html(document, report.worst)
+    assert "server/s" not in to_markdown(document)
 
 
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
