@@ -41,7 +41,7 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         _speed(document),
         "<h2>Accuracy</h2>",
         _accuracy(document),
-        f"<h2>The {len(worst)} tiles that are hardest for it</h2>",
+        f"<h2>The {len(worst)} tiles that are hardest for {escape(document['engines'][0]['reference'])}</h2>",
         _worst(document, worst),
         "<h2>How this was measured</h2>",
         _method(document),
