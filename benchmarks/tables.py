@@ -112,7 +112,7 @@ def bands(name: str) -> str:
         (start, f"{statistics.mean(found):.1f}", f"{statistics.stdev(found):.1f}", str(len(found)))
         for start, found in sorted(scores.items(), key=lambda each: -statistics.mean(each[1]))
     ]
-    return markdown(("filters of the bands that ImageNet has not", "accuracy %, mean", "standard deviation", "seeds"), rows)
+    return markdown(("filters of the bands that ImageNet does not have", "accuracy %, mean", "standard deviation", "seeds"), rows)
 
 
 def map_speed(*names: str) -> str:
@@ -133,7 +133,7 @@ def map_speed(*names: str) -> str:
                 f"{100 * data['map_accuracy']:.2f} % ({100 * data['engine_accuracy']:.2f} %)",
             )
         )
-    columns = ("engine", "scene", "map, tiles/s", "engine alone", "of it", "in all", "peak memory", "accuracy (engine's own)")
+    columns = ("engine", "scene", "map, tiles/s", "engine alone", "share of that", "time", "peak memory", "accuracy (engine's own)")
     return markdown(columns, rows)
 
 

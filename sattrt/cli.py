@@ -63,10 +63,11 @@ def data(
     source: Annotated[str, typer.Argument(help="Folder, zip or tar of class folders, or 'eurosat' to download it.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for dataset.json.")] = Path("dataset"),
     split: Annotated[
-        str | None, typer.Option(help="Shares of train, valid, test: 94:5:1, or spatial:94:5:1.  [default: 94:5:1]", show_default=False)
+        str | None,
+        typer.Option(help="Shares of train, valid, test, as 80:10:10 or spatial:80:10:10; 94:5:1 if not given.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    bands: Annotated[str | None, typer.Option(help="Of GeoTIFF tiles: B04,B03,B02,B08 or all.  [default: all]", show_default=False)] = None,
+    bands: Annotated[str | None, typer.Option(help="Of GeoTIFF tiles, as B04,B03,B02,B08; all if not given.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse, where any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
@@ -111,12 +112,12 @@ def data(
 def train(
     dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
-    recipe: Annotated[str | None, typer.Option(help="default, quick or full.  [default: default]", show_default=False)] = None,
-    weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'.  [default: imagenet]", show_default=False)] = None,
-    tune: Annotated[str | None, typer.Option(help="What is trained: all, head, or bn.  [default: all]", show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.  [default: the recipe's]", show_default=False)] = None,
+    recipe: Annotated[str | None, typer.Option(help="default, quick or full; default if not given.", show_default=False)] = None,
+    weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'; imagenet if not given.", show_default=False)] = None,
+    tune: Annotated[str | None, typer.Option(help="What is trained: all, head or bn; all if not given.", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train split; the recipe's if not given.", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than this; says what it left out.", show_default=False)] = None,
-    cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB.  [default: 4]", show_default=False)] = None,
+    cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB; 4 if not given.", show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any setting of TrainConfig.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
     verify_resume: Annotated[bool, typer.Option("--verify-resume", help="Prove on a short run that a killed run ends the same.")] = False,
@@ -156,7 +157,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder that `sattrt train` wrote.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("engines/model"),
     precision: Annotated[
-        str | None, typer.Option(help="Some of fp32, fp16, bf16, int8, fp8, or all.  [default: all but fp8]", show_default=False)
+        str | None, typer.Option(help="Some of fp32, fp16, bf16, int8, fp8, or all; all but fp8 if not given.", show_default=False)
     ] = None,
     best_effort: Annotated[bool | None, typer.Option("--best-effort", help="Take a simpler precision for what fails the gate.")] = None,
     tta: Annotated[bool | None, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = None,
@@ -290,9 +291,15 @@ def map_(
     scenes: Annotated[
         list[Path] | None, typer.Argument(help="GeoTIFFs, folders of band files, or SAFE folders of Sentinel-2.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The map; of several scenes, a folder.  [default: map.tif]", show_default=False)] = None,
-    stride: Annotated[str | None, typer.Option(help="Pixels from window to window.  [default: the tile]", show_default=False)] = None,
-    engine: Annotated[str | None, typer.Option(help="Name of an engine in the bundle.  [default: auto]", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The map; of several scenes, a folder; map.tif if not given.", show_default=False)
+    ] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="Pixels from window to window; the side of a tile if not given.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Name of an engine in the bundle; the first that runs if not given.", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write an HTML page with areas and confidences, too.")] = False,
     cluster: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, or 'local'.", show_default=False)] = None,

@@ -23,6 +23,8 @@ PAGES = [
     "docs/export.md",
     "docs/bench.md",
     "docs/from-rmldnn.md",
+    "docs/bands.md",
+    "docs/map.md",
 ]
 
 

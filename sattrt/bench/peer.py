@@ -1,7 +1,7 @@
 """A foreign program on the same tiles: `sattrt bench BUNDLE --peer "python theirs.py {tiles}"`.
 
-The command is given the path of a .npy file, uint8 (N, height, width, bands), in place of {tiles}, or as its last word where there is no
-{tiles}; it prints a line for each tile, in order, that begins with a class name or index. It is run for one tile and for all: the
+The command is given the path of a .npy file of (N, height, width, bands), uint8 or uint16 as the bundle takes them, in place of {tiles}, or as
+its last word where there is no {tiles}; it prints a line for each tile, in order, that begins with a class name or index. It is run for one tile and for all: the
 difference is what the tiles took, without the program's start.
 """
 

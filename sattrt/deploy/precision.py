@@ -4,7 +4,7 @@
     quantise(Path("model.fp32.onnx"), Path("model.int8.onnx"), "int8", calibration.ranges("percentile 99.99"))
 
 There are two int8 graphs, since what is fast differs. "int8": symmetric activations, floats between the convolutions, as TensorRT
-demands. "int8-cpu": unsigned activations that stay integers through the residual sums, which ONNX Runtime and OpenVINO compute three
+demands. "int8-cpu": unsigned activations that stay integers through the residual sums, which ONNX Runtime and OpenVINO compute up to four
 times as fast as fp32. "fp8": as the first, in E4M3. Weights have a scale for each output channel; the head stays in floating point.
 """
 

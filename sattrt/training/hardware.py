@@ -85,7 +85,7 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
         if world > 1 and any(word in str(error) for word in _LOST):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
-                "below; start the same command again with --resume."
+                "below; go on by the same launcher with: sattrt train DATASET --out RUN --resume"
             ) from None
         raise
     finally:
