@@ -44,14 +44,14 @@ def observer(bar: Progress) -> Observer:
         def started(self, plan: Plan) -> None:
             bar.console.print(_describe(plan), highlight=False, soft_wrap=True)
             self._task = bar.add_task("Training", total=plan.steps, completed=plan.first_step)
-            self._said = time.monotonic()
+            self._began = self._said = time.monotonic()
 
         def stepped(self, row: Row, plan: Plan) -> None:
             text = f"epoch {row.epoch}/{plan.epochs}  loss {row.train_loss:.3f}  {row.images_per_second:.0f} images/s"
             bar.update(self._task, completed=row.step, description=text)
             if bar.disable and time.monotonic() - self._said > 30:
                 self._said = time.monotonic()
-                left = (plan.steps - row.step) * row.seconds / max(1, row.step - plan.first_step)
+                left = (plan.steps - row.step) * (self._said - self._began) / max(1, row.step - plan.first_step)
                 bar.console.print(f"step {row.step}/{plan.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
 
         def epoch_ended(self, row: Row, best: bool) -> None:

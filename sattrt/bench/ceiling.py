@@ -6,6 +6,7 @@ found.matrix["int8"], found.memory          # operations a second, bytes a secon
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -31,19 +32,29 @@ class Ceilings:
 
 @cache
 def ceilings(device: str = "cpu") -> Ceilings:
-    """Measure them, once a process, on the "cpu" or on "cuda"; by PyTorch where it is installed, else by numpy: fp32 alone."""
+    """Measure them, once a process, on the "cpu" or on "cuda"; by PyTorch where it is installed, else on the CPU by numpy: fp32 alone.
+
+    None of a GPU that PyTorch can't use; a product that it refuses is left out.
+    """
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError:
+        if device == "cuda":
+            return Ceilings()
         a, b = (np.random.default_rng(i).random((_SIDE, _SIDE), np.float32) for i in range(2))
         source = np.ones(_COPIED, np.uint8)
         target = np.empty_like(source)
         memory = 2 * _COPIED / median_seconds(lambda: np.copyto(target, source))
         return Ceilings({"fp32": 2 * _SIDE**3 / median_seconds(lambda: a @ b)}, memory)
     precisions = ("fp32", "fp16", "bf16", "int8") if device == "cuda" else ("fp32", *(["bf16"] if cpu_has_bf16() else []), "int8")
-    rates = {precision: matrix_rate(precision, device) for precision in precisions}
-    if rates["int8"] < rates["fp32"]:  # a CPU without instructions for it: that is no ceiling
-        del rates["int8"]
+    if device == "cuda" and not torch.cuda.is_available():
+        return Ceilings()
+    rates = {}
+    for precision in precisions:
+        with contextlib.suppress(RuntimeError):
+            rates[precision] = matrix_rate(precision, device)
+    if rates.get("int8", 0.0) < rates.get("fp32", 0.0):  # a CPU without instructions for it: that is no ceiling
+        rates.pop("int8", None)
     return Ceilings(rates, _memory_rate(device))
 
 

@@ -59,9 +59,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
             for row in new["engines"]
             for before in old["engines"]
             if before["engine"] == row["engine"]
-            for change in _changes(before, row)
+            for change in _changes(before, row, old["dataset"]["digest"] == new["dataset"]["digest"])
         ]
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ContractError(f"The baseline is damaged ({type(error).__name__}: {error}). Make it again with `sattrt bench`.") from None
 
 
@@ -76,7 +76,7 @@ def to_json(change: Change) -> dict[str, Any]:
     return {**asdict(change), "noise": noise, "exceeds_noise": change.real}
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+def _changes(old: dict[str, Any], new: dict[str, Any], same_tiles: bool) -> list[Change]:
     name, found = new["engine"], []
     for scenario, percentile in (("single_stream", 90), ("multi_stream", 99)):
         if old.get(scenario) and new.get(scenario):
@@ -85,7 +85,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
         if before := (old.get("offline") or {}).get(batch):
             found.append(_timing(name, f"offline at {batch}, ms", before["seconds"], row["seconds"], 50))
     before, after = old["accuracy"], new["accuracy"]
-    if before["tiles"] == after["tiles"]:
+    if same_tiles and before["tiles"] == after["tiles"]:
         wrong_before, wrong_after = set(before["wrong"]), set(after["wrong"])
         lost, gained = len(wrong_after - wrong_before), len(wrong_before - wrong_after)
         points = 100 * (after["accuracy"] - before["accuracy"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +111,14 @@ def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise BackendError(f"PyTorch can't run it: {' '.join(str(error).split())[:200]}. Choose smaller batches.") from None
+
+
 def _torch_eager(name: str, bundle: Bundle, run: Path, threads: int) -> Contender:
     """The trained network as a PyTorch user would run it: eager, fp32, channels_last."""
     try:
@@ -134,19 +143,22 @@ def _torch_eager(name: str, bundle: Bundle, run: Path, threads: int) -> Contende
     @torch.inference_mode()
     def infer(tiles: Tiles) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         torch.set_num_threads(threads)  # of the whole process: others may have been measured with other numbers
-        logits = model(torch.from_numpy(tiles).to(device)) / bundle.spec.temperature
-        return logits.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()
+        with _refusing():
+            logits = model(torch.from_numpy(tiles).to(device)) / bundle.spec.temperature
+            return logits.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()
 
     def resident(tiles: Tiles) -> Call:
-        images = torch.from_numpy(tiles).to(device)
+        with _refusing():
+            images = torch.from_numpy(tiles).to(device)
 
         @torch.inference_mode()
         def call() -> float:
             torch.set_num_threads(threads)
             begin = time.perf_counter()
-            torch.softmax(model(images) / bundle.spec.temperature, 1)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            with _refusing():
+                torch.softmax(model(images) / bundle.spec.temperature, 1)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
             return time.perf_counter() - begin
 
         return call

@@ -68,7 +68,7 @@ def _facts(document: Document) -> str:
     engines = [row for row in document["engines"] if row["backend"] != "torch"]
     torch = next((row for row in document["engines"] if row["backend"] == "torch"), None)
     facts = []
-    if all(row["best_batch"] for row in engines):
+    if engines and all(row["best_batch"] for row in engines):
         fastest = max(engines, key=_best_speed)
         times = f", {_best_speed(fastest) / _best_speed(torch):.1f} times PyTorch" if torch and torch["best_batch"] else ""
         facts.append((f"{_best_speed(fastest):,.0f}", f"images a second: {fastest['engine']}, batches of {fastest['best_batch']}{times}"))
@@ -84,7 +84,7 @@ def _facts(document: Document) -> str:
                 f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}",
             )
         )
-    score = max((row["accuracy"] for row in engines), key=lambda found: found["accuracy"])
+    score = max((row["accuracy"] for row in document["engines"]), key=lambda found: found["accuracy"])
     low, high = score["interval"]
     facts.append(
         (f"{100 * score['accuracy']:.2f} %", f"of {score['tiles']} test tiles right, at best ({100 * low:.1f} to {100 * high:.1f}, 95 %)")

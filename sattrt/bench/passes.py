@@ -72,7 +72,7 @@ class Passes:
         timed: dict[tuple[str, str], Timed] = {}  # both clocks take turns: a machine that drifts must not tell them apart
         for name, each in self._present().items():
             with self._absent_if_it_fails(name):
-                timed[name, "engine"] = Timed(each.resident(batch), len(batch))
+                timed[name, "engine"] = Timed(each.resident(batch), min(len(batch), each.engine.max_batch if each.engine else len(batch)))
                 timed[name, "host"] = _whole(each, batch)
         failed: dict[tuple[str, str], str] = {}
         speed = {key: samples.images_per_second for key, samples in measure(timed, self._budget, self._config.seed, failed).items()}
@@ -139,16 +139,16 @@ class Passes:
         found = {}
         batch = self._batch(self._config.clock_batch)
         for name, each in self._present().items():
-            before, source = joules()
+            before, source = joules(each.device)
             if before is None:
-                return {}
+                continue
             self._say(f"energy of {source}: {name}")
             count, begin = 0, time.perf_counter()
             with self._absent_if_it_fails(name):
                 while time.perf_counter() - begin < self._config.seconds:
                     each.infer(batch)
                     count += len(batch)
-            after, _ = joules()
+            after, _ = joules(each.device)
             if count and after is not None and after >= before:  # RAPL's counter begins anew at its end
                 found[name] = 1000 * (after - before) / count
         return found

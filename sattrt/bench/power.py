@@ -1,8 +1,8 @@
 """What a GPU's driver and the CPU say of clocks, heat and energy: NVML (package nvidia-ml-py) and RAPL (Linux, powercap).
 
-before, source = joules()           # None where nothing here counts energy, and why
+before, source = joules("cpu")      # None where nothing here counts energy, and why
 work()
-after, _ = joules()
+after, _ = joules("cpu")
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from ..errors import BackendError
+from ..runtime.cuda import Device
+
 _RAPL = Path("/sys/class/powercap")
 _THROTTLES = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 
 
 def gpu_state() -> dict[str, Any] | str:
-    """Name, driver, clocks (MHz), power (W), temperature (degrees C) and throttle reasons of the first GPU; or why there is none."""
+    """Name, driver, clocks (MHz), power (W), temperature (degrees C) and throttle reasons of the GPU that engines run on; or why there is none."""
     nvml = _nvml()
     if isinstance(nvml, str):
         return nvml
     try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        handle = _handle(nvml)
         reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
         return {
             "name": _text(nvml.nvmlDeviceGetName(handle)),
@@ -37,20 +40,30 @@ def gpu_state() -> dict[str, Any] | str:
         return f"NVML says: {error}"
 
 
-def joules() -> tuple[float | None, str]:
-    """A counter that grows by the energy spent, and what it counts: the GPU where there is one, else the CPU; or None, and why."""
-    nvml = _nvml()
-    if not isinstance(nvml, str):
-        with contextlib.suppress(nvml.NVMLError):
-            return nvml.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByIndex(0)) / 1e3, "the GPU, by NVML"
+def joules(device: str) -> tuple[float | None, str]:
+    """A counter that grows by the energy spent on "cpu" or, for any other name, on the GPU, and what it counts; or None, and why."""
+    if device != "cpu":
+        nvml = _nvml()
+        if isinstance(nvml, str):
+            return None, nvml
+        try:
+            return nvml.nvmlDeviceGetTotalEnergyConsumption(_handle(nvml)) / 1e3, "the GPU, by NVML"
+        except nvml.NVMLError as error:
+            return None, f"NVML does not count energy here ({error})"
     found = []
     for path in sorted(_RAPL.glob("intel-rapl:[0-9]*/energy_uj")):
-        if path.parent.name.count(":") == 1:  # packages, not their parts
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            if (path.parent / "name").read_text().startswith("package"):  # neither its parts nor the whole platform
                 found.append(int(path.read_text()))
-    if found:
-        return sum(found) / 1e6, "the CPU's packages, by RAPL"
-    return None, f"{nvml if isinstance(nvml, str) else 'NVML does not count it'}; RAPL can't be read"
+    return (sum(found) / 1e6, "the CPU's packages, by RAPL") if found else (None, "RAPL can't be read")
+
+
+def _handle(nvml: Any) -> Any:
+    """NVML's handle of CUDA's first device: NVML counts the GPUs that CUDA_VISIBLE_DEVICES hides, too."""
+    try:
+        return nvml.nvmlDeviceGetHandleByPciBusId(Device().pci_bus.encode())
+    except BackendError:
+        return nvml.nvmlDeviceGetHandleByIndex(0)
 
 
 def _nvml() -> Any:

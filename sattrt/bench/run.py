@@ -65,6 +65,7 @@ def bench(
         offline, callers = passes.offline() if config.wants("offline") else ({}, {})
         served = passes.server(offline) if config.wants("server") else {}
         energy = passes.energy()
+        state = gpu_state()  # while it is warm
     finally:
         contenders.close()
     on_progress("the machine's own ceilings")
@@ -102,7 +103,7 @@ def bench(
         "sattrt": __version__,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": {**config.to_dict(), "engine_threads": list(counts)},
-        "environment": {**environment(), "gpu_state": gpu_state(), "energy": joules()[1]},
+        "environment": {**environment(), "gpu_state": state, "energy": "; ".join(dict.fromkeys(joules(device)[1] for device in best))},
         "ceilings": {
             device: {"operations_per_second": found.matrix, "memory_bytes_per_second": found.memory} for device, found in best.items()
         },

@@ -75,14 +75,18 @@ def look(tiles: Tensor, views: Views, index: Tensor | None = None) -> Tensor:
     _, height, width, bands = tiles.shape
     rows = torch.arange(len(tiles), device=tiles.device) if index is None else index
     # one gather fetches and turns
-    images = tiles.view(-1, height * width, bands)[rows[:, None], _table(height, width, tiles.device)[views.symmetry]].view(
-        -1, height, width, bands
-    )
+    pixels = same_bits(tiles).view(-1, height * width, bands)[rows[:, None], _table(height, width, tiles.device)[views.symmetry]]
+    images = pixels.view(-1, height, width, bands).view(tiles.dtype)
     if views.boxes is not None:
         images = _cropped(images, views.boxes)
     if views.colours is not None:
         images = _coloured(images.float(), views.colours)
     return images
+
+
+def same_bits(tiles: Tensor) -> Tensor:
+    """Tiles as torch can index and flip them everywhere: it can't on a GPU where they are uint16, whose bits are int16 then."""
+    return tiles.view(torch.int16) if tiles.dtype == torch.uint16 else tiles
 
 
 def mix(images: Tensor, labels: Tensor, classes: int, rng: np.random.Generator, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
@@ -93,6 +97,7 @@ def mix(images: Tensor, labels: Tensor, classes: int, rng: np.random.Generator, 
     targets = F.one_hot(labels, classes).float()
     use_cutmix = cutmix > 0 and (mixup == 0 or bool(rng.integers(2)))
     share = float(rng.beta(*2 * (cutmix if use_cutmix else mixup,)))
+    others = same_bits(images).flip(0).view(images.dtype)
     if use_cutmix:
         height, width = images.shape[1:3]
         side = np.sqrt(1 - share) / 2
@@ -100,10 +105,10 @@ def mix(images: Tensor, labels: Tensor, classes: int, rng: np.random.Generator, 
         left, right = (int(np.clip(round(width * edge), 0, width)) for edge in (across - side, across + side))
         top, bottom = (int(np.clip(round(height * edge), 0, height)) for edge in (down - side, down + side))
         mixed = images.clone()
-        mixed[:, top:bottom, left:right] = images.flip(0)[:, top:bottom, left:right]
+        mixed[:, top:bottom, left:right] = others[:, top:bottom, left:right]
         share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
-        mixed = images.float().lerp(images.flip(0).float(), 1 - share)
+        mixed = images.float().lerp(others.float(), 1 - share)
     return mixed, targets.lerp(targets.flip(0), 1 - share)
 
 

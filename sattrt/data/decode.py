@@ -25,6 +25,7 @@ from .geotiff import Place, read_geotiff
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_SIDE = 4096
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it can't read is a fault of the file, and said so; not logged as well
 
 
@@ -88,12 +89,16 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
     """Pixels of an encoded RGB image as uint8 (height, width, 3); InputError with the fault otherwise."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged file the fault is said once
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             if max(image.size) > MAX_SIDE:
                 raise InputError(f"too large ({image.width}x{image.height}; at most {MAX_SIDE} a side)")
             if image.mode != "RGB":
                 raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
+            # Pillow would keep the upper half of 16-bit channels without a word
+            if max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(image.tile):
+                raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
             return np.asarray(image)
     except UnidentifiedImageError:
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None

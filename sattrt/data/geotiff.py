@@ -53,7 +53,7 @@ def read_geotiff(content: bytes, max_side: int) -> GeoTile:
                     raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
                 pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
                 return GeoTile(pixels, opened.descriptions, _place(opened, rasterio))
-    except rasterio.errors.RasterioError as error:
+    except _faults(rasterio) as error:
         raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
 
 
@@ -65,12 +65,18 @@ def require_rasterio() -> Any:
     """The module; BackendError where it is not installed."""
     try:
         import rasterio
+        import rasterio._err
         import rasterio.errors
         import rasterio.io
         import rasterio.warp
     except ImportError:
         raise BackendError("rasterio, which reads GeoTIFF, is not installed. Install it with: pip install 'sattrt[geo]'") from None
     return rasterio
+
+
+def _faults(rasterio: Any) -> tuple[type[Exception], ...]:
+    """What rasterio raises for a damaged or odd file: its own errors, GDAL's, and those of texts that are none."""
+    return (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, ValueError)
 
 
 def _place(opened: Any, rasterio: Any) -> Place | None:
@@ -81,7 +87,7 @@ def _place(opened: Any, rasterio: Any) -> Place | None:
         (west, east, x), (south, north, y) = rasterio.warp.transform(
             opened.crs, "EPSG:4326", [left, right, (left + right) / 2], [bottom, top, (bottom + top) / 2]
         )
-    except rasterio.errors.RasterioError:
+    except _faults(rasterio):
         return None
     values = (x, y, abs(east - west) / 2, abs(north - south) / 2)
     return Place(*values) if np.isfinite(values).all() else None

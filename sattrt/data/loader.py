@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..bands import RGB
 from ..errors import BackendError, ContractError, InputError
-from .augment import Augmentation, Views, look
+from .augment import Augmentation, Views, look, same_bits
 from .cache import open_cache
 from .dataset import Dataset, Tile
 from .sources import Source, open_source
@@ -94,6 +94,10 @@ class Loader:
             self._source = open_source(Path(dataset.source))
         else:
             self._cache = open_cache(dataset)
+            if len(self._cache) != len(dataset.all_tiles):
+                raise ContractError(
+                    f"{dataset.source} has {len(dataset.all_tiles)} tiles, of which {len(self._cache)} are decoded. Run `sattrt data` again."
+                )
             self._row_of = {tile.name: row for row, tile in enumerate(dataset.all_tiles)}
         # an evaluating rank needs its share alone; where training shuffles, any tile may come to any rank
         self._mine = np.arange(len(tiles)) if augmentation else np.arange(rank, len(tiles), world)
@@ -131,7 +135,7 @@ class Loader:
             # the share that is kept begins at `rank` and steps by `world` where nothing is shuffled
             rows = where if self._augmentation else where // self._world
             for span in spans:
-                images = look(self._kept, shown[span], rows[span]) if shown else self._kept[rows[span]]
+                images = look(self._kept, shown[span], rows[span]) if shown else same_bits(self._kept)[rows[span]].view(self._dtype)
                 yield images, self._labels[where[span]]
             return
         for span, images in zip(spans, self._decode([order[span] for span in spans]), strict=True):

@@ -16,6 +16,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -32,7 +33,7 @@ from .workers import each_file
 
 BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
 _SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-_TRIED, _SHOWN_PAIRS = 200, 20
+_ASKED, _TRIED, _SHOWN_PAIRS = 9, 200, 20
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,11 @@ class _Layout:
 
 
 def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> TileFormat:
-    """8-bit RGB, unless bands are asked for or the first TIFF has other pixels; then which bands a file holds, in which order."""
+    """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order."""
     tiffs = [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
     if wanted and not tiffs:
         raise InputError(f"--bands asks for {', '.join(wanted)}; {source.path} holds no GeoTIFF. Leave --bands out for RGB tiles.")
-    if not tiffs or (not wanted and not _is_spectral(source.read(tiffs[0]))):
+    if not wanted and (2 * len(tiffs) <= len(names) or not _are_spectral(source, tiffs)):
         return TileFormat()
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
     candidates: list[tuple[str, ...]] = []
@@ -213,16 +214,19 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
     return TileFormat(wanted or order, order)
 
 
-def _is_spectral(content: bytes) -> bool:
+def _are_spectral(source: Source, tiffs: list[str]) -> bool:
+    """Whether more of some TIFF files are 16-bit GeoTIFF than 8-bit RGB; a damaged one is neither."""
+    contents = [source.read(name) for name in tiffs[:: max(1, len(tiffs) // _ASKED)]]
+    rgb = sum(_can_be_read(decode_rgb, content) for content in contents)
+    return 2 * rgb < len(contents) and sum(_can_be_read(partial(read_geotiff, max_side=MAX_SIDE), content) for content in contents) > rgb
+
+
+def _can_be_read(read: Callable[[bytes], object], content: bytes) -> bool:
     try:
-        decode_rgb(content)
-        return False
+        read(content)
+        return True
     except InputError:
-        try:
-            read_geotiff(content, MAX_SIDE)
-            return True
-        except InputError:
-            return False
+        return False
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ class FolderSource(Source):
         """Names of the files, of the folders, and of what is neither."""
         found: list[str] = []
         below: list[str] = []
-        for root, folders, files in os.walk(self.path):
-            folders[:] = sorted(name for name in folders if _visible(name))
+        for root, folders, files in os.walk(self.path, followlinks=True):
+            folders[:] = sorted(name for name in folders if _visible(name) and not _leads_back(root, name))
             base = Path(root).relative_to(self.path)
             below += [(base / name).as_posix() for name in folders]
             found += [(base / name).as_posix() for name in files if _visible(name)]
@@ -259,3 +259,9 @@ def _refuse_huge(path: Path, name: str, size: int) -> None:
 def _damaged(path: Path, error: Exception, name: str = "") -> InputError:
     where = f" at {name!r}" if name else ""
     return InputError(f"{path} is damaged or cut short{where} ({error}). Fetch it again.")
+
+
+def _leads_back(root: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, and so would be walked for ever."""
+    target, here = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
+    return os.path.islink(os.path.join(root, name)) and os.path.commonpath([target, here]) == target

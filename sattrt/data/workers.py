@@ -7,8 +7,10 @@ for result in each_file(source, names, work, workers=2):
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +34,11 @@ def each_file(source: Source, names: list[str], work: Callable[[str, bytes], Res
     # forkserver: no locks or threads of the parent are inherited, and it costs less than spawn for each worker
     with ProcessPoolExecutor(workers, get_context("forkserver"), _open, (source.path, work)) as pool:
         try:
-            yield from pool.map(_do, names, chunksize=_CHUNK)
+            chunks = (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
+            ahead = deque(pool.submit(_do, chunk) for chunk in islice(chunks, 2 * workers))  # no more than that waits in memory
+            while ahead:
+                yield from ahead.popleft().result()
+                ahead.extend(pool.submit(_do, chunk) for chunk in islice(chunks, 1))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -44,7 +50,7 @@ def _open(path: Path, work: Callable[[str, bytes], Any]) -> None:
     _of_this_process = open_source(path), work
 
 
-def _do(name: str) -> Any:
+def _do(names: list[str]) -> list[Any]:
     assert _of_this_process is not None
     source, work = _of_this_process
-    return work(name, source.read(name))
+    return [work(name, source.read(name)) for name in names]

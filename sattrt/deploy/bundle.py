@@ -38,7 +38,7 @@ BACKENDS = {
     "openvino": ("fp32", "bf16", "int8"),
     "tensorrt": ("fp32", "fp16", "bf16", "int8", "fp8"),
     "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
-    "onnxruntime-tensorrt": ("fp32", "fp16", "int8"),
+    "onnxruntime-tensorrt": ("fp16", "int8"),  # it computes fp32 in TF32, and knows no setting against that
 }
 _ANYWHERE = ("onnxruntime", "openvino")
 _INTERPRETERS = (*_ANYWHERE, "onnxruntime-tensorrt")  # they run an ONNX file as it is
@@ -139,11 +139,12 @@ class _Making:
             )
             self.answers.pop(name, None)
             if self.config.best_effort:
-                simpler = FALL_BACK[precision]
-                while simpler not in BACKENDS[backend]:
-                    simpler = FALL_BACK[simpler]
-                self.failed[name] += f"; {backend}-{simpler} stands in for it"
-                if simpler not in wanted:
+                simpler = FALL_BACK.get(precision)
+                while simpler and simpler not in BACKENDS[backend]:
+                    simpler = FALL_BACK.get(simpler)
+                if simpler:
+                    self.failed[name] += f"; {backend}-{simpler} stands in for it"
+                if simpler and simpler not in wanted:
                     wanted.append(simpler)
 
     def _built(self, backend: str, precision: str, name: str) -> EngineRecord:

@@ -142,6 +142,9 @@ def reuse_plan(old: Bundle | None, name: str, recipe: dict[str, Any], plan_path:
     except ContractError:
         return None, f"{record.file} was changed since it was built"
     shutil.copyfile(old.path / record.file, plan_path)
+    timing = record.record.get("timing_cache")
+    if isinstance(timing, str) and timing in old.files and not plan_path.with_name(timing).exists():
+        shutil.copyfile(old.path / timing, plan_path.with_name(timing))
     return {key: value for key, value in record.record.items() if key != "validation"}, "same graph, builder, hardware, profile and flags"
 
 

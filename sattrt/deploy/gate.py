@@ -78,12 +78,12 @@ def judge(
     """
     logits, probabilities = _answers(engine, tiles, max(BATCHES))
     largest = float(np.abs(expected).max())
+    if not np.isfinite(logits).all():
+        raise ParityError(f"{engine.name} gives logits that are no numbers. Leave this precision out, or use another backend version.")
     for batch in BATCHES[:-1]:  # a few tiles are as telling as all
         few, _ = _answers(engine, tiles[:24], batch)
         if not np.allclose(few, logits[: len(few)], atol=largest * (FP32_ERROR if engine.precision == "fp32" else BATCH_ERROR)):
             raise ParityError(f"{engine.name} answers otherwise in batches of {batch} than of {max(BATCHES)}. Use another backend version.")
-    if not np.isfinite(logits).all():
-        raise ParityError(f"{engine.name} gives logits that are no numbers. Leave this precision out, or use another backend version.")
     powers: NDArray[Any] = np.exp(logits - logits.max(1, keepdims=True))
     if not np.allclose(probabilities, powers / powers.sum(1, keepdims=True), atol=1e-4):
         raise ParityError(f"{engine.name} gives probabilities that are no softmax of its logits. Use another torch version.")

@@ -28,6 +28,9 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
     with atomic_folder(folder) as target:
         write_bytes(target / marker.name, f"{bundle.digest}\n".encode())
         for record in bundle.engines:
+            flags = record.record.get("flags")
+            if isinstance(flags, list) and "STRIP_PLAN" in flags:  # Triton would not put its weights in
+                continue
             if record.backend not in BACKENDS or (record.backend, record.precision) == ("openvino", "bf16"):
                 continue
             name = f"{bundle.path.resolve().name}-{record.name}"

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: while a blocking stream is recorded, the host program's default stream can't be used
 _OF_THIS_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads of the host program do is not recorded
 
 
 class Device:
-    """GPU number `index`: its name and compute capability. BackendError where there is no driver or no GPU."""
+    """GPU number `index`: its name, compute capability and PCI bus ("0000:01:00.0"). BackendError where there is no driver or no GPU."""
 
     def __init__(self, index: int = 0) -> None:
         try:
@@ -39,7 +40,9 @@ class Device:
         major, minor = c_int(), c_int()
         self.call("cuDeviceGetAttribute", byref(major), _MAJOR, self.handle)
         self.call("cuDeviceGetAttribute", byref(minor), _MINOR, self.handle)
-        self.name = name.value.decode()
+        bus = ctypes.create_string_buffer(32)
+        self.call("cuDeviceGetPCIBusId", bus, 32, self.handle)
+        self.name, self.pci_bus = name.value.decode(), bus.value.decode()
         self.compute_capability = f"{major.value}.{minor.value}"
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -59,7 +62,7 @@ class Memory:
         self._device, self._context, stream = device, c_void_p(), c_void_p()
         device.call("cuDevicePrimaryCtxRetain", byref(self._context), device.handle)
         with self.current():
-            device.call("cuStreamCreate", byref(stream), 0)
+            device.call("cuStreamCreate", byref(stream), _NON_BLOCKING)
         self.stream = int(stream.value or 0)
         self._buffers: list[int] = []
         self._graph = c_void_p()
@@ -117,7 +120,7 @@ class Memory:
         self._device.call("cuStreamBeginCapture_v2", c_void_p(self.stream), _OF_THIS_THREAD)
         try:
             work()
-        except BackendError:
+        except BaseException:
             with contextlib.suppress(BackendError):  # a recording that failed is ended, and has nothing to give
                 self._device.call("cuStreamEndCapture", c_void_p(self.stream), byref(graph))
             raise

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ContractError, InputError
+from ..errors import BackendError, ContractError, InputError
 from ..spec import ModelSpec
 
 Tiles = NDArray[np.unsignedinteger]
@@ -81,6 +81,7 @@ class Engine:
 
     def __init__(self, record: EngineRecord, spec: ModelSpec, backend: Backend) -> None:
         self.name, self.precision, self.spec, self._record, self._backend = record.name, record.precision, spec, record.record, backend
+        self._closed = False
 
     @property
     def device(self) -> str:
@@ -123,10 +124,10 @@ class Engine:
 
     def infer(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles that are known to have the right shape and dtype."""
-        size = self._backend.max_batch
+        backend, size = self._open(), self.max_batch
         if len(tiles) <= size:
-            return self._backend.run(tiles)
-        parts = [self._backend.run(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+            return backend.run(tiles)
+        parts = [backend.run(tiles[start : start + size]) for start in range(0, len(tiles), size)]
         return np.concatenate([logits for logits, _ in parts]), np.concatenate([probabilities for _, probabilities in parts])
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
@@ -134,11 +135,23 @@ class Engine:
 
         The clock is the device's own where it has one. Not for use beside `predict` from another thread.
         """
-        return self._backend.resident(tiles[: self._backend.max_batch])
+        return self._open().resident(tiles[: self.max_batch])
+
+    @property
+    def max_batch(self) -> int:
+        """How many tiles it takes at once; more are divided."""
+        return self._backend.max_batch
+
+    def _open(self) -> Backend:
+        if self._closed:
+            raise BackendError(f"{self.name} was closed. Open it again.")
+        return self._backend
 
     def close(self) -> None:
-        """Free the engine's memory."""
-        self._backend.close()
+        """Free the engine's memory. Closing it twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            self._backend.close()
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,20 @@ class OnnxRuntimeBackend:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         providers: list[Any] = ["CPUExecutionProvider"]
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't find
-                onnxruntime.preload_dlls()
-            # TF32 would round fp32 engines to 10 bits without a word
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+            # TF32 would round fp32 engines to 10 bits without a word; without it fp16 would be kept from the tensor cores
+            providers.insert(0, ("CUDAExecutionProvider", {} if precision == "fp16" else {"use_tf32": "0"}))
         if tensorrt:
             require_tensorrt()
             providers.insert(0, ("TensorrtExecutionProvider", _tensorrt_options(precision, tensorrt)))
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't find
+                if len(providers) > 1:
+                    onnxruntime.preload_dlls()
+                self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self._session.disable_fallback()  # it would go on elsewhere, and `device` would be wrong
         except Exception as error:  # ONNX Runtime has no public base class for its errors
+            if len(providers) > 1:  # the GPU may be full, or TensorRT refuse the graph
+                raise BackendError(f"ONNX Runtime can't open {path} here ({error}). Use another engine, or free the GPU.") from None
             raise ContractError(f"ONNX Runtime can't load {path} ({error}). Export the bundle again.") from None
         outputs = {output.name: output for output in self._session.get_outputs()}
         inputs = [(each.name, each.type) for each in self._session.get_inputs()]
@@ -79,25 +83,32 @@ class OnnxRuntimeBackend:
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
-        try:
+        with self._refusing():
             logits, probabilities = self._session.run(["logits", "probabilities"], {"input": tiles})
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
         return np.asarray(logits, np.float32), np.asarray(probabilities, np.float32)
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
         """A call that runs tiles which lie on the device, and leaves the answers there; its seconds."""
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input("input", _module().OrtValue.ortvalue_from_numpy(tiles, self.device, 0))
-        for name in ("logits", "probabilities"):
-            binding.bind_output(name, self.device)
+        with self._refusing():
+            binding = self._session.io_binding()
+            binding.bind_ortvalue_input("input", _module().OrtValue.ortvalue_from_numpy(tiles, self.device, 0))
+            for name in ("logits", "probabilities"):
+                binding.bind_output(name, self.device)
 
         def call() -> float:
             begin = time.perf_counter()
-            self._session.run_with_iobinding(binding)  # waits for the device
+            with self._refusing():
+                self._session.run_with_iobinding(binding)  # waits for the device
             return time.perf_counter() - begin
 
         return call
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
 
     def close(self) -> None:
         """Free the session."""

@@ -1,10 +1,11 @@
-"""OpenVINO: the same ONNX files on Intel and other CPUs, and on Intel's GPUs."""
+"""OpenVINO: the same ONNX files on Intel and other CPUs."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,8 @@ class OpenVinoBackend:
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
         with self._turn:
-            try:
+            with self._refusing():
                 self._request.infer({"input": tiles}, share_inputs=True)
-            except RuntimeError as error:
-                raise BackendError(f"OpenVINO can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
             # copied: the request's memory is written over by the next call
             return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
 
@@ -62,15 +61,24 @@ class OpenVinoBackend:
         """A call that runs these tiles where they lie; its seconds."""
         import openvino
 
-        request = self._model.create_infer_request()
-        request.set_tensor("input", openvino.Tensor(tiles, shared_memory=True))
+        with self._refusing():
+            request = self._model.create_infer_request()
+            request.set_tensor("input", openvino.Tensor(tiles, shared_memory=True))
 
         def call() -> float:
             begin = time.perf_counter()
-            request.infer()
+            with self._refusing():
+                request.infer()
             return time.perf_counter() - begin
 
         return call
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO can't run {self._path}: {error}. Export the bundle again, or give it more memory.") from None
 
     def close(self) -> None:
         """Free the model."""

@@ -42,7 +42,8 @@ class TensorRTBackend:
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         try:
-            builder, wanted, self.max_batch = record["builder"], list(record["compute_capabilities"]), int(record["profile"]["max"])
+            builder, wanted = record["builder"], list(record["compute_capabilities"])
+            self._min_batch, self.max_batch = int(record["profile"]["min"]), int(record["profile"]["max"])
             flags = list(record.get("flags", []))
             weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None
             self.dtype = str(record["dtype"])
@@ -57,7 +58,8 @@ class TensorRTBackend:
             )
         # before TensorRT is touched: without a driver deserialising can crash the process
         device = Device()
-        if device.compute_capability not in wanted:
+        on_any_since_ampere = "AMPERE_PLUS" in flags and int(device.compute_capability.partition(".")[0]) >= 8
+        if device.compute_capability not in wanted and not on_any_since_ampere:
             raise BackendError(
                 f"{path.name} was built for compute capability {', '.join(wanted)}; {device.name} has "
                 f"{device.compute_capability}. Export again on this machine, or use an onnxruntime engine."
@@ -67,8 +69,8 @@ class TensorRTBackend:
         try:
             with self._memory.current():
                 self._load(trt, path, built, weights)
-        except BackendError:
-            self._memory.close()
+        except BaseException:
+            self.close()
             raise
 
     def _load(self, trt: ModuleType, path: Path, built: str, weights: Path | None) -> None:
@@ -78,6 +80,10 @@ class TensorRTBackend:
         if self._engine is None:
             raise BackendError(
                 f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here."
+            )
+        if weights and not hasattr(trt, "OnnxParserRefitter"):
+            raise BackendError(
+                f"{path.name} was built without its weights, which the lean runtime can't put in. Install tensorrt, or export without strip_weights."
             )
         if weights:  # the plan has none: they come out of the graph it was built from
             refitter = trt.Refitter(self._engine, self._logger)
@@ -132,8 +138,10 @@ class TensorRTBackend:
         return call
 
     def _infer(self, count: int) -> None:
+        count = max(count, self._min_batch)  # what lies behind the tiles is answered too, and not read
         if count != self._last:
-            self._context.set_input_shape("input", (count, *self._shape))
+            if not self._context.set_input_shape("input", (count, *self._shape)):
+                raise BackendError(f"TensorRT refuses batches of {count}. Export the bundle again on this machine.")
             self._recorded = False
         elif self._may_record and not self._recorded:  # a second time: the first, unrecorded, has prepared this shape
             try:
@@ -154,5 +162,6 @@ class TensorRTBackend:
     def close(self) -> None:
         """Free the engine and its memory on the GPU."""
         with self._memory.current():
-            del self._context, self._engine, self._runtime
+            for name in ("_context", "_engine", "_runtime"):  # in this order; what failed to load has not all of them
+                self.__dict__.pop(name, None)
         self._memory.close()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..spec import atomic_path
 
 _BLUE, _ORANGE, _GREY, _RED = "#1f6f8b", "#d9822b", "#8a8f98", "#b3362b"
@@ -30,7 +31,7 @@ def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
     loss.legend(frameon=False)
     shares = [100 * (row["valid_accuracy"] or 0) for row in ends]
     accuracy.plot([row["step"] for row in ends], shares, "o-", color=_ORANGE)
-    accuracy.set(title=f"Validation accuracy, %: at best {max(shares):.2f}")
+    accuracy.set(title=f"Validation accuracy, %{f': at best {max(shares):.2f}' if shares else ''}")
     rate.plot(steps, [row["learning_rate"] for row in rows], color=_GREY)
     rate.set(title="Learning rate of the head", xlabel="step", ylim=(0, None))
     norms = np.array([row["gradient_norm"] for row in rows], float)
@@ -46,6 +47,8 @@ def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
 
 def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list[Path]:
     """The two plots of rmldnn's tutorials, from the rows of log.csv: training loss by batch, accuracy on the unseen tiles by epoch."""
+    if not rows:
+        raise InputError(f"The run {folder} has no step yet. Draw it when it has.")
     paths = [folder / "training_loss.png", folder / "test_accuracy.png"]
     per_epoch = max(sum(row["epoch"] == 1 for row in rows), 1)
     losses = np.array([row["train_loss"] for row in rows], float)

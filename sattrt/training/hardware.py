@@ -81,8 +81,10 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
         # torchrun counts restarts where the process was lost, not on the other machines
         [restarts] = rank.sum(float(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
         yield replace(rank, restarted=restarts > 0)
-    except RuntimeError as error:
-        if world > 1 and any(word in str(error) for word in _LOST):
+    except BaseException as error:
+        if dist.is_initialized() and gpus:  # NCCL leaves in order only together: the others may be waiting for this rank
+            dist.distributed_c10d._abort_process_group()
+        if world > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
                 "below; go on by the same launcher with: sattrt train DATASET --out RUN --resume"

@@ -196,6 +196,8 @@ class _Run:
                 if stop and not ends:
                     return True
         loss, accuracy = self._validate()
+        if not math.isfinite(loss):  # before anything is written
+            raise self._astray("validation loss is no number", loss, rows[-1])
         last = Row(**{**vars(rows[-1]), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
         improved = accuracy > self.best
         if improved:
@@ -265,12 +267,16 @@ class _Run:
         limit = DIVERGED * math.log(len(self.dataset.classes))
         for row in rows:
             if not row.train_loss <= limit:
-                what = "diverges" if math.isfinite(row.train_loss) else "is no number"
-                raise InputError(
-                    f"The loss {what} ({row.train_loss:.3g} at step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate"
-                    f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; what is in {self.out} is as it was."
-                )
+                raise self._astray("loss diverges" if math.isfinite(row.train_loss) else "loss is no number", row.train_loss, row)
+            if not math.isfinite(row.gradient_norm) and self.precision != "fp16":  # there the scaler leaves such a step out
+                raise self._astray("gradient is no number", row.gradient_norm, row)
         return rows, stops > 0
+
+    def _astray(self, what: str, value: float, row: Row) -> InputError:
+        return InputError(
+            f"The {what} ({value:.3g} at step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate"
+            f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; what is in {self.out} is as it was."
+        )
 
     def _loader(self, tiles: list[Tile], training: bool) -> Loader:
         return Loader(
@@ -303,7 +309,7 @@ class _Run:
         steps = max(1, len(chosen) // config.batch_size)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         plan = Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, self.valid.decoder)
-        return plan, chosen
+        return plan, sorted(chosen, key=lambda tile: tile.sha256)  # as the dataset's digest: files that are renamed change nothing
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""

@@ -31,7 +31,11 @@ def make_optimizer(model: TileClassifier, config: TrainConfig) -> torch.optim.Op
         for (stage, decays), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(described, config.learning_rate, momentum=config.momentum, nesterov=True, fused=True)
+        optimizer = torch.optim.SGD(described, config.learning_rate, momentum=config.momentum, nesterov=True, fused=True)
+        # torch leaves them unset until the first step: one that the gradient scaler skips would leave them so, and the next would read them
+        for parameter in (each for group in groups.values() for each in group):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(described, config.learning_rate, betas=(config.momentum, 0.999), fused=True)
 

@@ -43,8 +43,7 @@ class Verified:
 def verify_resume(dataset: Dataset, config: TrainConfig, kills: int = 3, seed: int = 0) -> Verified:
     """Compare a run that is killed `kills` times with one that is not. ContractError where a single bit differs."""
     batch = min(config.batch_size, LARGEST_BATCH)
-    tiles = balanced(dataset.tiles("train"), batch * STEPS_PER_EPOCH)
-    share = replace(dataset, all_tiles=(*tiles, *balanced(dataset.tiles("valid"), VALID_TILES)))
+    share = _share(dataset, batch * STEPS_PER_EPOCH)
     short = replace(config, epochs=EPOCHS, batch_size=batch, minutes=None)
     _PROCESSES.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as name:
@@ -69,6 +68,13 @@ def verify_resume(dataset: Dataset, config: TrainConfig, kills: int = 3, seed: i
                 shutil.rmtree(killed)  # it came to its end before its time: begin again
         _finish(_start(share, short, killed), killed)
         return _compare(whole, killed, done)
+
+
+def _share(dataset: Dataset, train_tiles: int) -> Dataset:
+    """A few tiles of every class to train on and to validate with; the others stay where they are, as tests."""
+    wanted = (("train", train_tiles), ("valid", VALID_TILES))
+    chosen = {tile.name for split, count in wanted for tile in balanced(dataset.tiles(split), max(count, len(dataset.classes)))}
+    return replace(dataset, all_tiles=tuple(tile if tile.name in chosen else replace(tile, split="test") for tile in dataset.all_tiles))
 
 
 def _start(dataset: Dataset, config: TrainConfig, out: Path) -> BaseProcess:

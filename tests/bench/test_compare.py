@@ -10,7 +10,7 @@ from sattrt.bench.compare import compare, read_report, to_json, worst_regression
 from sattrt.errors import ContractError, InputError
 
 
-def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
+def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: str = "d") -> dict[str, Any]:
     seconds = (np.random.default_rng(0).normal(0.010, 0.0005, 500) * slower).tolist()
     accuracy = {"tiles": 100, "accuracy": 1 - len(wrong) / 100, "wrong": list(wrong)}
     row = {
@@ -20,7 +20,7 @@ def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b")) -> dict[s
         "multi_stream": None,
         "offline": {"64": {"seconds": seconds}},
     }
-    return {"schema": 2, "engines": [row]}
+    return {"schema": 2, "dataset": {"digest": digest}, "engines": [row]}
 
 
 def test_a_run_held_against_itself_differs_in_nothing() -> None:
@@ -66,3 +66,13 @@ def test_a_baseline_of_another_schema_is_refused(tmp_path: Path) -> None:
     del damaged["engines"][0]["accuracy"]
     with pytest.raises(ContractError, match="baseline is damaged"):
         compare(damaged, document())
+
+
+def test_accuracies_on_other_tiles_are_not_compared() -> None:
+    figures = [change.figure for change in compare(document(), document(wrong=("a",), digest="other"))]
+    assert figures == ["single_stream p90, ms", "offline at 64, ms"]
+
+
+def test_a_baseline_of_no_time_is_damaged() -> None:
+    with pytest.raises(ContractError, match="baseline is damaged"):
+        compare(document(slower=0), document())

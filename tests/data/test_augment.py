@@ -67,3 +67,14 @@ def test_mixing_keeps_shares_that_sum_to_one() -> None:
     images, targets = mix(TILES, labels, 4, np.random.default_rng(3), 0.0, 1.0)
     own = (images == TILES).all(-1).float().mean((1, 2))
     torch.testing.assert_close(own, targets[torch.arange(16), labels], atol=0.02, rtol=0)
+
+
+def test_16_bit_tiles_are_shown_and_mixed_as_8_bit_ones_are() -> None:
+    wide = TILES.to(torch.uint16)
+    views = Views(torch.arange(16) % 8)
+    assert torch.equal(look(wide, views), look(TILES, views).to(torch.uint16))
+    labels = torch.arange(16) % 4
+    for mixup, cutmix in ((0.3, 0.0), (0.0, 1.0)):
+        narrow, _ = mix(TILES, labels, 4, np.random.default_rng(0), mixup, cutmix)
+        mixed, _ = mix(wide, labels, 4, np.random.default_rng(0), mixup, cutmix)
+        assert torch.equal(mixed.float(), narrow.float())

@@ -1,5 +1,6 @@
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,35 @@ def test_weights_of_three_bands_load_into_a_network_of_any(tmp_path: Path) -> No
     tiles = torch.from_numpy(pixels(bands, 0)[None])
     by_hand = (tiles.float().permute(0, 3, 1, 2) / 65535 - 0.02) / 0.01
     torch.testing.assert_close(model.eval()(tiles), model.backbone(by_hand), atol=1e-3, rtol=1e-3)
+
+
+def test_one_odd_file_does_not_decide_what_the_others_are(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "t", EUROSAT_ORDER)
+    first = folder / "Bright" / "Bright_0.tif"
+    first.write_bytes(first.read_bytes()[:200])
+    found = scan(folder, RULE, workers=1)
+    assert (found.bands, list(found.left_out)) == (EUROSAT_ORDER, ["Bright/Bright_0.tif"])
+    for name in ("Bright", "Dark"):
+        (tmp_path / "rgb" / name).mkdir(parents=True)
+        for i in range(12):
+            noise = np.random.default_rng([i, len(name)]).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "rgb" / name / f"{i}.png")
+    (tmp_path / "rgb" / "Dark" / "stray.tif").write_bytes((folder / "Dark" / "Dark_0.tif").read_bytes())
+    assert list(scan(tmp_path / "rgb", RULE, workers=1).left_out) == ["Dark/stray.tif"]
+
+
+def test_a_crs_that_has_no_place_on_earth_is_no_place(tmp_path: Path) -> None:
+    import rasterio
+
+    path = tmp_path / "t.tif"
+    write_geotiff(path, pixels(EUROSAT_ORDER, 0))
+    with rasterio.open(path, "r+") as file:
+        file.crs = rasterio.crs.CRS.from_wkt('LOCAL_CS["mine",UNIT["metre",1]]')
+    assert read_geotiff(path.read_bytes(), 4096).place is None
+
+
+def test_a_share_of_the_tiles_is_not_read_by_the_rows_of_all(tmp_path: Path) -> None:
+    found = write_cache(scan(write_classes(tmp_path / "t", EUROSAT_ORDER), RULE, workers=1), tmp_path, workers=1)
+    share = replace(found, all_tiles=found.all_tiles[3:])
+    with pytest.raises(ContractError, match="are decoded"):
+        Loader(share, list(share.all_tiles), batch_size=2, device=torch.device("cpu"))

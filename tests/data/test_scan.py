@@ -2,6 +2,8 @@ import json
 import os
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +230,40 @@ def test_a_name_that_is_no_text_is_refused(tiles: Path) -> None:
     os.mkdir(os.fsencode(tiles) + b"/caf\xe9")
     with pytest.raises(InputError, match=r"caf.*Rename it"):
         scan(tiles, RULE, workers=1)
+
+
+def test_class_folders_may_be_links_but_not_back_to_where_they_lie(tiles: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in CLASSES:
+        (linked / name).symlink_to(tiles / name)
+    (tiles / "Water" / "again").symlink_to(linked)
+    found = scan(linked, RULE, workers=1)
+    assert found.classes == tuple(sorted(CLASSES))
+    assert len(found.all_tiles) == 36
+
+
+@pytest.mark.parametrize("end", [".png", ".tif"])
+def test_16_bits_a_channel_are_not_taken_for_8(tiles: Path, end: str) -> None:
+    numbers = np.random.default_rng(0).integers(0, 2750, (64, 64, 3), dtype=np.uint16)
+    path = tiles / "Water" / f"wide{end}"
+    if end == ".tif":
+        rasterio = pytest.importorskip("rasterio", reason="a 16-bit RGB TIFF is written by rasterio")
+        shape = {"width": 64, "height": 64, "count": 3, "dtype": "uint16"}
+        with rasterio.open(path, "w", driver="GTiff", photometric="RGB", **shape) as file:
+            file.write(numbers.transpose(2, 0, 1))
+    else:
+        path.write_bytes(png_of_16_bits(numbers))
+    assert "16 bits a channel" in scan(tiles, RULE, workers=1).left_out[f"Water/wide{end}"]
+
+
+def png_of_16_bits(numbers: np.ndarray) -> bytes:
+    """Pillow writes none: its chunks by hand."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = numbers.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in numbers)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")

@@ -222,3 +222,11 @@ def test_a_contract_of_other_classes_than_the_graph_is_refused(copy: Path) -> No
     reseal(copy, "spec.json", json.dumps(spec | {"classes": ["a", "b", "c", "d"]}).encode())
     with pytest.raises(ContractError, match="knows 3 classes"):
         open_bundle(copy)
+
+
+def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+    engine = bundle.open("onnxruntime-fp32", spinning=False)
+    engine.close()
+    engine.close()
+    with pytest.raises(BackendError, match="was closed"):
+        engine.predict(np.zeros((1, 64, 64, 3), np.uint8))

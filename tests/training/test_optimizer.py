@@ -74,3 +74,17 @@ def test_a_state_that_is_put_back_goes_on_the_same(model: TileClassifier, kind: 
     steps(other, second, 2)
     for (name, expected), found in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(expected, found), name
+
+
+def test_a_first_step_that_the_scaler_skips_leaves_nothing_behind(model: TileClassifier) -> None:
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.0))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    scaler = torch.amp.GradScaler("cpu")
+    for fill in (float("inf"), 0.0):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, fill)
+        scaler.scale(torch.zeros(()))
+        scaler.step(optimizer)
+        scaler.update()
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]), name

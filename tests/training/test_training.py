@@ -24,7 +24,7 @@ from sattrt.training import checkpoint
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import Observer, Plan, train
 from sattrt.training.run import load_trained
-from sattrt.training.verify import verify_resume
+from sattrt.training.verify import _share, verify_resume
 
 SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005, precision="fp32")
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -235,3 +235,45 @@ def test_a_checkpoint_of_another_state_is_refused(dataset: Dataset, tmp_path: Pa
         train(dataset, tmp_path, None)
     with pytest.raises(ContractError, match="its state"):
         load_trained(tmp_path)
+
+
+def test_a_gradient_that_is_no_number_leaves_the_checkpoint_as_it_was(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, epochs=1)
+
+    class Spoil(Observer):
+        def started(self, plan: Plan) -> None:
+            monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+
+    with pytest.raises(InputError, match="gradient is no number"):
+        train(dataset, tmp_path / "run", config, Spoil())
+    assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") == 0
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_the_share_that_is_verified_has_every_class(dataset: Dataset) -> None:
+    many = tuple(f"class {i}" for i in range(40))
+    tiles = tuple(
+        replace(dataset.all_tiles[0], name=f"{split}{i}", sha256=f"{i:064x}", label=i % 40, split=split)
+        for split in ("train", "valid")
+        for i in range(80)
+    )
+    share = _share(replace(dataset, classes=many, all_tiles=tiles), 12)
+    assert len(share.all_tiles) == 160
+    for split in ("train", "valid"):
+        assert {tile.label for tile in share.tiles(split)} == set(range(40))
+
+
+def test_files_that_are_renamed_are_trained_on_in_the_same_order(dataset: Dataset, tmp_path: Path) -> None:
+    for tile in dataset.all_tiles:
+        path = tmp_path / "renamed" / dataset.classes[tile.label] / f"{tile.sha256}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(Path(dataset.source, tile.name).read_bytes())
+    renamed = scan(tmp_path / "renamed", SplitRule((60, 20, 20)), workers=1)
+    assert renamed.digest == dataset.digest
+    ends = []
+    for given in (dataset, renamed):
+        train(given, tmp_path / given.source[-4:] / "run", replace(SMALL, epochs=1, tune="head"))
+        ends.append(checkpoint.load(tmp_path / given.source[-4:] / "run" / "last.safetensors")[0])
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
