@@ -49,6 +49,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # of a path that the system refuses: too long, no permission, a loop of links
+        name = ascii(error.filename)[1:-1] if error.filename else "the system"
+        sys.exit(f"sattrt: {name}: {error.strerror or error}. Check the path and its permissions.")
+    except UnicodeEncodeError as error:
+        sys.exit(f"sattrt: {ascii(error.object)[1:-1]} is not readable text in UTF-8. Rename it.")
 
 
 @app.callback(invoke_without_command=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ..bands import RGB, Statistics, misfit, orders
+from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, orders
 from ..errors import InputError
 from .geotiff import Place, read_geotiff
 
@@ -76,10 +76,20 @@ def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteg
         return decode_rgb(content)
     tile = read_geotiff(content, MAX_SIDE)
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
+    if not values.any():
+        raise InputError("it holds no data: every value is 0")
+    if values.max() <= 255:
+        raise InputError(f"it has no value above {values.max()}: 8-bit colours in 16 bits, where digital numbers are needed")
     unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
     found = Statistics(values.mean(0), unknown, values.min(0).astype(np.float64))
     candidates = orders(tile.descriptions, bands)
-    order = next((order for order in candidates if misfit(order, found) is None), candidates[0])
+    # the darkest band is B10, where cirrus shines and the ground does not
+    order = min(candidates, key=lambda order: found.mean[order.index("B10")] if "B10" in order else 0)
+    if not tile.tagged and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
+        raise InputError(
+            f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers carry the offset of 1,000 of products since "
+            "baseline 04.00, which its tags don't record"
+        )
     if missing := [name for name in bands if name not in order]:
         raise InputError(f"it has no band {missing[0]} (it holds {', '.join(order)})")
     return np.ascontiguousarray(tile.pixels[:, :, [order.index(name) for name in bands]])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bands import tagged_offset
 from ..errors import BackendError, InputError
 
 MAX_BANDS = 64
@@ -31,11 +32,13 @@ class Place:
 
 @dataclass(frozen=True)
 class GeoTile:
-    """pixels: uint16 (H, W, bands), in the file's order. descriptions: of each band. place: None without georeference."""
+    """pixels: uint16 (H, W, bands), in the file's order, without the offset that its tags speak of. descriptions: of each band. place: None
+    without georeference. tagged: whether GDAL's scale and offset say what the numbers are."""
 
     pixels: NDArray[np.uint16]
     descriptions: tuple[str | None, ...]
     place: Place | None
+    tagged: bool = False
 
 
 def read_geotiff(content: bytes, max_side: int) -> GeoTile:
@@ -52,7 +55,10 @@ def read_geotiff(content: bytes, max_side: int) -> GeoTile:
                 if set(opened.dtypes) != {"uint16"}:
                     raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
                 pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
-                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio))
+                tags = [tagged_offset(scale, offset) for scale, offset in zip(opened.scales, opened.offsets, strict=True)]
+                if any(tags):
+                    pixels = np.maximum(pixels.astype(np.int32) - np.array([tag or 0 for tag in tags]), 0).astype(np.uint16)
+                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in tags)
     except _faults(rasterio) as error:
         raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
 
@@ -89,5 +95,6 @@ def _place(opened: Any, rasterio: Any) -> Place | None:
         )
     except _faults(rasterio):
         return None
-    values = (x, y, abs(east - west) / 2, abs(north - south) / 2)
+    width = abs(east - west)
+    values = (x, y, min(width, 360 - width) / 2, abs(north - south) / 2)  # it may lie across the 180th meridian
     return Place(*values) if np.isfinite(values).all() else None

@@ -113,4 +113,5 @@ def _touch(one: tuple[Tile, Place], other: tuple[Tile, Place]) -> bool:
         return False
     a, b = one[1], other[1]
     across, along = abs(a.longitude - b.longitude), abs(a.latitude - b.latitude)
+    across = min(across, 360 - across)
     return across < 1.1 * (a.half_width + b.half_width) and along < 1.1 * (a.half_height + b.half_height)

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bands import Statistics, choose_order, orders
+from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
 from ..errors import InputError
 from .dataset import SPLITS, Dataset, Leaks, Tile
 from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
@@ -196,7 +196,7 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
     candidates: list[tuple[str, ...]] = []
     looks: list[_Look] = []
-    why = ""
+    tagged, why = True, ""
     for name in tried:
         try:
             tile = read_geotiff(source.read(name), MAX_SIDE)
@@ -206,9 +206,16 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
             continue
         if tile.pixels.shape[2] == len(candidates[0]):
             looks.append(_look_at(name, tile.pixels, tile.place))
+            tagged = tagged and tile.tagged
     if not looks:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({why}).")
-    order = choose_order(candidates, _statistics(looks), str(source.path))
+    found = _statistics(looks)
+    order = choose_order(candidates, found, str(source.path))
+    if not tagged and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
+        raise InputError(
+            f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "
+            "baseline 04.00. Say in their tags what they are: gdal_edit.py -scale 0.0001 -offset -0.1 TILE, or -offset 0 if they are that bright."
+        )
     if missing := [name for name in wanted or () if name not in order]:
         raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")
     return TileFormat(wanted or order, order)

@@ -31,6 +31,10 @@ def cell_areas(crs: str, transform: tuple[float, ...] | None, row_pixels: Counts
     a, b, _, d, e, top = transform
     if not system.is_geographic:
         return "ha", row_pixels * abs(a * e - b * d) * system.linear_units_factor[1] ** 2 / 10_000, across
+    if b or d:  # turned: rows are no zones, and every pixel counts as the one in the middle
+        middle = top + d * column_pixels.sum() / 2 + e * row_pixels.sum() / 2
+        zone = np.diff(_zone(np.radians(np.array([middle - 0.5, middle + 0.5])), *_ellipsoid(crs)))[0]  # of one degree
+        return "ha", row_pixels * abs(a * e - b * d) * zone * np.radians(1) / 10_000, across
     edges = np.radians(top + e * np.concatenate([[0], np.cumsum(row_pixels)]))
     return "ha", np.abs(np.diff(_zone(edges, *_ellipsoid(crs)))) * np.radians(abs(a)) / 10_000, across
 

@@ -13,16 +13,19 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, ContractError, SattrtError
+from ..errors import BackendError, ContractError, InputError, SattrtError
 from ..machine import cores
 from ..runtime import Bundle, Engine, read_bundle
 from .blocks import Plan, compute_here
 from .config import MapConfig
+from .scene import stamps
 from .windows import Answers
 
 _PATIENCE = 5  # seconds until a scheduler that doesn't answer is given up
@@ -49,16 +52,27 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
                 address = stack.enter_context(local).scheduler_address
             else:
                 address = config.cluster
+                if not re.fullmatch(r"(tcp|tls)://[^\s/]+:\d{1,5}", address):  # Dask would try for a while, and not be silent about it
+                    raise InputError(f"The address of the cluster is {address!r}; give tcp://HOST:8786, or local.")
             client = stack.enter_context(distributed.Client(address, timeout=_PATIENCE, set_as_default=False))
         except (OSError, ValueError, TimeoutError) as error:
             raise BackendError(
                 f"No Dask scheduler answers at {config.cluster} ({error}). Start one with: dask scheduler, and workers with: dask worker ADDRESS"
             ) from None
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE)
+        except TimeoutError:
+            raise BackendError(f"The Dask scheduler at {address} has no workers. Start some: dask worker {address} --nthreads 1") from None
         where = (str(bundle.path.absolute()), bundle.digest, engine.name, threads)
 
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
-            bare = dataclasses.replace(plan, grid=dataclasses.replace(plan.grid))  # without what the grid has worked out, which is long
-            futures = iter(client.map(partial(_block, bare, *where), blocks, pure=False))  # no list: an answer is let go when it was taken
+            bands = tuple(dataclasses.replace(band, path=os.path.abspath(band.path)) for band in plan.scene.bands)
+            scene = dataclasses.replace(plan.scene, bands=bands)
+            bare = dataclasses.replace(
+                plan, scene=scene, grid=dataclasses.replace(plan.grid)
+            )  # without what the grid has worked out, which is long
+            task = partial(_block, bare, stamps(scene.files), *where)
+            futures = iter(client.map(task, blocks, pure=False))  # no list: an answer is let go when it was taken
             for _, (index, found) in distributed.as_completed(futures, with_results=True, loop=client.loop):
                 if not isinstance(found, Answers):
                     kind, message = found
@@ -69,13 +83,26 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
 
 
 def _block(
-    plan: Plan, bundle: str, digest: str, name: str, threads: int, index: int
+    plan: Plan, files: dict[str, list[int]], bundle: str, digest: str, name: str, threads: int, index: int
 ) -> tuple[int, Answers | tuple[type[SattrtError], str]]:
     """One block, in a worker. What the user can mend is no failure of the task: its kind and message are the answer."""
     try:
+        _same_files(plan, files)
         return next(compute_here(_engine(bundle, digest, name, threads), plan, [index]))
     except SattrtError as error:
         return index, (type(error), str(error))
+
+
+def _same_files(plan: Plan, files: dict[str, list[int]]) -> None:
+    """ContractError where the scene's files are not those that the map is made of."""
+    try:
+        same = stamps(plan.scene.files) == files
+    except OSError:
+        same = False
+    if not same:
+        raise ContractError(
+            f"{plan.scene.files[0]} is missing on a worker, or another file than here. Put scenes on a disk that all share."
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ..errors import ContractError, InputError
 from ..spec import atomic_path, unwritable
 from .colours import Colour, class_colours
 from .mapfile import Bytes, MapFile
-from .output import Layout, names_beside, write_cog
+from .output import Layout, names_beside, names_path, write_cog
 from .picture import NOTHING, PAPER, map_picture, save_picture
 
 UNCHANGED, _PALE = 255, (243, 241, 234)
@@ -94,7 +95,9 @@ def _pairs(before: MapFile, after: MapFile) -> Iterator[tuple[Bytes, Bytes, Byte
 
 def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certain: float, out: Path) -> tuple[Path, ...]:
     """The class after, where it changed, with the lesser confidence in the second band."""
-    if out.suffix.lower() not in (".tif", ".tiff") or out.resolve() in (before.path.resolve(), after.path.resolve()):
+    names = (out, names_path(out), out.with_suffix(".png"))
+    given = {os.path.realpath(path.with_suffix(end)) for path in (before.path, after.path) for end in (path.suffix, ".png")}
+    if out.suffix.lower() not in (".tif", ".tiff") or any(os.path.realpath(name) in given or os.path.isdir(name) for name in names):
         raise InputError(f"--out is {out}; give the map of change a name of its own that ends in .tif.")
     colours: dict[int, tuple[str, Colour]] = dict(enumerate(zip(after.classes, class_colours(after.classes), strict=True), 1))
     made = {"old": before.made, "new": after.made, "old_file": before.path.name, "new_file": after.path.name, "certain": certain}
@@ -120,7 +123,6 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
     legend = [
         (colour, f"to {name}", f"{area:,.1f} {after.unit}") for (name, colour), area in zip(colours.values(), gained, strict=True) if area
     ]
-    names = (out, out.with_name(f"{out.name}.aux.xml"), out.with_suffix(".png"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:

@@ -10,13 +10,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ..bands import COMMON, ESA, band_name
+from ..bands import COMMON, ESA, band_name, described
 from ..errors import InputError
 from ..spec import ModelSpec
 from .config import MapConfig
 from .fitting import Found, fit
 from .geo import open_raster
-from .plausible import name_13_bands
+from .plausible import check_named, name_13_bands
 from .safe import is_product, read_product
 from .scene import Band, Scene
 
@@ -60,6 +60,8 @@ def _file(path: Path, config: MapConfig) -> Found:
         said = [f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"]
     if double := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"{path} has several bands named {double[0]}. Name them in the config: bands = 'B01,B02,...'")
+    if not config.bands:
+        check_named(path, names, indexes)
     bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
     kind = f"raster of {len(indexes)} band{'s' * (len(indexes) > 1)}"
     return Found(kind=kind, bands=bands, says=tuple(said))
@@ -75,9 +77,9 @@ def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> l
             fault = f"the unknown band {wrong!r}" if wrong is not None else f"{len(given)} names"
             raise InputError(f"The map setting bands has {fault}; {path} has {len(indexes)} bands. Names: {', '.join(ESA)}.")
         return known
-    described = [band_name(dataset.descriptions[index - 1] or "") or "" for index in indexes]
-    if any(described):
-        return described
+    names = [name or "" for name in described([dataset.descriptions[index - 1] for index in indexes])]
+    if any(names):
+        return names
     coloured = [COMMON.get(dataset.colorinterp[index - 1].name, "") for index in indexes]
     if all(name in coloured for name in ("B04", "B03", "B02")):
         return coloured
@@ -108,7 +110,7 @@ def _product(path: Path, config: MapConfig) -> Found:
     bands = {name: Band(name=name, path=str(_inside(product.files[name], path))) for name in ESA if name in product.files}
     if product.offsets is None and config.offset is None:
         raise InputError(
-            f"{path} is of baseline {product.baseline} and its metadata record no offset. Fetch it again, or set it in the config: offset = 1000"
+            f"{path} is of baseline {product.baseline} and its metadata don't record the offset of every band. Fetch it again, or set it in the config: offset = 1000"
         )
     kind = f"Sentinel-2 L{product.level}"
     return Found(kind=kind, bands=bands, offsets=product.offsets, says=(f"baseline {product.baseline}",))
@@ -130,4 +132,9 @@ def _finest(name: str, files: list[Path]) -> Band:
                 raise InputError(
                     f"{file} has {dataset.count} bands; a band file has one. Give the file itself as the scene, or leave it out."
                 )
-    return Band(name=name, path=str(max(files, key=lambda file: sizes[file])))
+    finest = [file for file in files if sizes[file] == max(sizes.values())]
+    if len(finest) > 1:
+        raise InputError(
+            f"{finest[0].parent} holds band {name} twice: {finest[0].name} and {finest[1].name}. Leave the files of one date there."
+        )
+    return Band(name=name, path=str(finest[0]))

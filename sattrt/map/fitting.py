@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bands import WHITE
+from ..bands import WHITE, tagged_offset
 from ..errors import InputError
 from ..spec import ModelSpec
 from .config import MapConfig
-from .geo import open_raster
+from .geo import nodata_of, open_raster
 from .plausible import check_values
 from .scene import Band, Scene
 
@@ -41,7 +41,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         if shape.dtype not in ("uint8", "uint16"):
             raise InputError(
                 f"{band.path} holds {shape.dtype}; engines take digital numbers, uint16, or 8-bit colours. Convert it to the numbers that "
-                "Sentinel-2 has (10,000 a unit of reflectance): gdal_translate -ot UInt16"
+                "Sentinel-2 has, 10,000 a unit of reflectance; from reflectance 0..1: gdal_translate -ot UInt16 -scale 0 1 0 10000"
             )
         offsets.append(recorded if config.offset is None else config.offset)
     fine = max(shapes.values(), key=lambda shape: shape.width)
@@ -118,19 +118,20 @@ class Shape:
     def of(cls, dataset: Any, band: Band) -> Shape:
         placed = bool(dataset.crs) and not dataset.transform.is_identity
         flags = {flag.name for each in dataset.mask_flag_enums for flag in each}
-        declared = dataset.nodata
         return cls(
             width=dataset.width,
             height=dataset.height,
             crs=dataset.crs.to_wkt() if placed else "",
             transform=tuple(dataset.transform)[:6] if placed else None,
             dtype=dataset.dtypes[band.index - 1],
-            nodata=int(declared) if declared is not None and declared == declared and 0 <= declared <= 65_535 else 0,
+            nodata=nodata_of(dataset),
             masked=bool(flags & {"per_dataset", "alpha"}),
         )
 
     def factor(self, other: Shape, name: str) -> int:
         """How many of our pixels one of another file's covers along each side. InputError where the grids don't fit into each other."""
+        if self == other:
+            return 1
         factor = round(self.width / other.width)
         fits = (factor * other.width, factor * other.height) == (self.width, self.height)
         if fits and self.transform and other.transform:
@@ -144,12 +145,7 @@ class Shape:
 
 def _tagged_offset(dataset: Any, band: Band) -> int | None:
     """Digital numbers to take off by GDAL's scale and offset; None where the band has neither."""
-    scale, offset = float(dataset.scales[band.index - 1]), float(dataset.offsets[band.index - 1])
-    if (scale, offset) == (1, 0):
-        return None
-    if abs(scale - 1e-4) > 1e-9 or not -1 <= offset <= 0:
-        raise InputError(
-            f"{band.path} has the scale {scale:g} and the offset {offset:g} in its tags; engines are trained on 10,000 a unit of reflectance. "
-            "Convert it with gdal_translate -unscale, or remove the tags."
-        )
-    return round(-offset / scale)
+    try:
+        return tagged_offset(float(dataset.scales[band.index - 1]), float(dataset.offsets[band.index - 1]))
+    except InputError as error:
+        raise InputError(f"{band.path} has {error}. Convert it with gdal_translate -unscale, or remove the tags.") from None

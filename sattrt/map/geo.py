@@ -56,6 +56,12 @@ def reading(path: Path | str) -> Iterator[Any]:
             raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or no raster; fetch it again.") from None
 
 
+def nodata_of(dataset: Any) -> int:
+    """The digital number that a raster declares to hold nothing; 0 where it declares none, or one that can't be."""
+    declared = dataset.nodata
+    return int(declared) if declared is not None and declared == declared and 0 <= declared <= 65_535 else 0
+
+
 def open_raster(path: Path | str) -> Any:
     """An opened raster. InputError for what is no GeoTIFF, JPEG2000, PNG or JPEG."""
     with reading(path) as rasterio:

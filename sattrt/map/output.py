@@ -78,6 +78,11 @@ def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.
     plain.unlink()
 
 
+def names_path(out: Path) -> Path:
+    """Where `names_beside` goes."""
+    return out.with_name(f"{out.name}.aux.xml")
+
+
 def names_beside(layout: Layout) -> bytes:
     """The content of the .aux.xml beside a map: names of the first band's values, for QGIS and everything else that GDAL opens."""
     names = ["" for _ in range(max(layout.colours) + 1)]

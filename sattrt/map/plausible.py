@@ -6,19 +6,20 @@ check_values(scene, known_offset=False)
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bands import ESA, EUROSAT
+from ..bands import ESA, EUROSAT, LEAST_WITH_OFFSET
 from ..errors import InputError
-from .geo import open_raster
+from .geo import nodata_of, open_raster
 from .scene import Band, Reader, Scene
 
 _WINDOWS, _SIDE = 8, 32  # that many along each side of the scene, of that many pixels
-# since baseline 04.00 a pixel of no reflectance has 1,000; noise takes very few below
-_LEAST_WITH_OFFSET = 950
+_COARSE = 1024  # pixels along each side of a coarse look
 _BRIGHT = 20_000  # twice what reflects all light: the half of a scene that lies above is none
 
 
@@ -33,7 +34,7 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
     values, offset = every[: len(scene.bands)], max(band.offset for band in scene.bands)
     # what hardly a pixel of the darkest band lies below
     low = float(np.quantile(every, 0.005, axis=1).min())
-    if not known_offset and low >= _LEAST_WITH_OFFSET:
+    if not known_offset and low >= LEAST_WITH_OFFSET:
         raise InputError(
             f"{scene.path} has hardly a value below {low:.0f} and records no offset, as a product since baseline 04.00 whose metadata were lost. "
             "Say which in the config: offset = 1000, or offset = 0 if it is that bright."
@@ -53,31 +54,48 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
 def name_13_bands(path: Path, indexes: list[int]) -> list[str]:
     """Names of 13 bands that have none, by their statistics. InputError where no known order fits."""
     with open_raster(path) as dataset:
-        nodata, size = int(dataset.nodata or 0), (dataset.height, dataset.width)
+        nodata, size = nodata_of(dataset), (dataset.height, dataset.width)
         dtype = dataset.dtypes[0]
     if dtype != "uint16":
         raise InputError(f"{path} has 13 bands of {dtype} without names; Sentinel-2's digital numbers are uint16. Give another scene.")
-    bands = tuple(Band(name="", path=str(path), index=index) for index in indexes)
-    unnamed = Scene(
-        path=str(path),
-        kind="",
-        bands=bands,
-        height=size[0],
-        width=size[1],
-        crs="",
-        transform=None,
-        dtype=dtype,
-        scaled=False,
-        nodata=nodata,
-        masked=False,
-        says=(),
-    )
-    values = _sample(unnamed)
+    values = _sample(_unnamed(path, indexes, size, nodata))
     if not values.size:
         raise InputError(
             f"{path} has 13 bands without names, and no data to tell their order by. Name them in the config: bands = 'B01,B02,...'"
         )
     return list(order_of_13(np.median(values, axis=1), str(path)))
+
+
+def check_named(path: Path, names: list[str], indexes: list[int]) -> None:
+    """InputError where the pixels of a uint16 raster show that the names of its bands, B10 among them, are wrong."""
+    with open_raster(path) as dataset:
+        nodata, size, dtypes = nodata_of(dataset), (dataset.height, dataset.width), set(dataset.dtypes)
+    if "B10" not in names or len(names) < 3 or dtypes != {"uint16"}:
+        return
+    values = _sample(_unnamed(path, indexes, size, nodata))
+    if values.size and names[darkest := int(np.argmin(np.median(values, axis=1)))] != "B10":
+        raise InputError(
+            f"{path} has band descriptions that can't be right: B10 must be the darkest band, and what is called {names[darkest]} is. "
+            "Name them in the config: bands = 'B01,B02,...'"
+        )
+
+
+def _unnamed(path: Path, indexes: list[int], size: tuple[int, int], nodata: int) -> Scene:
+    """A raster as a scene to be looked at, nothing known of its bands."""
+    return Scene(
+        path=str(path),
+        kind="",
+        bands=tuple(Band(name="", path=str(path), index=index) for index in indexes),
+        height=size[0],
+        width=size[1],
+        crs="",
+        transform=None,
+        dtype="uint16",
+        scaled=False,
+        nodata=nodata,
+        masked=False,
+        says=(),
+    )
 
 
 def order_of_13(medians: NDArray[np.float64], name: str) -> tuple[str, ...]:
@@ -99,11 +117,29 @@ def _sample(scene: Scene) -> NDArray[np.uint16]:
     """Digital numbers (bands, N) of pixels that hold data, nothing taken off."""
     height, width = min(_SIDE, scene.height), min(_SIDE, scene.width)
     tops, lefts = (np.linspace(0, length - side, _WINDOWS).astype(int) for length, side in ((scene.height, height), (scene.width, width)))
-    found = []
     plain = dataclasses.replace(scene, scaled=False, bands=tuple(dataclasses.replace(band, offset=0) for band in scene.bands))
     with Reader(plain) as reader:
-        for top in map(int, tops):
-            for left in map(int, lefts):
-                pixels, valid = reader.read(top, left, height, width)
+
+        def look(places: Iterable[tuple[int, int]]) -> NDArray[np.uint16]:
+            found = []
+            for top, left in places:
+                pixels, valid = reader.read(int(top), int(left), height, width)
                 found.append(pixels[:, valid])
-    return np.concatenate(found, axis=1).astype(np.uint16)
+            return np.concatenate([np.empty((len(scene.bands), 0), np.uint16), *found], axis=1).astype(np.uint16)
+
+        values = look(itertools.product(tops, lefts))
+        if values.shape[1] * 10 < _WINDOWS**2 * height * width:  # little data, in a frame of none: look where it is
+            values = look(_where_data_are(scene, height, width))
+        return values
+
+
+def _where_data_are(scene: Scene, height: int, width: int) -> list[tuple[int, int]]:
+    """Upper left corners of windows that lie about pixels with data, by a coarse look at the first band."""
+    band = scene.bands[0]
+    with open_raster(band.path) as dataset:
+        coarse = dataset.read(band.index, out_shape=(min(_COARSE, dataset.height), min(_COARSE, dataset.width)))
+    rows, columns = np.nonzero(coarse != scene.nodata)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, _WINDOWS**2).astype(int)) if len(rows) else rows
+    tops = [int(np.clip(rows[i] * scene.height // coarse.shape[0] - height // 2, 0, scene.height - height)) for i in chosen]
+    lefts = [int(np.clip(columns[i] * scene.width // coarse.shape[1] - width // 2, 0, scene.width - width)) for i in chosen]
+    return list(zip(tops, lefts, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..bands import band_name
 from ..errors import InputError
 from ..runtime import Bundle, Engine, read_bundle
 from ..spec import atomic_path, require_space
@@ -27,10 +29,10 @@ from .colours import Colour, class_colours
 from .config import MapConfig
 from .finding import find_scene
 from .mapfile import TAG, MapFile, Statistics
-from .output import Layout, names_beside, write_cog
+from .output import Layout, names_beside, names_path, write_cog
 from .page import to_html
 from .picture import NOTHING, map_picture, save_picture, scene_picture
-from .scene import Scene
+from .scene import Scene, stamps
 from .windows import Answers, Grid, votes
 from .work import Work
 
@@ -83,6 +85,7 @@ def map_scenes(
     outs = _outs(scenes, out)
     checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by else None)
     plans = [make_plan(checked, scene, config) for scene in scenes]
+    _keep_apart(plans, outs, config)
     with contextlib.ExitStack() as stack:
         # the next strip is read on the same cores: whoever waits should leave them
         if config.engine == "auto":
@@ -110,9 +113,33 @@ def _outs(scenes: Sequence[Path], out: Path) -> list[Path]:
             raise InputError(f"--out is {target}; a map is a GeoTIFF. Give a name that ends in .tif.")
         if outs.count(target) > 1:
             raise InputError(f"Several scenes would be mapped to {target}. Give scenes of different names, or map them one by one.")
-        if target.is_dir() or any(target.resolve() == scene.resolve() for scene in scenes):
-            raise InputError(f"{target} is a {'folder' if target.is_dir() else 'scene itself'}. Choose another --out.")
+        if not target.name.isprintable():
+            raise InputError(f"--out has the name {target.name!a}, which is not readable text. Choose another --out.")
     return outs
+
+
+def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) -> None:
+    """InputError where a file that would be written is one of a scene, is written twice, or is a folder."""
+    own = {os.path.realpath(file) for plan in plans for file in (plan.scene.path, *plan.scene.files)}
+    for plan in plans:  # bands that this engine does not take, too
+        own |= {os.path.realpath(file) for file in Path(plan.scene.path).rglob("*") if band_name(file.stem)}
+    taken: set[str] = set()
+    for out in outs:
+        for path in _files(out, config):
+            real = os.path.realpath(path)
+            if os.path.isdir(real):
+                raise InputError(f"{path} is a folder. Choose another --out.")
+            if real in own:
+                raise InputError(f"{path} is the scene itself, or a part of it. Choose another --out.")
+            if real in taken:
+                raise InputError(f"{path} would be written for two scenes. Map them one by one, or give them other names.")
+            taken.add(real)
+
+
+def _files(out: Path, config: MapConfig) -> list[Path]:
+    """All that is written for a map."""
+    probabilities, page = out.with_name(f"{out.stem}-probabilities.tif"), out.with_suffix(".html")
+    return [out, names_path(out), out.with_suffix(".png"), *[probabilities] * config.probabilities, *[page] * config.report]
 
 
 def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
@@ -148,22 +175,17 @@ def _space(plan: Plan, classes: int, probabilities: bool) -> int:
 
 def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
     """The map of a scene that an earlier run of the same kind has finished."""
-    wanted = [out, out.with_suffix(".png"), *_extras(job, out)]
+    wanted = _files(out, job.config)
     if not all(path.is_file() for path in wanted) or out.stat().st_mtime < max(Path(file).stat().st_mtime for file in plan.scene.files):
         return None
     try:
         found = MapFile.read(out)
     except InputError:
         return None
-    if found.made != json.loads(_layout(plan, job).tags[TAG]):
+    layout = _layout(plan, job)
+    if (found.made, found.crs) != (json.loads(layout.tags[TAG]), layout.crs) or found.transform != layout.transform:
         return None
     return Mapped(files=tuple(wanted), scene=plan.scene, map=found, statistics=found.statistics())
-
-
-def _extras(job: Job, out: Path) -> list[Path]:
-    """Probabilities and page, where they are asked for."""
-    probabilities, page = out.with_name(f"{out.stem}-probabilities.tif"), out.with_suffix(".html")
-    return [probabilities] * job.config.probabilities + [page] * job.config.report
 
 
 def _answer(plan: Plan, job: Job, work: Work, progress: Progress) -> None:
@@ -182,9 +204,8 @@ def _answer(plan: Plan, job: Job, work: Work, progress: Progress) -> None:
 def _manifest(plan: Plan, job: Job) -> dict[str, Any]:
     """What the answers depend on, under names that a message can use."""
     scene = plan.scene
-    files = {f"file {Path(name).name}": [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in scene.files}
     return {
-        **files,
+        **{f"file {name}": stamp for name, stamp in stamps(scene.files).items()},
         "bundle": job.bundle.digest,
         "engine": f"{job.engine.name} on {job.engine.device}",
         "stride": plan.grid.stride,
@@ -212,7 +233,7 @@ def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
             return written.setdefault(path, stack.enter_context(atomic_path(path)))
 
         write_cog(place(out), work.folder, layout, map(_cells, probabilities()))
-        place(out.with_name(f"{out.name}.aux.xml")).write_bytes(names_beside(layout))
+        place(names_path(out)).write_bytes(names_beside(layout))
         if job.config.probabilities:
             many = dataclasses.replace(layout, bands=classes, nodata=NO_PROBABILITY, colours={}, band_tags={})
             write_cog(place(out.with_name(f"{out.stem}-probabilities.tif")), work.folder, many, map(_percents, probabilities()))
@@ -240,6 +261,7 @@ def _layout(plan: Plan, job: Job) -> Layout:
     made = {
         "sattrt": __version__,
         "scene": Path(scene.path).name,
+        "files": stamps(scene.files),
         "kind": scene.kind,
         "says": scene.says,
         "height": scene.height,

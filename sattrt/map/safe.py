@@ -51,7 +51,6 @@ def read_product(folder: Path) -> Product:
             f"{path} has the {_QUANTIFICATION[level]} {quantification!r}; engines are trained on 10,000 a unit of reflectance."
         )
     found = _offsets(root, _OFFSETS[level], path)
-    offsets = None if not found and baseline >= "04.00" else {name: found.get(name, 0) for name in ESA}
     granules = sorted(each for each in (folder / "GRANULE").glob("*") if (each / "IMG_DATA").is_dir())
     if len(granules) != 1:
         raise InputError(f"{folder} holds {len(granules)} granules with IMG_DATA; sattrt maps products of one. Fetch it again.")
@@ -61,6 +60,8 @@ def read_product(folder: Path) -> Product:
         name = band_name(file.stem)
         if name and file.suffix.lower() in (".jp2", ".tif", ".tiff"):
             files.setdefault(name, file)
+    # what is not recorded is none only before baseline 04.00
+    offsets = {name: found.get(name, 0) for name in ESA} if baseline < "04.00" or set(files) <= set(found) else None
     return Product(level, baseline, files, offsets)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,6 +63,11 @@ class Scene:
     def files(self) -> tuple[str, ...]:
         """The files that are read, each once."""
         return tuple(dict.fromkeys(band.path for band in self.bands))
+
+
+def stamps(files: Iterable[str]) -> dict[str, list[int]]:
+    """By file name size in bytes and time of the last change, in nanoseconds: what tells one file from another of its name."""
+    return {Path(name).name: [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in files}
 
 
 class Reader:

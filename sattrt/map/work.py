@@ -6,32 +6,37 @@ work.missing(grid)
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from ..errors import ContractError, SattrtError
+from ..errors import ContractError, InputError, SattrtError
 from ..spec import atomic_path, read_json, unwritable, write_json
 from .windows import Answers, Block, Grid
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _LOCK = "manifest.json", "lock"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A folder beside the map, hidden; it goes away when the map is written."""
+    """A folder beside the map, hidden; it goes away when the map is written. lock: held as long as this run lives."""
 
     folder: Path
+    lock: IO[str]
 
     @classmethod
     def begin(cls, out: Path, manifest: dict[str, Any], resume: bool) -> Work:
-        """Make the folder, or go on with it. InputError where it can't be written, ContractError where it belongs to something else."""
+        """Make the folder, or go on with it. InputError where it can't be written, or another run is at it; ContractError where it belongs to
+        something else."""
         folder = out.with_name(f".{out.name}.work")
-        if folder.exists() and resume:
+        there = folder.exists()
+        lock = _locked(folder, out)
+        if there and resume:
             found = _manifest(folder / _MANIFEST)
             for name, value in manifest.items():
                 if found is not None and found.get(name) != value:
@@ -39,10 +44,12 @@ class Work:
                         f"{out} was begun with another {name}: {found.get(name)!r}, not {value!r}. Go on with that one, or begin anew without --resume."
                     )
             if found is not None:
-                return cls(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+                return cls(folder, lock)
+        for path in folder.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
         write_json(folder / _MANIFEST, manifest)
-        return cls(folder)
+        return cls(folder, lock)
 
     def missing(self, grid: Grid) -> list[int]:
         """Indexes of the blocks that have no answers yet."""
@@ -66,11 +73,28 @@ class Work:
         """Delete the folder and all in it."""
         try:
             shutil.rmtree(self.folder)
+            self.lock.close()
         except OSError as error:
             raise unwritable(self.folder, error) from None
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:06}.npz"
+
+
+def _locked(folder: Path, out: Path) -> IO[str]:
+    """The lock of a work folder, which goes with this process. InputError where another has it, or the folder can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / _LOCK, "w")  # noqa: SIM115 - held until the map is written
+    except OSError as error:
+        raise unwritable(out, error) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{out} is being made by another run. Wait for it, or choose another --out.") from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

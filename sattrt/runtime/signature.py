@@ -20,10 +20,10 @@ _MANIFEST = "bundle.json"
 
 def sign(folder: Path, key: Path) -> Path:
     """Sign the manifest of a bundle with a private key; returns the path of the signature. InputError for what is no such key."""
-    serialization, ed25519, _ = _cryptography()
+    serialization, ed25519, _, unsupported = _cryptography()
     try:
         private = serialization.load_pem_private_key(read_bytes(key), None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, unsupported) as error:
         raise InputError(f"{key} is no unencrypted private key in PEM ({error}). Make one: openssl genpkey -algorithm ed25519") from None
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise InputError(f"{key} is a private key of another kind. Make one: openssl genpkey -algorithm ed25519")
@@ -33,10 +33,10 @@ def sign(folder: Path, key: Path) -> Path:
 
 def verify_signature(folder: Path, key: Path) -> None:
     """ContractError unless the owner of this public key signed the bundle's manifest as it is; InputError for what is no such key."""
-    serialization, ed25519, invalid = _cryptography()
+    serialization, ed25519, invalid, unsupported = _cryptography()
     try:
         public = serialization.load_pem_public_key(read_bytes(key))
-    except ValueError as error:
+    except (ValueError, unsupported) as error:
         raise InputError(f"{key} is no public key in PEM ({error}). Make it: openssl pkey -in PRIVATE -pubout") from None
     if not isinstance(public, ed25519.Ed25519PublicKey):
         raise InputError(f"{key} is a public key of another kind than Ed25519. Make it: openssl pkey -in PRIVATE -pubout")
@@ -48,13 +48,13 @@ def verify_signature(folder: Path, key: Path) -> None:
         raise ContractError(f"{folder} was not signed by the owner of {key}, or was changed since. Don't use it.") from None
 
 
-def _cryptography() -> tuple[Any, Any, Any]:
+def _cryptography() -> tuple[Any, Any, Any, Any]:
     try:
-        from cryptography.exceptions import InvalidSignature
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
         raise BackendError(
             "cryptography, which signs and verifies, is not installed. Install it with: pip install 'sattrt[sign]'"
         ) from None
-    return serialization, ed25519, InvalidSignature
+    return serialization, ed25519, InvalidSignature, UnsupportedAlgorithm

@@ -2,6 +2,7 @@ import io
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,3 +280,41 @@ def test_a_share_of_the_tiles_is_not_read_by_the_rows_of_all(tmp_path: Path) -> 
     share = replace(found, all_tiles=found.all_tiles[3:])
     with pytest.raises(ContractError, match="are decoded"):
         Loader(share, list(share.all_tiles), batch_size=2, device=torch.device("cpu"))
+
+
+def test_the_offset_in_a_tiles_tags_is_taken_off(tmp_path: Path) -> None:
+    import rasterio
+
+    plain, tagged = tmp_path / "plain.tif", tmp_path / "tagged.tif"
+    numbers = pixels(EUROSAT_ORDER, 0)
+    write_geotiff(plain, numbers, EUROSAT_ORDER)
+    write_geotiff(tagged, numbers + 1000, EUROSAT_ORDER)
+    assert "carry the offset of 1,000" in refused(read_for, tagged.read_bytes(), EUROSAT_ORDER)
+    with rasterio.open(tagged, "r+") as file:
+        file.scales, file.offsets = (1e-4,) * 13, (-0.1,) * 13
+    np.testing.assert_array_equal(read_for(tagged.read_bytes(), EUROSAT_ORDER), read_for(plain.read_bytes(), EUROSAT_ORDER))
+    with rasterio.open(tagged, "r+") as file:
+        file.scales = (2.0,) * 13
+    assert "the scale 2" in refused(read_for, tagged.read_bytes(), EUROSAT_ORDER)
+
+
+def test_a_lone_tile_of_no_digital_numbers_is_refused(tmp_path: Path) -> None:
+    for numbers, reason in ((np.zeros((64, 64, 13)), "holds no data"), (pixels(EUROSAT_ORDER, 0) / 40, "8-bit colours in 16 bits")):
+        write_geotiff(tmp_path / "t.tif", numbers.astype(np.uint16), EUROSAT_ORDER)
+        assert reason in refused(read_for, (tmp_path / "t.tif").read_bytes(), EUROSAT_ORDER)
+
+
+def test_tiles_that_carry_the_offset_are_refused_whatever_their_bands(tmp_path: Path) -> None:
+    four = ("B04", "B03", "B02", "B08")
+    folder = write_classes(tmp_path / "t", four, described=True)
+    assert scan(folder, RULE, workers=1).bands == four
+    for path in folder.rglob("*.tif"):
+        tile = read_geotiff(path.read_bytes(), 4096)
+        write_geotiff(path, tile.pixels + 1000, four)
+    assert "carry the offset of 1,000" in refused(scan, folder, RULE, workers=1)
+
+
+def refused(work: Any, *given: object, **settings: object) -> str:
+    with pytest.raises(InputError) as caught:
+        work(*given, **settings)
+    return str(caught.value)

@@ -23,7 +23,7 @@ from sattrt.map.blocks import Plan
 from sattrt.map.config import MapConfig
 from sattrt.map.mapfile import MapFile
 from sattrt.map.output import Layout, names_beside, write_cog
-from sattrt.map.run import Mapped, map_scenes
+from sattrt.map.run import Job, Mapped, make_plan, map_scene, map_scenes
 from sattrt.map.windows import Answers
 from sattrt.runtime import Bundle, Engine
 
@@ -237,7 +237,7 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
     assert "does not exist" in refusal(bundle.path, tmp_path / "none.tif", "--out", out)
     assert "no engine 'fast'" in refusal(bundle.path, scene, "--out", out, "--engine", "fast")
     assert "ends in .tif" in refusal(bundle.path, scene, "--out", tmp_path / "out" / "map.png")
-    assert "a scene itself" in refusal(bundle.path, scene, "--out", scene)
+    assert "is the scene itself" in refusal(bundle.path, scene, "--out", scene)
     (tmp_path / "file").write_text("")
     assert "Can't write" in refusal(bundle.path, scene, "--out", tmp_path / "file" / "map.tif", "--engine", ENGINE)
     (tmp_path / "map.toml").write_text("ofset = 1000\n")
@@ -285,7 +285,9 @@ def test_memory_stays_small_for_a_scene_of_full_width(bundle: Bundle, tmp_path: 
     }
     with rasterio.open(path, "w", **profile, blockxsize=512, blockysize=512, sparse_ok=True) as file:
         file.descriptions = ESA
-        file.write(noise(13, 600, 200), window=rasterio.windows.Window(5000, 100, 200, 600))
+        pixels = noise(13, 600, 200)
+        pixels[ESA.index("B10")] = 8
+        file.write(pixels, window=rasterio.windows.Window(5000, 100, 200, 600))
     # not getrusage: a process begins with the peak of the one that forked it
     script = (
         "import sys; from sattrt.cli import app; sys.argv[0] = 'sattrt'; app(standalone_mode=False); "
@@ -330,3 +332,53 @@ def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
         MapFile.read(scene)
     with pytest.raises(InputError, match="does not exist"):
         MapFile.read(tmp_path / "none.tif")
+
+
+def test_nothing_is_written_over_a_scene(bundle: Bundle, tmp_path: Path) -> None:
+    pixels = colourful(1, 2)[0]
+    picture = write_raster(tmp_path / "scene.png", pixels, placed=False, driver="PNG")
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    for name, band in zip(("B04", "B03", "B02", "B08"), (*pixels, pixels[0]), strict=True):
+        write_raster(folder / f"x_{name}.tif", band[None])
+    before = picture.read_bytes(), contents(folder)
+    assert "scene.png is the scene itself" in refusal(bundle.path, picture, "--out", tmp_path / "scene.tif")
+    for name in ("x_B04.tif", "x_B08.tif"):
+        assert f"{name} is the scene itself, or a part of it" in refusal(bundle.path, folder, "--out", folder / name)
+    (tmp_path / "r.tif.aux.xml").mkdir()
+    assert "r.tif.aux.xml is a folder" in refusal(bundle.path, picture, "--out", tmp_path / "r.tif")
+    assert (picture.read_bytes(), contents(folder)) == before
+
+
+def test_two_runs_do_not_share_a_map(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "map.tif"
+
+    def second(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
+        with pytest.raises(InputError, match="is being made by another run"):
+            mapped(bundle, scene, out)
+        raise KeyboardInterrupt
+        yield
+
+    with bundle.open(ENGINE) as engine, pytest.raises(KeyboardInterrupt):
+        config = MapConfig(engine=ENGINE)
+        map_scene(make_plan(bundle, scene, config), Job(bundle=bundle, engine=engine, config=config, compute=second), out, False, quiet)
+    mapped(bundle, scene, out)
+
+
+def test_a_finished_map_of_another_scene_is_not_this_ones(bundle: Bundle, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        pixels = noise(3, 128, 128, seed, 1, 255).astype(np.uint8)
+        os.utime(write_raster(tmp_path / name / "scene.tif", pixels), (1.7e9 + seed, 1.7e9 + seed))
+    out = tmp_path / "map.tif"
+    mapped(bundle, tmp_path / "a" / "scene.tif", out)
+    again = mapped(bundle, tmp_path / "b" / "scene.tif", out, resume=True)
+    fresh = mapped(bundle, tmp_path / "b" / "scene.tif", tmp_path / "fresh.tif")
+    assert (again.statistics.area == fresh.statistics.area).all()
+    assert out.read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
+def test_a_path_that_the_system_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    assert "name too long" in refusal(bundle.path, tmp_path / ("x" * 300 + ".tif"), "--out", tmp_path / "m.tif")
+    (tmp_path / "loop.tif").symlink_to(tmp_path / "loop.tif")
+    assert "loop.tif" in refusal(bundle.path, tmp_path / "loop.tif", "--out", tmp_path / "m.tif")

@@ -9,9 +9,10 @@ import pytest
 from scenes import colourful, write_raster
 from test_map import contents, refusal, sattrt
 
-from sattrt.errors import BackendError
+from sattrt.errors import BackendError, ContractError
+from sattrt.map.cluster import _block
 from sattrt.map.config import MapConfig
-from sattrt.map.run import map_scenes
+from sattrt.map.run import make_plan, map_scenes
 from sattrt.runtime import Bundle
 
 distributed = pytest.importorskip("distributed", reason="a cluster needs Dask")
@@ -77,3 +78,18 @@ def test_an_address_where_nobody_answers(bundle: Bundle, scene: Path, tmp_path: 
     config = MapConfig(engine=ENGINE, cluster="tcp://127.0.0.1:1")
     with pytest.raises(BackendError, match="No Dask scheduler answers at tcp://127"):
         list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", config, False, lambda name: lambda done, total: None))
+
+
+def test_what_is_no_cluster_is_one_line(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    for address in ("nonsense", "127.0.0.1", "http://127.0.0.1:9"):
+        assert "give tcp://HOST:8786, or local" in refusal(bundle.path, scene, "--out", tmp_path / "m.tif", "--cluster", address)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as idle:
+        said = refusal(bundle.path, scene, "--out", tmp_path / "m.tif", "--cluster", idle.scheduler_address)
+    assert "has no workers" in said
+
+
+def test_a_worker_takes_no_other_file_of_the_same_name(bundle: Bundle, scene: Path) -> None:
+    plan = make_plan(bundle, scene, MapConfig(engine=ENGINE))
+    index, found = _block(plan, {scene.name: [1, 2]}, str(bundle.path), bundle.digest, ENGINE, 1, 0)
+    assert (index, found) == (0, (ContractError, found[1]))
+    assert "another file than here" in found[1]

@@ -1,5 +1,6 @@
 """Sentinel-2 SAFE folders, as ESA lays them out: bands of three resolutions, the offset in the metadata, and what is refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_missing_bands_are_named(tmp_path: Path) -> None:
 
 def test_metadata_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     folder = write_safe(tmp_path / "p.SAFE", "2A", safe_pixels("2A"), None, "05.10")
-    assert "metadata record no offset" in refusal(folder)
+    assert "metadata don't record the offset of every band" in refusal(folder)
     assert find_scene(folder, spec(("B04",), "uint16"), MapConfig(offset=0)).bands[0].offset == 0
     path = folder / "MTD_MSIL2A.xml"
     text = path.read_text()
@@ -104,3 +105,10 @@ def test_the_finest_grid_is_that_of_the_bands_that_are_needed(tmp_path: Path) ->
     assert (scene.height, [band.factor for band in scene.bands]) == (120, [1, 1])
     with Reader(scene) as reader:
         assert np.array_equal(reader.read(0, 0, 120, 120)[0], np.stack([pixels["B11"], pixels["B05"]]))
+
+
+def test_an_offset_that_is_recorded_for_some_bands_only_is_none(tmp_path: Path) -> None:
+    folder = write_safe(tmp_path / "p.SAFE", "1C", safe_pixels("1C", 60), -1000, "05.09")
+    path = folder / "MTD_MSIL1C.xml"
+    path.write_text(re.sub(r'<RADIO_ADD_OFFSET band_id="(?!3")\d+">-1000</RADIO_ADD_OFFSET>', "", path.read_text()))
+    assert "metadata don't record the offset of every band" in refusal(folder)

@@ -16,11 +16,13 @@ from scenes import noise, spec, write_raster
 from sattrt.bands import ESA, band_name
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
 from sattrt.errors import InputError
+from sattrt.map.area import cell_areas
 from sattrt.map.config import MapConfig
 from sattrt.map.finding import find_scene
 from sattrt.map.plausible import order_of_13
 from sattrt.map.scene import Reader, table
 
+WGS84 = rasterio.crs.CRS.from_epsg(4326).to_wkt()
 MULTISPECTRAL = SHARED / "EuroSAT_MS_sample.zip"
 
 
@@ -265,3 +267,38 @@ def test_a_scene_without_georeference_is_mapped_and_says_so(tmp_path: Path) -> N
     scene = find_scene(path, spec(), MapConfig())
     assert scene.transform is None
     assert "no georeference: mapped in pixels" in scene.says
+
+
+def test_bands_that_are_only_counted_have_no_names(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "s.tif", noise(4, 80, 90), ("Band 1", "Band 2", "Band 3", "Band 4"))
+    assert "4 bands of uint16 without names" in refusal(path)
+
+
+def test_names_that_the_pixels_deny_are_refused(tmp_path: Path) -> None:
+    pixels = noise(13, 80, 90, least=500)
+    pixels[EUROSAT_ORDER.index("B10")] = 10
+    assert find_scene(write_raster(tmp_path / "s.tif", pixels, EUROSAT_ORDER), spec(("B04",), "uint16"), MapConfig()).bands[0].index == 4
+    said = refusal(write_raster(tmp_path / "lie.tif", pixels, ESA), ("B04",), "uint16")
+    assert "B10 must be the darkest band, and what is called B09 is" in said
+
+
+def test_two_dates_are_not_mixed_into_one_scene(tmp_path: Path) -> None:
+    for name in ("2018_B02", "2018_B03", "2018_B04", "2024_B03"):
+        write_raster(tmp_path / f"{name}.tif", noise(1, 80, 90))
+    with pytest.raises(InputError, match=r"band B03 twice: 2018_B03\.tif and 2024_B03\.tif"):
+        find_scene(tmp_path, spec(), MapConfig())
+
+
+def test_values_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 1000, 1000), np.uint16)
+    pixels[:, 530:620, 270:370] = noise(3, 90, 100, least=1100)
+    assert "records no offset" in refusal(write_raster(tmp_path / "small.tif", pixels, ("B04", "B03", "B02")))
+
+
+def test_turned_scenes_are_as_large_as_others(tmp_path: Path) -> None:
+    rows, columns = np.full(4, 10), np.full(5, 10)
+    unit, down, across = cell_areas(WGS84, (1e-4, 0.0, 9.0, 0.0, -1e-4, 48.0), rows, columns)
+    turned = rasterio.Affine.translation(9, 48) @ rasterio.Affine.rotation(30) @ rasterio.Affine.scale(1e-4, -1e-4)
+    same, turned_down, turned_across = cell_areas(WGS84, tuple(turned)[:6], rows, columns)
+    assert unit == same == "ha"
+    assert (turned_down[:, None] * turned_across).sum() == pytest.approx((down[:, None] * across).sum(), rel=1e-4)
