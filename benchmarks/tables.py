@@ -3,7 +3,7 @@
     python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
     python benchmarks/tables.py --check    # exit code 1 where something would change
 
-Kinds: `bench` (the first table of a bench.md), `training`, `inference`, `onnxruntime`, `loading`, `bands`, `map`.
+Kinds: `bench` (the first table of a bench.md), `training`, `inference`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`.
 """
 
 from __future__ import annotations
@@ -115,6 +115,32 @@ def bands(name: str) -> str:
     return markdown(("filters of the bands that ImageNet does not have", "accuracy %, mean", "standard deviation", "seeds"), rows)
 
 
+def ablation(name: str) -> str:
+    """What one setting changed brings, the best first: mean and spread over seeds, the difference from the base paired by seed."""
+    runs = read(name)["runs"]
+    base = {seed: run["accuracy"] for seed, run in runs["base"].items()}
+    rows = []
+    for change, found in sorted(runs.items(), key=lambda each: -statistics.mean(run["accuracy"] for run in each[1].values())):
+        column = {key: [run[key] for run in found.values()] for key in ("accuracy", "accuracy_eight_views")}
+        differences = [run["accuracy"] - base[seed] for seed, run in found.items()]
+        rows.append(
+            (
+                f"**{change}**" if change == "base" else change,
+                str(len(found)),
+                spread(column["accuracy"]),
+                "" if change == "base" else spread(differences, "+"),
+                spread(column["accuracy_eight_views"]),
+            )
+        )
+    return markdown(("change", "seeds", "accuracy %", "to the base", "over eight views %"), rows)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean, and standard deviation where there are several."""
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
 def map_speed(*names: str) -> str:
     """Maps of a scene of real tiles, by engine."""
     rows = []
@@ -143,6 +169,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "inference": inference,
     "onnxruntime": onnxruntime,
     "loading": loading,
+    "ablation": ablation,
     "bands": bands,
     "map": map_speed,
 }

@@ -26,7 +26,7 @@ from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
 from ..errors import InputError
 from .dataset import SPLITS, Dataset, Leaks, Tile
 from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
-from .geotiff import Place, read_geotiff
+from .geotiff import GeoTile, Place, read_geotiff
 from .neighbours import near_duplicates, thumbnail, touching
 from .sources import Source, open_source
 from .workers import each_file
@@ -194,21 +194,23 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
     if not wanted and (2 * len(tiffs) <= len(names) or not _are_spectral(source, tiffs)):
         return TileFormat()
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
-    candidates: list[tuple[str, ...]] = []
-    looks: list[_Look] = []
-    tagged, why = True, ""
+    alike: dict[int, list[tuple[str, GeoTile]]] = {}  # by number of bands: one odd file must not decide for the others
+    why = ""
     for name in tried:
         try:
             tile = read_geotiff(source.read(name), MAX_SIDE)
-            candidates = candidates or orders(tile.descriptions, wanted)
+            alike.setdefault(tile.pixels.shape[2], []).append((name, tile))
         except InputError as error:
             why = why or f"{name}: {error}"
-            continue
-        if tile.pixels.shape[2] == len(candidates[0]):
-            looks.append(_look_at(name, tile.pixels, tile.place))
-            tagged = tagged and tile.tagged
-    if not looks:
+    if not alike:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({why}).")
+    most = max(alike.values(), key=len)
+    try:
+        candidates = orders(most[0][1].descriptions, wanted)
+    except InputError as error:
+        raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0][0]}: {error}).") from None
+    looks = [_look_at(name, tile.pixels, tile.place) for name, tile in most]
+    tagged = all(tile.tagged for _, tile in most)
     found = _statistics(looks)
     order = choose_order(candidates, found, str(source.path))
     if not tagged and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:

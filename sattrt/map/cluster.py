@@ -68,9 +68,8 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
             bands = tuple(dataclasses.replace(band, path=os.path.abspath(band.path)) for band in plan.scene.bands)
             scene = dataclasses.replace(plan.scene, bands=bands)
-            bare = dataclasses.replace(
-                plan, scene=scene, grid=dataclasses.replace(plan.grid)
-            )  # without what the grid has worked out, which is long
+            grid = dataclasses.replace(plan.grid)  # without what it has worked out, which is long
+            bare = dataclasses.replace(plan, scene=scene, grid=grid)
             task = partial(_block, bare, stamps(scene.files), *where)
             futures = iter(client.map(task, blocks, pure=False))  # no list: an answer is let go when it was taken
             for _, (index, found) in distributed.as_completed(futures, with_results=True, loop=client.loop):

@@ -256,6 +256,10 @@ def test_one_odd_file_does_not_decide_what_the_others_are(tmp_path: Path) -> Non
     first.write_bytes(first.read_bytes()[:200])
     found = scan(folder, RULE, workers=1)
     assert (found.bands, list(found.left_out)) == (EUROSAT_ORDER, ["Bright/Bright_0.tif"])
+    twelve = tuple(name for name in ESA if name != "B10")
+    first.unlink()
+    write_geotiff(first, pixels(twelve, 0), twelve)
+    assert list(scan(folder, RULE, workers=1).left_out) == ["Bright/Bright_0.tif"]
     for name in ("Bright", "Dark"):
         (tmp_path / "rgb" / name).mkdir(parents=True)
         for i in range(12):
