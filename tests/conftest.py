@@ -168,6 +168,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "data" / split / name).mkdir(parents=True)
             for i in range(count):
                 (folder / "data" / split / name / f"{name}_{i}.jpg").write_bytes(jpeg(colour, 10_000 * seed + 1000 * index + i))
+    keras.utils.set_random_seed(0)
     base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg")
     model = keras.Model(base.input, keras.layers.Dense(len(CLASSES), activation="log_softmax")(base.output))
     rng = np.random.default_rng(0)

@@ -309,7 +309,7 @@ class _Run:
         steps = max(1, len(chosen) // config.batch_size)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         plan = Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, self.valid.decoder)
-        return plan, sorted(chosen, key=lambda tile: tile.sha256)  # as the dataset's digest: files that are renamed change nothing
+        return plan, chosen
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""

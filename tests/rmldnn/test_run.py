@@ -20,6 +20,7 @@ from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import SattrtError
+from sattrt.machine import cpu_has_bf16
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.run import Outcome, run_config
 from sattrt.rmldnn.translate import translate
@@ -194,8 +195,10 @@ def test_two_processes_train_what_one_does(tutorial: Path, trained: tuple[Path, 
     assert done.returncode == 0, done.stderr
     assert "30, 3 batches of 5 a process" in done.stdout
     first = (tmp_path / "two.txt").with_name("two_train.txt").read_text().split()
-    # in bf16 two ranks round otherwise
-    np.testing.assert_allclose([float(each) for each in first[3:5]], [float(each) for each in alone[3:5]], rtol=0.05)
+    # loss and norm of the gradient. In bf16 two ranks round otherwise, and a network of random weights makes much of it; a sum over ranks
+    # where a mean belongs would still double them
+    tolerance = 0.3 if cpu_has_bf16() else 0.05
+    assert [float(each) for each in first[3:5]] == pytest.approx([float(each) for each in alone[3:5]], rel=tolerance)
     assert (tmp_path / "saved" / "model_checkpoint_1.pt").exists()
 
 

@@ -263,17 +263,3 @@ def test_the_share_that_is_verified_has_every_class(dataset: Dataset) -> None:
     assert len(share.all_tiles) == 160
     for split in ("train", "valid"):
         assert {tile.label for tile in share.tiles(split)} == set(range(40))
-
-
-def test_files_that_are_renamed_are_trained_on_in_the_same_order(dataset: Dataset, tmp_path: Path) -> None:
-    for tile in dataset.all_tiles:
-        path = tmp_path / "renamed" / dataset.classes[tile.label] / f"{tile.sha256}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(Path(dataset.source, tile.name).read_bytes())
-    renamed = scan(tmp_path / "renamed", SplitRule((60, 20, 20)), workers=1)
-    assert renamed.digest == dataset.digest
-    ends = []
-    for given in (dataset, renamed):
-        train(given, tmp_path / given.source[-4:] / "run", replace(SMALL, epochs=1, tune="head"))
-        ends.append(checkpoint.load(tmp_path / given.source[-4:] / "run" / "last.safetensors")[0])
-    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
