@@ -47,8 +47,8 @@ def environment() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[Any]:
-    """rasterio, for a block that reads a file: its errors are an InputError that names the file."""
-    with environment() as rasterio:
+    """rasterio, for a block that reads a file, unpacked on all cores: its errors are an InputError that names the file."""
+    with environment() as rasterio, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
         try:
             yield rasterio
         except rasterio.errors.RasterioError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,37 +93,48 @@ class Reader:
         """
         scene = self._scene
         # the bands of a pixel lie side by side in memory, as in the tiles that will be cut from it, many times over where windows overlap
-        pixels = np.empty((height, width, len(scene.bands)), np.uint8 if scene.scaled else scene.dtype).transpose(2, 0, 1)
+        numbers = np.empty((height, width, len(scene.bands)), scene.dtype).transpose(2, 0, 1)
         valid = np.zeros((height, width), np.bool_)
-        for path, dataset in self._files.items():
-            places = [place for place, band in enumerate(scene.bands) if band.path == path]
-            factor = scene.bands[places[0]].factor
-            raw, held = self._raw(dataset, [scene.bands[place].index for place in places], factor, (top, left, height, width))
-            valid |= held
-            for place, numbers in zip(places, raw, strict=True):
-                offset = scene.bands[place].offset
-                pixels[place] = table(offset, scene.scaled)[numbers] if offset or scene.scaled else numbers
+        for path, run in itertools.groupby(range(len(scene.bands)), lambda place: scene.bands[place].path):
+            places = list(run)
+            valid |= self._fill(numbers[places[0] : places[-1] + 1], self._files[path], places, (top, left, height, width))
+        if not scene.scaled and not any(band.offset for band in scene.bands):
+            return numbers, valid
+        pixels = np.empty((height, width, len(scene.bands)), np.uint8).transpose(2, 0, 1) if scene.scaled else numbers
+        for place, band in enumerate(scene.bands):
+            pixels[place] = table(band.offset, scene.scaled)[numbers[place]]
         return pixels, valid
 
-    def _raw(self, dataset: Any, indexes: list[int], factor: int, window: tuple[int, int, int, int]) -> tuple[Pixels, NDArray[np.bool_]]:
-        """Digital numbers on the scene's grid, and where any of these bands holds data."""
+    def _fill(self, out: Pixels, dataset: Any, places: list[int], window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+        """Put digital numbers on the scene's grid into `out` (places, height, width), and say where any of these bands holds data."""
+        indexes, factor = [self._scene.bands[place].index for place in places], self._scene.bands[places[0]].factor
         top, left, height, width = window
-        # the pixels of its own that the window touches, and one more on each side to interpolate from, where there is one
-        edge = 0 if factor == 1 else 1
-        rows = range(max(top // factor - edge, 0), min(-(-(top + height) // factor) + edge, dataset.height))
-        columns = range(max(left // factor - edge, 0), min(-(-(left + width) // factor) + edge, dataset.width))
-        with reading(dataset.name) as rasterio:
-            area = rasterio.windows.Window(columns.start, rows.start, len(columns), len(rows))
-            raw: Pixels = dataset.read(indexes, window=area)
-            held = (raw != self._scene.nodata).any(0)
-            if self._scene.masked:
-                held &= dataset.dataset_mask(window=area) > 0
         if factor == 1:
-            return raw, held
+            return self._raw(out, dataset, indexes, range(top, top + height), range(left, left + width))
+        # the pixels of its own that the window touches, and one more on each side to interpolate from, where there is one
+        rows = range(max(top // factor - 1, 0), min(-(-(top + height) // factor) + 1, dataset.height))
+        columns = range(max(left // factor - 1, 0), min(-(-(left + width) // factor) + 1, dataset.width))
+        raw = np.empty((len(places), len(rows), len(columns)), out.dtype)
+        held = self._raw(raw, dataset, indexes, rows, columns)
         down, across = (np.arange(start, start + size) for start, size in ((top, height), (left, width)))
         nearest = np.ix_(down // factor - rows.start, across // factor - columns.start)
-        finer = np.stack([_finer(each, held, nearest, _weights(down, factor, rows), _weights(across, factor, columns)) for each in raw])
-        return finer, held[nearest]
+        for finer, each in zip(out, raw, strict=True):
+            finer[:] = _finer(each, held, nearest, _weights(down, factor, rows), _weights(across, factor, columns))
+        return held[nearest]
+
+    def _raw(self, out: Pixels, dataset: Any, indexes: list[int], rows: range, columns: range) -> NDArray[np.bool_]:
+        """Read a file's own pixels into `out` (bands, rows, columns), and say where any of these bands holds data."""
+        with reading(dataset.name) as rasterio:
+            area = rasterio.windows.Window(columns.start, rows.start, len(columns), len(rows))
+            dataset.read(indexes, window=area, out=out)
+            held: NDArray[np.bool_] = out[0] != self._scene.nodata
+            for band in out[1:]:
+                if held.all():
+                    break
+                held |= band != self._scene.nodata
+            if self._scene.masked:
+                held &= dataset.dataset_mask(window=area) > 0
+        return held
 
 
 @functools.cache
