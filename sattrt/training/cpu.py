@@ -18,14 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Sides = tuple[int, ...]  # rows, columns
 SMALL_MAP = 4 * 4  # output positions of a tile up to which the product was the faster one
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a training step frees instead of giving it back and faulting it in again at the next one."""
+    """Let glibc keep what a training step frees instead of giving it back and faulting it in again at the next one.
+
+    One arena for all threads: the backward pass runs in a thread of its own, and an arena that is not the first gives back what is free.
+    """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -62,19 +67,22 @@ class _SmallMap(torch.autograd.Function):
     """A convolution whose weight gradient is made tap by tap, each the product of the positions that the tap joins.
 
     Where the kernel reaches the whole map from every position (3x3 on 2x2), all of it is one dense layer: no product with padding.
+    With a stride it is one product of what each position sees, and the gradient of the input one for each phase of the stride.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: Sides, padding: Sides) -> Tensor:
         size, kernel = input.shape[2:], weight.shape[2:]
         dense = None
         if stride == (1, 1) and all(k == 2 * s - 1 and p == s - 1 for k, s, p in zip(kernel, size, padding, strict=True)):
             dense = _dense(weight, *size)
         ctx.save_for_backward(input, weight, dense)
         ctx.stride, ctx.padding = stride, padding
-        if dense is None:
+        if dense is not None:
+            return _flat(input).mm(dense.T).view(len(input), *size, -1).permute(0, 3, 1, 2)
+        if stride == (1, 1):
             return torch.conv2d(input, weight, None, stride, padding)
-        return _flat(input).mm(dense.T).view(len(input), *size, -1).permute(0, 3, 1, 2)
+        return (_seen(input, kernel, stride, padding) @ _flat(weight).T).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -84,6 +92,8 @@ class _SmallMap(torch.autograd.Function):
         of_input = of_weight = None
         if wants_input and dense is not None:
             of_input = _flat(gradient).mm(dense).view(input.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        elif wants_input and ctx.stride != (1, 1):
+            of_input = _input_gradient(gradient, weight, ctx.stride, ctx.padding, input.shape[2:])
         elif wants_input:
             mask = [True, False, False]
             of_input, *_ = torch.ops.aten.convolution_backward(
@@ -106,7 +116,39 @@ def _dense(weight: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(rows).flatten(2).flatten(0, 1)
 
 
-def _weight_gradient(gradient: Tensor, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+def _seen(input: Tensor, kernel: Sides, stride: Sides, padding: Sides) -> Tensor:
+    """What each output position sees (N, rows, columns, kernel * kernel * inputs)."""
+    (down, across), (high, wide) = padding, kernel
+    framed = F.pad(input.permute(0, 2, 3, 1), (0, 0, across, across, down, down))
+    return framed.unfold(1, high, stride[0]).unfold(2, wide, stride[1]).permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+
+def _input_gradient(gradient: Tensor, weight: Tensor, stride: Sides, padding: Sides, size: Sides) -> Tensor:
+    """The pixels of one phase of the stride are reached by the same taps: for each phase one product over these."""
+    of_output, taps = gradient.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1)
+    reach = max(weight.shape[2:])
+    framed = F.pad(of_output, (0, 0, reach, reach, reach, reach))
+    of_input = gradient.new_zeros(len(gradient), *size, weight.shape[1])
+    for row in range(stride[0]):
+        for column in range(stride[1]):
+            target = of_input[:, row :: stride[0], column :: stride[1]]
+            seen, kernel = [], []
+            for tap, first in _reaching(row, stride[0], padding[0], weight.shape[2]):
+                for beside, left in _reaching(column, stride[1], padding[1], weight.shape[3]):
+                    high, wide = reach + first, reach + left
+                    seen.append(framed[:, high : high + target.shape[1], wide : wide + target.shape[2]])
+                    kernel.append(taps[tap, beside])
+            if kernel:
+                target[:] = torch.cat(seen, 3) @ torch.cat(kernel)
+    return of_input.permute(0, 3, 1, 2)
+
+
+def _reaching(phase: int, stride: int, padding: int, taps: int) -> list[tuple[int, int]]:
+    """Along one axis: the taps that reach input positions phase, phase + stride, ..., and the output position that does so first."""
+    return [(tap, (phase + padding - tap) // stride) for tap in range(taps) if (phase + padding - tap) % stride == 0]
+
+
+def _weight_gradient(gradient: Tensor, input: Tensor, weight: Tensor, stride: Sides, padding: Sides) -> Tensor:
     outputs, inputs, rows, columns = weight.shape
     of_output, seen = gradient.permute(0, 2, 3, 1), input.permute(0, 2, 3, 1)
     of_weight = weight.new_zeros(outputs, rows, columns, inputs)
