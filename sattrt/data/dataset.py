@@ -110,6 +110,11 @@ class Dataset:
         bands = () if self.bands == RGB else self.bands
         return hashlib.sha256("\n".join([*self.classes, *lines, *bands]).encode()).hexdigest()
 
+    @cached_property
+    def order(self) -> str:
+        """sha256 over the content of the tiles in their order, which follows from their names and settles what a seed shuffles them into."""
+        return hashlib.sha256("\n".join(tile.sha256 for tile in self.all_tiles).encode()).hexdigest()
+
     @property
     def split_description(self) -> str:
         """How the tiles were divided and what stands on both sides, for whoever reads a score."""

@@ -24,7 +24,20 @@ from .optimizer import MovingAverage
 
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors, and the run's state
 # what the state of a run that can go on has to hold
-STATE = ("config", "classes", "dataset_digest", "epochs", "tiles", "step", "best_accuracy", "best_epoch", "precision", "seconds", "scaler")
+STATE = (
+    "config",
+    "classes",
+    "dataset_digest",
+    "dataset_order",
+    "epochs",
+    "tiles",
+    "step",
+    "best_accuracy",
+    "best_epoch",
+    "precision",
+    "seconds",
+    "scaler",
+)
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:

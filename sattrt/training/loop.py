@@ -337,6 +337,7 @@ class _Run:
             "config": self.config.to_dict(),
             "classes": self.dataset.classes,
             "dataset_digest": self.dataset.digest,
+            "dataset_order": self.dataset.order,
             "epochs": self.plan.epochs,
             "tiles": self.plan.tiles,
             "step": self.step,

@@ -158,10 +158,15 @@ def check_splits(dataset: Dataset) -> None:
 
 
 def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
-    """ContractError where a run is to go on with other classes, tiles or another split."""
+    """ContractError where a run is to go on with other classes, tiles, names of tiles or another split."""
     if tuple(state["classes"]) != dataset.classes:
         raise ContractError(
             f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset."
         )
     if state["dataset_digest"] != dataset.digest:
         raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start anew with another --out.")
+    if state["dataset_order"] != dataset.order:
+        raise ContractError(
+            f"The tiles of {dataset.source} have other names than those that {out} was trained on, and would come in another order. "
+            "Resume with the names they had, or start anew with another --out."
+        )

@@ -97,6 +97,8 @@ def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Datase
         train(replace(dataset, classes=("Field", "Forest", "Wood")), run, None)
     with pytest.raises(ContractError, match="another dataset or split"):
         train(replace(dataset, all_tiles=dataset.all_tiles[1:]), run, None)
+    with pytest.raises(ContractError, match="come in another order"):
+        train(replace(dataset, all_tiles=dataset.all_tiles[::-1]), run, None)
     assert (run / "last.safetensors").read_bytes() == before
 
 
