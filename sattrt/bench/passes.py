@@ -110,7 +110,7 @@ class Passes:
             batch = self._batch(size)
             sweep[size] = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
         callers: dict[str, dict[int, float]] = {name: {} for name in self._present()}
-        for count in self._config.stream_counts if len(self._config.stream_counts) > 1 else ():
+        for count in self._config.stream_counts if self._config.stream_counts != (1,) else ():
             self._say(f"offline, {count} callers")
             for name, each in self._present().items():
                 with self._absent_if_it_fails(name):

@@ -111,6 +111,9 @@ class RmldnnConfig:
         layers = network.raw("layers")
         if not isinstance(layers, str | dict | list) or not layers or (isinstance(layers, str) and "\0" in layers):
             raise network.fault("layers", "the path of a Keras model's JSON")
+        outfile = _path(network, "outfile")
+        if outfile and not outfile.name:
+            raise network.fault("outfile", "the name of a file")
         checkpoints = Section(network.raw("checkpoints", {}), f"{path}: checkpoints", ("save", "interval", "load"))
         data = _data(network.raw("data"), f"{path}: data")
         optimizer = None
@@ -119,7 +122,7 @@ class RmldnnConfig:
         return cls(
             path=path,
             num_epochs=network.count("num_epochs", 1),
-            outfile=_path(network, "outfile"),
+            outfile=outfile,
             layers=Path(layers) if isinstance(layers, str) else layers,
             load=_path(checkpoints, "load"),
             save=_path(checkpoints, "save"),

@@ -150,6 +150,8 @@ class Training:
                         self.log.add(*rows)
         transforms = self.config.data.transforms
         logits = answers(self.network, self.valid, len(self.valid_tiles), self.rank, self.precision, transforms)
+        if logits.isnan().any():  # before anything is written
+            raise InputError(f"The network answers with no numbers after epoch {epoch} (learning rate {rate:.2g}). Lower learning_rate.")
         loss, self.last = judge(logits, torch.tensor([tile.label for tile in self.valid_tiles]), self.config.loss)
         improved = self.last > self.best
         if improved:

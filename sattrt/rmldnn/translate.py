@@ -51,9 +51,10 @@ def translate(config: RmldnnConfig) -> str:
         line("cache_gb", 4.0, "data.preload true: tiles are decoded once and kept, up to so many GB")
     else:
         line("cache_gb", 0.0, "data.preload false: tiles are decoded in every epoch")
-    line(
-        "weights", "imagenet", f"checkpoints.load {json.dumps(str(config.load or 'none'))}; torchvision's, or give the path of a state dict"
-    )
+    if config.load:
+        line("weights", "imagenet", f"checkpoints.load {json.dumps(str(config.load))}; torchvision's, or give the path of a state dict")
+    else:
+        line("weights", "none", "no checkpoints.load: random weights")
     line("tune", _tune(network), f"trainable in {_name(config)}: {len(network.trainable)} of {len(network.names)} layers")
     for kind, said in _geometry(config):
         if kind:
