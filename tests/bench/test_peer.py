@@ -40,6 +40,7 @@ def test_a_foreign_program_is_timed_without_its_start(answer: str) -> None:
         ("sh -c 'echo broken >&2; exit 3'", "exit code 3: broken"),
         ("true", "prints '0 lines'"),
         ("echo Desert", "prints 'Desert"),
+        (r"printf '\tx\n%.0s' 1 2 3 4 5 6", "prints ''"),
     ],
 )
 def test_a_program_that_fails_is_one_line(command: str, message: str) -> None:
