@@ -112,8 +112,8 @@ class Dataset:
 
     @cached_property
     def order(self) -> str:
-        """sha256 over the content of the tiles in their order, which follows from their names and settles what a seed shuffles them into."""
-        return hashlib.sha256("\n".join(tile.sha256 for tile in self.all_tiles).encode()).hexdigest()
+        """sha256 over the content of the train tiles in the order of their names, which settles what a seed shuffles them into."""
+        return hashlib.sha256("\n".join(tile.sha256 for tile in self.tiles("train")).encode()).hexdigest()
 
     @property
     def split_description(self) -> str:

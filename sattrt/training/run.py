@@ -167,6 +167,6 @@ def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
         raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start anew with another --out.")
     if state["dataset_order"] != dataset.order:
         raise ContractError(
-            f"The tiles of {dataset.source} have other names than those that {out} was trained on, and would come in another order. "
+            f"The train tiles of {dataset.source} have other names than those that {out} was trained on, and would come in another order. "
             "Resume with the names they had, or start anew with another --out."
         )
