@@ -68,6 +68,9 @@ def _answers(plan: Plan, engine: Engine, block: Block, pixels: Pixels, valid: ND
         for tile, (row, column) in zip(tiles, batch, strict=True):
             top, left = tops[row], lefts[column]
             tile[:] = pixels[:, top : top + height, left : left + width].transpose(1, 2, 0)
+            held = valid[top : top + height, left : left + width]
+            if not held.all():  # what stands for no data is no value: a network would see water in it, or snow
+                tile[~held] = np.rint(tile[held].mean(0))
         return tiles
 
     probabilities = np.zeros((len(tops), len(lefts), len(engine.classes)), np.float32)

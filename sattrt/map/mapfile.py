@@ -69,7 +69,7 @@ class MapFile:
                 rows, columns = (Axis(int(made[side]), 1, int(made["stride"])) for side in ("height", "width"))
                 if (rows.cells, columns.cells, file.count, file.dtypes[0]) != (file.height, file.width, 2, "uint8"):
                     raise ValueError
-            except (LookupError, ValueError, TypeError, ZeroDivisionError):
+            except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
                 raise InputError(f"{path} is no map that `sattrt map` wrote: its tags don't say how. Give such a map.") from None
             crs, transform = (file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else ("", None)
         stride = rows.stride

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..bands import ESA, EUROSAT, LEAST_WITH_OFFSET
 from ..errors import InputError
-from .geo import nodata_of, open_raster
+from .geo import nodata_of, open_raster, reading
 from .scene import Band, Reader, Scene
 
 _WINDOWS, _SIDE = 8, 32  # that many along each side of the scene, of that many pixels
@@ -136,7 +136,7 @@ def _sample(scene: Scene) -> NDArray[np.uint16]:
 def _where_data_are(scene: Scene, height: int, width: int) -> list[tuple[int, int]]:
     """Upper left corners of windows that lie about pixels with data, by a coarse look at the first band."""
     band = scene.bands[0]
-    with open_raster(band.path) as dataset:
+    with reading(band.path), open_raster(band.path) as dataset:
         coarse = dataset.read(band.index, out_shape=(min(_COARSE, dataset.height), min(_COARSE, dataset.width)))
     rows, columns = np.nonzero(coarse != scene.nodata)
     chosen = np.unique(np.linspace(0, len(rows) - 1, _WINDOWS**2).astype(int)) if len(rows) else rows

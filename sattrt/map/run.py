@@ -178,6 +178,10 @@ def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
     wanted = _files(out, job.config)
     if not all(path.is_file() for path in wanted) or out.stat().st_mtime < max(Path(file).stat().st_mtime for file in plan.scene.files):
         return None
+    if (
+        min(path.stat().st_mtime_ns for path in wanted) < out.stat().st_mtime_ns
+    ):  # the map's pixels are written first: these are another map's
+        return None
     try:
         found = MapFile.read(out)
     except InputError:

@@ -18,6 +18,8 @@ from ..spec import read_bytes
 
 _OFFSETS = {"1C": "RADIO_ADD_OFFSET", "2A": "BOA_ADD_OFFSET"}
 _QUANTIFICATION = {"1C": "QUANTIFICATION_VALUE", "2A": "BOA_QUANTIFICATION_VALUE"}
+# where level 2A has a band as it was taken; a coarser copy is no stand-in for it
+_OWN = {**dict.fromkeys(("B02", "B03", "B04", "B08"), "R10m"), **dict.fromkeys(("B01", "B09", "B10"), "R60m")}
 _MOST_BYTES = 20_000_000  # such a file has some 50 kB
 
 
@@ -58,7 +60,9 @@ def read_product(folder: Path) -> Product:
     # R10m before R20m before R60m: the finest of a band comes first
     for file in sorted((granules[0] / "IMG_DATA").rglob("*"), key=lambda each: (each.parent.name, each.name)):
         name = band_name(file.stem)
-        if name and file.suffix.lower() in (".jp2", ".tif", ".tiff"):
+        if not name or file.suffix.lower() not in (".jp2", ".tif", ".tiff") or file.name.startswith(".") or not file.is_file():
+            continue
+        if file.parent.name <= _OWN.get(name, "R20m") or level == "1C":
             files.setdefault(name, file)
     # what is not recorded is none only before baseline 04.00
     offsets = {name: found.get(name, 0) for name in ESA} if baseline < "04.00" or set(files) <= set(found) else None

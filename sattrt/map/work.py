@@ -82,7 +82,9 @@ class Work:
 
 
 def _locked(folder: Path, out: Path) -> IO[str]:
-    """The lock of a work folder, which goes with this process. InputError where another has it, or the folder can't be made."""
+    """The lock of a work folder, which goes with this process. InputError where another has it, or the folder can't be made or is a link."""
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link; what it points to would be deleted with it. Remove the link, or choose another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / _LOCK, "w")  # noqa: SIM115 - held until the map is written

@@ -156,6 +156,22 @@ def test_no_data_stays_no_data(bundle: Bundle, tmp_path: Path) -> None:
     assert empty.table() == []
 
 
+def test_what_stands_for_no_data_is_not_seen_by_the_engine(bundle: Bundle, engine: Engine, tmp_path: Path) -> None:
+    pixels = colourful(4, 4)[0].clip(1, 254)
+    maps = []
+    for nodata in (0, 255):
+        pixels.reshape(3, 4, 64, 256)[:, :, :20] = nodata  # the upper rows of every window
+        mapped(bundle, write_raster(tmp_path / f"{nodata}.tif", pixels, nodata=nodata), tmp_path / f"map-{nodata}.tif")
+        with rasterio.open(tmp_path / f"map-{nodata}.tif") as file:
+            maps.append(file.read())
+    tiles = pixels.reshape(3, 4, 64, 4, 64).transpose(1, 3, 2, 4, 0).reshape(16, 64, 64, 3).copy()
+    tiles[:, :20] = np.rint(tiles[:, 20:].mean((1, 2)))[:, None, None]
+    answers = engine.predict(tiles)
+    for classes, confidence in maps:
+        assert (classes.ravel() == answers.labels + 1).all()
+        assert (confidence.ravel() == np.rint(100 * answers.probabilities.max(1))).all()
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     path = write_raster(tmp_path / "wide.tif", colourful(1, 9, 4)[0])  # three blocks, a row of windows each
     arguments = (bundle.path, path, "--stride", 2, "--engine", ENGINE, "--report")
@@ -332,6 +348,11 @@ def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
         MapFile.read(scene)
     with pytest.raises(InputError, match="does not exist"):
         MapFile.read(tmp_path / "none.tif")
+    for tag in ('{"classes": [], "stride": 1, "width": 1, "height": Infinity}', "[" * 100_000):
+        with rasterio.open(write_raster(tmp_path / "spoilt.tif", colourful(1, 1)[0]), "r+") as file:
+            file.update_tags(SATTRT=tag)
+        with pytest.raises(InputError, match="is no map that `sattrt map` wrote"):
+            MapFile.read(tmp_path / "spoilt.tif")
 
 
 def test_nothing_is_written_over_a_scene(bundle: Bundle, tmp_path: Path) -> None:
@@ -376,6 +397,27 @@ def test_a_finished_map_of_another_scene_is_not_this_ones(bundle: Bundle, tmp_pa
     fresh = mapped(bundle, tmp_path / "b" / "scene.tif", tmp_path / "fresh.tif")
     assert (again.statistics.area == fresh.statistics.area).all()
     assert out.read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
+def test_a_finished_map_is_not_that_of_another_report(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "map.tif"
+    mapped(bundle, scene, out, report=True)
+    old = out.with_suffix(".html").read_bytes()
+    mapped(bundle, scene, out, stride=32)
+    mapped(bundle, scene, out, resume=True, stride=32, report=True)
+    fresh = mapped(bundle, scene, tmp_path / "other" / "map.tif", stride=32, report=True)
+    assert out.with_suffix(".html").read_bytes() == fresh.files[-1].read_bytes() != old
+    before = out.stat().st_mtime_ns
+    mapped(bundle, scene, out, resume=True, stride=32, report=True)
+    assert out.stat().st_mtime_ns == before
+
+
+def test_a_work_folder_that_is_a_link_is_left_alone(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a").write_text("a")
+    (tmp_path / ".map.tif.work").symlink_to("precious")
+    assert "is a link; what it points to would be deleted" in refusal(bundle.path, scene, "--out", tmp_path / "map.tif")
+    assert contents(tmp_path / "precious") == {"a": b"a"}
 
 
 def test_a_path_that_the_system_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def test_missing_bands_are_named(tmp_path: Path) -> None:
     assert "p.SAFE (Sentinel-2 L2A) lacks the band B08, B10" in message
 
 
+def test_a_coarser_copy_is_no_stand_in_for_a_band(tmp_path: Path) -> None:
+    folder = write_safe(tmp_path / "p.SAFE", "2A", safe_pixels("2A"), -1000, "05.10")
+    (images,) = folder.glob("GRANULE/*/IMG_DATA")
+    (band,) = (images / "R10m").glob("*_B04_*")
+    (band.parent / f"._{band.name}").write_bytes(b"what macOS leaves beside a file")
+    find_scene(folder, spec(("B04", "B05"), "uint16"), MapConfig())
+    band.rename(images / "R20m" / band.name.replace("10m", "20m"))
+    assert "(Sentinel-2 L2A) lacks the band B04" in refusal(folder, "B04", "B05")
+
+
 def test_metadata_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     folder = write_safe(tmp_path / "p.SAFE", "2A", safe_pixels("2A"), None, "05.10")
     assert "metadata don't record the offset of every band" in refusal(folder)
