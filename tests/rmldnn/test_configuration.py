@@ -104,6 +104,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "LAMB's amsgrad": ({"optimizer": {"type": "LAMB", "amsgrad": True}}, "LAMB has no such variant"),
     "nesterov alone": ({"optimizer": {"type": "SGD", "nesterov": True}}, "needs a momentum"),
     "no network": ({"layers": 5}, "layers is 5"),
+    "logs without a name": ({"outfile": "."}, "outfile is '.'; give the name of a file"),
 }
 
 

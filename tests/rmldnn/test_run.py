@@ -19,7 +19,7 @@ from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.errors import SattrtError
+from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.run import Outcome, run_config
 from sattrt.rmldnn.translate import translate
@@ -222,6 +222,7 @@ def test_two_processes_train_what_one_does(tutorial: Path, tmp_path: Path) -> No
             {"schedule": "step", "step_epochs": 2},
         ),
         ({"data": {"transforms": [{"random_horizontal_flip": 0.5}, {"random_zoom": 0.5}]}}, {"symmetries": True, "crop": 0.25}),
+        ({"checkpoints": {"load": ""}}, {"weights": "none"}),
     ],
 )
 def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path, changes: dict[str, Any], said: dict[str, Any]) -> None:
@@ -233,6 +234,14 @@ def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path
     assert all(" # " in line for line in settings)
     for word in ("normalisation", "augmentation", "best validation accuracy", "learning rate"):
         assert word in text
+
+
+def test_a_network_that_answers_with_no_numbers_is_not_kept(tutorial: Path, tmp_path: Path) -> None:
+    """The one step of the epoch has a loss still; what it makes of the weights has none."""
+    changes = {"outfile": "", "checkpoints": {"save": ""}, "data": {"batch_size": 30}, "optimizer": {"learning_rate": 1e6}}
+    with pytest.raises(InputError, match=r"answers with no numbers after epoch 1 .* Lower learning_rate"):
+        run_config(read(tmp_path / "c.json", configuration(tutorial, **changes)), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
 def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial: Path, tmp_path: Path) -> None:
