@@ -73,7 +73,7 @@ def test_the_verdict_counts_what_was_lost_and_gained(run: Path, bundle: Bundle) 
 def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that tells the classes apart, so that there is something to lose."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert train(dataset, folder, TrainConfig(weights="none", epochs=4, batch_size=8, learning_rate=0.01)).accuracy > 0.6
+    assert train(dataset, folder, TrainConfig(weights="none", epochs=6, batch_size=8, learning_rate=0.01)).accuracy > 0.9
     return folder
 
 
