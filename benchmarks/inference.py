@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sattrt.bench.ceiling import ceilings, operations_per_tile
+from sattrt.bench.ceiling import ceilings, work_per_tile
 from sattrt.bench.contenders import TORCH, gather
 from sattrt.bench.measure import Budget, Samples, Timed, measure, wall
 from sattrt.bench.tiles import TileReader
@@ -140,7 +140,8 @@ def main() -> None:
         found = measure({name: Timed(wall(partial(infer, images)), batch) for name, infer in everyone.items()}, Budget(options.seconds, 5))
         for name, samples in found.items():
             speeds[name][batch] = samples
-    best, operations = ceilings(), operations_per_tile(bundle.spec) or 0.0
+    best, work = ceilings(), work_per_tile(bundle.spec)
+    operations = work.operations if work else 0.0
     result = summary(bundle, speeds, plain, {name: operations / rate for name, rate in best.matrix.items()})
     result["benchmark_app"] = checked_against_benchmark_app(bundle, tiles, min(options.seconds, 1.0))
     rows = sorted(result["engines"].items(), key=lambda row: -row[1]["images_per_second"])

@@ -204,7 +204,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, latency and throughput of every engine, beside torch eager."""
-    from .bench.compare import compare, read_report, to_json, worst_regression
+    from .bench.compare import Comparison, against, read_report
     from .bench.config import BenchConfig
     from .bench.report import write_report
     from .bench.run import bench as run_bench
@@ -215,7 +215,7 @@ def bench(
 
     settings = BenchConfig.from_toml(config)
     old = read_report(baseline) if baseline else None
-    if max_regression is not None and (old is None or not max_regression >= 0):
+    if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
     with progress_bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Measuring", total=None)
@@ -226,9 +226,7 @@ def bench(
             opened, Dataset.read(data), settings, tuple(peer or ()), lambda what: bar.update(task, description=f"Measuring: {what}")
         )
     document = report.document
-    changes = compare(old, document) if old else []
-    if old:
-        document["changes"] = [to_json(change) for change in changes]
+    found = against(old, document) if baseline else Comparison()
     paths = write_report(report, out)
     if as_json:
         print(json.dumps(document))
@@ -238,14 +236,14 @@ def bench(
         print_reasons(document["absent"])
         for warning in document["warnings"]:
             print(f"note: {warning}")
-        for change in changes:
+        for change in found.changes:
             if change.real:
-                print(
-                    f"{change.engine}: {change.figure} {change.old:.4g} -> {change.new:.4g}, {change.percent:+.1f} % (noise {change.noise:.1f} %)"
-                )
+                print(change)
         print(*paths, sep="\n")
-    if max_regression is not None and worst_regression(changes) > max_regression:
-        print(f"worse than the baseline by {worst_regression(changes):.1f} %, more than {max_regression:g} %", file=sys.stderr)
+    if found.fault:
+        raise found.fault
+    if max_regression is not None and (failure := found.failure(max_regression)):
+        print(failure, file=sys.stderr)
         raise typer.Exit(2)
 
 

@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from ..machine import cpu_has_bf16
+from ..machine import cores, cpu_has_bf16
 from ..spec import ModelSpec
 
 _SIDE, _SIDE_ON_GPU, _SIDE_INT8 = 2048, 8192, 1024
@@ -49,13 +49,18 @@ def ceilings(device: str = "cpu") -> Ceilings:
     precisions = ("fp32", "fp16", "bf16", "int8") if device == "cuda" else ("fp32", *(["bf16"] if cpu_has_bf16() else []), "int8")
     if device == "cuda" and not torch.cuda.is_available():
         return Ceilings()
-    rates = {}
-    for precision in precisions:
-        with contextlib.suppress(RuntimeError):
-            rates[precision] = matrix_rate(precision, device)
+    rates, before = {}, torch.get_num_threads()
+    torch.set_num_threads(cores())  # whatever was measured last
+    try:
+        for precision in precisions:
+            with contextlib.suppress(RuntimeError):
+                rates[precision] = matrix_rate(precision, device)
+        memory = _memory_rate(device)
+    finally:
+        torch.set_num_threads(before)
     if rates.get("int8", 0.0) < rates.get("fp32", 0.0):  # a CPU without instructions for it: that is no ceiling
         rates.pop("int8", None)
-    return Ceilings(rates, _memory_rate(device))
+    return Ceilings(rates, memory)
 
 
 def matrix_rate(precision: str, device: str = "cpu") -> float:
@@ -113,8 +118,16 @@ def median_seconds(work: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def operations_per_tile(spec: ModelSpec) -> float | None:
-    """Operations of one forward pass through the exported graph, two a multiply-add, as PyTorch counts them; None without PyTorch."""
+@dataclass(frozen=True)
+class Work:
+    """What a tile takes: operations of one pass through the exported graph, two a multiply-add, as PyTorch counts them; its weights."""
+
+    operations: float
+    weights: int
+
+
+def work_per_tile(spec: ModelSpec) -> Work | None:
+    """Count it; None without PyTorch."""
     try:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
@@ -125,4 +138,4 @@ def operations_per_tile(spec: ModelSpec) -> float | None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture)
         network.eval()(torch.zeros(1, spec.height, spec.width, len(spec.bands)))
-    return float(counter.get_total_flops()) * spec.views
+    return Work(float(counter.get_total_flops()) * spec.views, sum(weight.numel() for weight in network.parameters()))

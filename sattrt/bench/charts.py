@@ -109,7 +109,11 @@ def pareto(document: dict[str, Any]) -> Figure:
     points = []
     for row in document["engines"]:
         found = row["accuracy"]
-        speed = row["offline"][str(row["best_batch"])]["images_per_second"] if row["best_batch"] else row["clocks"]["engine_per_second"]
+        speed = (
+            row["offline"][str(row["best_batch"])]["images_per_second"]
+            if row["best_batch"]
+            else row["clocks"]["engine"]["images_per_second"]
+        )
         low, high = (100 * bound for bound in found["interval"])
         percent = 100 * found["accuracy"]
         colour = _colour(document, row)
@@ -131,7 +135,7 @@ def clocks(document: dict[str, Any]) -> Figure:
     figure, axes = _figure(1.1 + 0.28 * len(rows))
     left = np.zeros(len(rows))
     for i, part in enumerate(("decode", "copy", "engine", "host")):
-        widths = np.array([1e6 * row["clocks"]["shares"][part] / row["clocks"]["file_to_label_per_second"] for row in rows])
+        widths = np.array([1e6 * row["clocks"]["shares"][part] / row["clocks"]["file_to_label"]["images_per_second"] for row in rows])
         axes.barh(range(len(rows)), widths, 0.55, left, color=_SERIES[i], label=part)
         left += widths
     axes.set_yticks(range(len(rows)), [row["engine"] for row in rows])

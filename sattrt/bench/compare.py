@@ -1,7 +1,7 @@
 """Two runs of the bench side by side: what became faster, slower, more or less accurate, beyond the noise of both.
 
-changes = compare(read_report(Path("old/bench.json")), document)
-worst_regression(changes)        # percent
+found = against(read_report(Path("old/bench.json")), document)
+found.failure(max_regression=5)        # what a check has to say, or None
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ import numpy as np
 from ..accuracy import mcnemar
 from ..errors import ContractError
 from ..spec import check_schema, read_json
+from .measure import turns
 
-SCHEMA = 2
+SCHEMA = 3
+Row = dict[str, Any]
 _RESAMPLES = 400
+_STUDENT = (math.inf, 63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17)  # Student's t, 99 % two-sided, by degrees of freedom
+_DRIFT = 0.03  # how far two runs of the same engine lie apart, which no look at one of them tells: docs/bench.md
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both runs. percent: how much better (positive) or worse it became; noise: what it may differ by alone, in percent."""
+    """One figure in both runs.
+
+    percent: how much more speed (positive) or less, as a rate, or points of accuracy; noise: what it may differ by alone, in percent.
+    """
 
     engine: str
     figure: str
@@ -37,19 +44,60 @@ class Change:
         """Whether the difference exceeds the noise."""
         return abs(self.percent) > self.noise
 
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.figure} {self.old:.4g} -> {self.new:.4g}, {self.percent:+.1f} % (noise {self.noise:.1f} %)"
 
-def read_report(path: Path) -> dict[str, Any]:
-    """A bench.json, or the one in a folder. ContractError where it is of another schema, or damaged."""
-    path = path / "bench.json" if path.is_dir() else path
-    data = read_json(path)
-    check_schema(data, path, SCHEMA)
+
+@dataclass(frozen=True)
+class Comparison:
+    """changes: of every figure that both runs have. missing: engines of the old run that the new one does not have. fault: why the old run
+    can't be compared with, if so."""
+
+    changes: tuple[Change, ...] = ()
+    missing: tuple[str, ...] = ()
+    fault: ContractError | None = None
+
+    @property
+    def regression(self) -> float:
+        """Percent by which the worst figure became worse, beyond the noise; 0 where none did."""
+        return max((-change.percent for change in self.changes if change.real and change.percent < 0), default=0.0)
+
+    def failure(self, max_regression: float) -> str | None:
+        """One line where a figure became worse by more percent than that, or an engine is gone."""
+        if self.regression > max_regression:
+            return f"worse than the baseline by {self.regression:.1f} %, more than {max_regression:g} %"
+        return f"{', '.join(self.missing)}: in the baseline, but not measured now" if self.missing else None
+
+
+def against(old: object, document: Row) -> Comparison:
+    """Hold a report against an older one, and note in its document what differs: changes, engines that are gone, or why it can't be compared."""
+    try:
+        checked = _checked(old)
+        found = Comparison(tuple(compare(checked, document)), tuple(missing(checked, document)))
+    except ContractError as error:
+        document["absent"]["baseline"] = str(error)
+        return Comparison(fault=error)
+    document["changes"] = [_to_json(change) for change in found.changes]
+    if found.missing:
+        document["warnings"].append(f"In the baseline, but not measured now: {', '.join(found.missing)}.")
+    return found
+
+
+def read_report(path: Path) -> object:
+    """What stands in a bench.json, or in the one of a folder. InputError where it can't be read, ContractError where it is no JSON."""
+    return read_json(path / "bench.json" if path.is_dir() else path)
+
+
+def _checked(data: Any) -> Row:
+    """ContractError where a report is of another schema, or damaged."""
+    check_schema(data, Path("the baseline"), SCHEMA)
     if not isinstance(data.get("engines"), list) or not all(isinstance(row, dict) and "engine" in row for row in data["engines"]):
-        raise ContractError(f"{path} has no list of engines. Make it again with `sattrt bench`.")
+        raise ContractError("The baseline has no list of engines. Make it again with `sattrt bench`.")
     return data  # type: ignore[no-any-return]
 
 
-def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Changes of every figure that both runs have; noise by bootstrapping the medians of the raw samples, 99 % of it.
+def compare(old: Row, new: Row) -> list[Change]:
+    """Changes of every figure that both runs have and that neither has too few samples for; noise as 99 % of what chance does.
 
     ContractError where the old report lacks what its schema promises.
     """
@@ -61,29 +109,39 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
             if before["engine"] == row["engine"]
             for change in _changes(before, row, old["dataset"]["digest"] == new["dataset"]["digest"])
         ]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ContractError(f"The baseline is damaged ({type(error).__name__}: {error}). Make it again with `sattrt bench`.") from None
 
 
-def worst_regression(changes: list[Change]) -> float:
-    """Percent by which the worst figure became worse, beyond the noise; 0 where none did."""
-    return max((-change.percent for change in changes if change.real and change.percent < 0), default=0.0)
+def missing(old: Row, new: Row) -> list[str]:
+    """Names of the engines of the old run that the new one does not have."""
+    there = {row["engine"] for row in new["engines"]}
+    return [row["engine"] for row in old["engines"] if row["engine"] not in there]
 
 
-def to_json(change: Change) -> dict[str, Any]:
+def _to_json(change: Change) -> Row:
     """As plain values; an endless noise is null."""
     noise = change.noise if math.isfinite(change.noise) else None
     return {**asdict(change), "noise": noise, "exceeds_noise": change.real}
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], same_tiles: bool) -> list[Change]:
+def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
     name, found = new["engine"], []
     for scenario, percentile in (("single_stream", 90), ("multi_stream", 99)):
-        if old.get(scenario) and new.get(scenario):
-            found.append(_timing(name, f"{scenario} p{percentile}, ms", old[scenario]["seconds"], new[scenario]["seconds"], percentile))
-    for batch, row in (new.get("offline") or {}).items():
-        if before := (old.get("offline") or {}).get(batch):
+        before, after = old[scenario], new[scenario]
+        told = f"p{percentile}"
+        if before and after and told not in (*before["indicative"], *after["indicative"]):
+            found.append(_timing(name, f"{scenario} {told}, ms", before["seconds"], after["seconds"], percentile))
+    for batch, row in new["offline"].items():
+        if before := old["offline"].get(batch):
             found.append(_timing(name, f"offline at {batch}, ms", before["seconds"], row["seconds"], 50))
+    if old["clocks"] and new["clocks"]:
+        for clock in ("engine", "host_to_host"):
+            before, after = (each["clocks"][clock] for each in (old, new))
+            if before["images_a_call"] == after["images_a_call"]:
+                found.append(_timing(name, f"clock {clock}, ms", before["seconds"], after["seconds"], 50))
+    if old["server"] and new["server"] and old["server"]["bound_ms"] == new["server"]["bound_ms"]:
+        found += _rate(name, old["server"], new["server"])
     before, after = old["accuracy"], new["accuracy"]
     if same_tiles and before["tiles"] == after["tiles"]:
         wrong_before, wrong_after = set(before["wrong"]), set(after["wrong"])
@@ -96,14 +154,28 @@ def _changes(old: dict[str, Any], new: dict[str, Any], same_tiles: bool) -> list
 
 def _timing(engine: str, figure: str, old: list[float], new: list[float], percentile: float) -> Change:
     before, after = (float(np.percentile(taken, percentile)) for taken in (old, new))
-    # standard errors of both, relative, added in quadrature: 2.6 of them hold 99 % of what chance does
-    noise = 2.6 * math.hypot(_error(old, percentile) / before, _error(new, percentile) / after)
-    return Change(engine, figure, 1e3 * before, 1e3 * after, 100 * (before / after - 1), 100 * noise)
+    errors, freedom = zip(*(_error(taken, percentile) for taken in (old, new)), strict=True)
+    chance = _STUDENT[min(*freedom, len(_STUDENT) - 1)] * math.hypot(errors[0] / before, errors[1] / after)
+    return Change(engine, figure, 1e3 * before, 1e3 * after, 100 * (before / after - 1), 100 * math.hypot(chance, _DRIFT))
 
 
-def _error(seconds: list[float], percentile: float) -> float:
-    """Standard error of a percentile, by bootstrap."""
+def _error(seconds: list[float], percentile: float) -> tuple[float, int]:
+    """Standard error of a percentile and its degrees of freedom, by a bootstrap of whole turns: calls within one are not independent."""
     rng = np.random.default_rng(0)
-    taken = np.asarray(seconds)
-    drawn = rng.choice(taken, (_RESAMPLES, len(taken)))
-    return float(np.percentile(drawn, percentile, axis=1).std())
+    taken = [np.asarray(turn) for turn in turns(seconds)]
+    drawn = [
+        np.percentile(np.concatenate([taken[i] for i in rng.integers(0, len(taken), len(taken))]), percentile) for _ in range(_RESAMPLES)
+    ]
+    return float(np.std(drawn)) * math.sqrt(len(taken) / max(1, len(taken) - 1)), len(taken) - 1
+
+
+def _rate(engine: str, old: Row, new: Row) -> list[Change]:
+    """The rates that the server scenario found, if both found one; each is known up to the next higher one that failed."""
+    if not old["rate"] or not new["rate"]:
+        return []
+    steps = [
+        min((trial["rate"] for trial in each["trials"] if trial["rate"] > each["rate"]), default=math.inf) / each["rate"] - 1
+        for each in (old, new)
+    ]
+    percent = 100 * (new["rate"] / old["rate"] - 1)
+    return [Change(engine, "server, tiles/s", old["rate"], new["rate"], percent, 100 * (sum(steps) + _DRIFT))]

@@ -26,13 +26,14 @@ TORCH = "torch-eager-fp32"
 class Contender:
     """Something that answers (logits, probabilities) of tiles (N, H, W, bands).
 
-    name: of the engine, with its bundle before it where several are measured, and its threads behind it where they vary.
+    name: of the engine, with its bundle's name before it where several are measured, and its threads behind it where they vary.
     device: where it really runs. resident: the engine alone, on tiles that lie on the device: see `Engine.resident`.
-    engine: what the server scenario asks; None for torch. size: of its file, in bytes.
+    engine: what the server scenario asks; None for torch.
     """
 
     name: str
     bundle: Bundle
+    bundle_name: str
     backend: str
     precision: str
     device: str
@@ -40,7 +41,6 @@ class Contender:
     infer: Infer
     resident: Callable[[Tiles], Call]
     engine: Engine | None
-    size: int
 
 
 @dataclass
@@ -63,33 +63,43 @@ def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_cou
     A bundle that does not fit the dataset is absent. Raises BackendError where no engine of the others can run here.
     """
     found = Contenders()
-    for bundle in bundles:
-        before = f"{bundle.path.name}/" if len(bundles) > 1 else ""
+    for bundle, name in zip(bundles, names(bundles), strict=True):
+        before = f"{name}/" if len(bundles) > 1 else ""
         if reason := misfit(bundle.spec, dataset):
             found.absent[before.rstrip("/")] = reason
             continue
         for threads in thread_counts:
             after = f" ({threads} thread{'s' * (threads != 1)})" if len(thread_counts) > 1 else ""
             try:
-                eager = _torch_eager(f"{before}{TORCH}{after}", bundle, run or Path(bundle.source["run"]), threads)
+                eager = _torch_eager(f"{before}{TORCH}{after}", bundle, name, run or Path(bundle.source["run"]), threads)
                 found.present[eager.name] = eager
             except (BackendError, InputError) as error:
                 found.absent[f"{before}{TORCH}{after}"] = str(error)
             for record in bundle.engines:
-                name = f"{before}{record.name}{after}"
+                label = f"{before}{record.name}{after}"
                 try:
                     engine = bundle.open(record.name, threads)
                 except BackendError as error:
-                    found.absent[name] = str(error)
+                    found.absent[label] = str(error)
                     continue
-                size = (bundle.path / record.file).stat().st_size
-                found.present[name] = Contender(
-                    name, bundle, record.backend, record.precision, engine.device, threads, engine.infer, engine.resident, engine, size
+                found.present[label] = Contender(
+                    label, bundle, name, record.backend, record.precision, engine.device, threads, engine.infer, engine.resident, engine
                 )
     if not any(each.engine for each in found.present.values()):
         reasons = " | ".join(f"{name}: {reason}" for name, reason in found.absent.items())
         raise BackendError(f"No engine of {', '.join(str(bundle.path) for bundle in bundles)} can run here. {reasons}")
     return found
+
+
+def names(bundles: list[Bundle]) -> list[str]:
+    """What each bundle is called: its folder's name, with as many of those above it as tell it from the others. InputError where one comes twice."""
+    paths = [bundle.path.resolve() for bundle in bundles]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise InputError(f"{twice} was named twice. Name each bundle once.")
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return ["/".join(path.parts[-length:]) for path in paths]
 
 
 def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
@@ -119,7 +129,7 @@ def _refusing() -> Iterator[None]:
         raise BackendError(f"PyTorch can't run it: {' '.join(str(error).split())[:200]}. Choose smaller batches.") from None
 
 
-def _torch_eager(name: str, bundle: Bundle, run: Path, threads: int) -> Contender:
+def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads: int) -> Contender:
     """The trained network as a PyTorch user would run it: eager, fp32, channels_last."""
     try:
         import torch
@@ -164,4 +174,4 @@ def _torch_eager(name: str, bundle: Bundle, run: Path, threads: int) -> Contende
         return call
 
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return Contender(name, bundle, "torch", "fp32", where, threads, infer, resident, None, checkpoint.stat().st_size)
+    return Contender(name, bundle, bundle_name, "torch", "fp32", where, threads, infer, resident, None)

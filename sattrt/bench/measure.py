@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ def measure(
     seed: int = 0,
     failed: dict[Name, str] | None = None,
 ) -> dict[Name, Samples]:
-    """Time every contender. failed: takes up the reason of each that raises BackendError, which is then left out; None lets it pass."""
+    """Time every contender. failed: takes up the reason of each that raises BackendError or MemoryError, which is then left out; None lets it pass."""
     draw = random.Random(seed)
     seconds: dict[Name, list[float]] = {}
     steady: dict[Name, bool] = {}
@@ -97,7 +97,7 @@ def measure(
         try:
             steady[name], seconds[name] = _warm_up(each.call), []
             waiting.append(name)
-        except BackendError as error:
+        except (BackendError, MemoryError) as error:
             _give_up(name, error, failed)
     while waiting:
         draw.shuffle(waiting)
@@ -105,7 +105,7 @@ def measure(
             taken = seconds[name]
             try:
                 taken += _turn(contenders[name].call, bool(taken) and taken[-1] > _LONG_CALL)
-            except BackendError as error:
+            except (BackendError, MemoryError) as error:
                 _give_up(name, error, failed)
                 waiting.remove(name)
                 del seconds[name]
@@ -115,10 +115,15 @@ def measure(
     return {name: Samples(contenders[name].images, taken, steady[name]) for name, taken in seconds.items()}
 
 
-def _give_up(name: Name, error: BackendError, failed: dict[Name, str] | None) -> None:
+def _give_up(name: Name, error: Exception, failed: dict[Name, str] | None) -> None:
     if failed is None:
         raise error
-    failed[name] = str(error)
+    failed[name] = why(error)
+
+
+def why(error: Exception) -> str:
+    """What a report says of a contender that failed."""
+    return "It ran out of memory. Choose smaller batches." if isinstance(error, MemoryError) else str(error)
 
 
 def _turn(call: Call, long: bool) -> list[float]:
@@ -129,6 +134,16 @@ def _turn(call: Call, long: bool) -> list[float]:
     while sum(taken) < _TURN_SECONDS:
         taken.append(call())
     return taken
+
+
+def turns(seconds: Sequence[float]) -> list[list[float]]:
+    """Raw seconds of `Samples`, divided into the turns that they were taken in: a turn ends with the call that fills it."""
+    found: list[list[float]] = [[]]
+    for taken in seconds:
+        if sum(found[-1]) >= _TURN_SECONDS:
+            found.append([])
+        found[-1].append(taken)
+    return found
 
 
 def _warm_up(call: Call) -> bool:

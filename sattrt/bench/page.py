@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .rows import by_reason
+from .rows import PERCENTILES, by_reason
+from .tables import INDICATIVE, Cell, changes, details, number
 
 Document = dict[str, Any]
-Cell = tuple[Any, str]  # the value that is sorted by, and its text
 
 
 def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
@@ -106,8 +106,6 @@ def _engines(document: Document) -> str:
         "images/s",
         "file to label/s",
         "server/s",
-        "of matrix rate %",
-        "J per 1,000",
     ]
     body = []
     for i, row in enumerate(document["engines"]):
@@ -119,12 +117,10 @@ def _engines(document: Document) -> str:
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 (len(found["flips"]), str(len(found["flips"]))),
-                *(_number(single and single["latency_ms"][f"p{percentile}"], 2) for percentile in (50, 90, 99)),
-                _number(_best_speed(row), 0),
-                _number(row["clocks"] and row["clocks"]["file_to_label_per_second"], 0),
-                _number(row["server"] and row["server"]["rate"], 0),
-                _number(row["fraction_of_matrix_rate"], 0, 100),
-                _number(row["joules_per_1000_images"], 1),
+                *(_percentile(single, f"p{percentile}") for percentile in PERCENTILES),
+                number(_best_speed(row), 0),
+                number(row["clocks"] and row["clocks"]["file_to_label"]["images_per_second"], 0),
+                (served["rate"], f"{INDICATIVE * served['indicative']}{served['rate']:,.0f}") if (served := row["server"]) else ("", ""),
             ]
         )
     for peer in document["peers"]:
@@ -136,8 +132,8 @@ def _engines(document: Document) -> str:
                 ("", ""),
                 (peer["accuracy"], f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 *blank,
-                _number(peer["images_per_second"], 0),
-                *blank,
+                number(peer["images_per_second"], 0),
+                *blank[:2],
             ]
         )
     used = [any(text for _, text in column) for column in zip(*body, strict=True)]  # nobody was asked for the others
@@ -145,23 +141,10 @@ def _engines(document: Document) -> str:
 
 
 def _changes(document: Document) -> str:
-    changes = document.get("changes")
-    if changes is None:
+    if not document.get("changes"):
         return ""
-    body = [
-        [
-            (change["engine"], escape(change["engine"])),
-            (change["figure"], escape(change["figure"])),
-            _number(change["old"], 4),
-            _number(change["new"], 4),
-            (change["percent"], f"{change['percent']:+.1f}"),
-            _number(change["noise"], 1),
-            (change["exceeds_noise"], "yes" if change["exceeds_noise"] else "no"),
-        ]
-        for change in changes
-    ]
-    columns = ["engine", "figure", "baseline", "now", "better by %", "noise %", "beyond the noise"]
-    return "<h2>Against the baseline</h2>" + _table("changes", columns, body)
+    columns, body = changes(document)
+    return "<h2>Against the baseline</h2>" + _table("changes", columns, _escaped(body))
 
 
 def _speed(document: Document) -> str:
@@ -182,7 +165,8 @@ def _speed(document: Document) -> str:
                 "Decoding may run beside the engine; then a bar is longer than the time it took.",
             )
         )
-    return _charts(drawn)
+    columns, body = details(document)
+    return _charts(drawn) + _table("details", columns, _escaped(body))
 
 
 def _accuracy(document: Document) -> str:
@@ -206,12 +190,12 @@ def _accuracy(document: Document) -> str:
     rows = document["engines"]
     body = [
         [(name, escape(name)), (tiles := rows[0]["accuracy"]["per_class"][name]["tiles"], str(tiles))]
-        + [_number(row["accuracy"]["per_class"][name]["f1"], 1, 100) for row in rows]
+        + [number(row["accuracy"]["per_class"][name]["f1"], 1, 100) for row in rows]
         for name in document["dataset"]["classes"]
     ]
     found = rows[0]["accuracy"]["per_class"]
     own = [
-        [(name, escape(name)), *(_number(found[name][key], 1, 100) for key in ("precision", "recall", "f1"))]
+        [(name, escape(name)), *(number(found[name][key], 1, 100) for key in ("precision", "recall", "f1"))]
         for name in document["dataset"]["classes"]
     ]
     return (
@@ -242,7 +226,7 @@ def _method(document: Document) -> str:
     method, environment, data = document["method"], document["environment"], document["dataset"]
     text = (
         f"Warm-up until three windows agree within 5 %, then {method['seconds']:g} s for each engine, in turns, in a shuffled order (seed "
-        f"{method['seed']}). Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
+        f"{method['seed']}). {INDICATIVE}: indicative, fewer than ten samples lie beyond that percentile. Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
         f"to label begins with the encoded file, decoded by {data['decoder']}. Scenarios: {method['scenarios']}."
     )
     state = environment["gpu_state"]
@@ -269,11 +253,17 @@ def _best_speed(row: Document) -> Any:
     return row["offline"][str(row["best_batch"])]["images_per_second"] if row["best_batch"] else None
 
 
-def _number(value: Any, digits: int, times: float = 1) -> Cell:
-    return ("", "") if value is None else (value, f"{times * value:,.{digits}f}")
+def _percentile(timed: Document | None, name: str) -> Cell:
+    if timed is None:
+        return "", ""
+    return timed["latency_ms"][name], f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:,.2f}"
 
 
-def _table(name: str, columns: list[str], body: list[list[Cell]]) -> str:
+def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:
+    return [[(value, escape(text)) for value, text in row] for row in body]
+
+
+def _table(name: str, columns: Iterable[str], body: list[list[Cell]]) -> str:
     head = "".join(f"<th><button>{escape(column)}</button></th>" for column in columns)
     lines = "".join(
         "<tr>" + "".join(f'<td data-value="{escape(str(value), quote=True)}">{text}</td>' for value, text in row) + "</tr>" for row in body

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 from .config import BenchConfig
 from .contenders import Contender, Contenders, Infer, Tiles
-from .measure import Budget, Samples, Timed, measure, wall
+from .measure import Budget, Samples, Timed, measure, wall, why
 from .power import joules
 from .scenarios import QUERY, ServerRate, queries, server, streams
 from .tiles import TileReader
@@ -44,7 +44,10 @@ class Passes:
             self._say(f"accuracy of {name}")
             with self._absent_if_it_fails(name):
                 parts = [contender.infer(self._images[start : start + _ACCURACY_BATCH]) for start in starts]
-                found[name] = (np.concatenate([logits for logits, _ in parts]), np.concatenate([shares for _, shares in parts]))
+                logits, probabilities = (np.concatenate(each) for each in zip(*parts, strict=True))
+                if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
+                    raise BackendError("It answers with what is no number. Export the bundle again.")
+                found[name] = (logits, probabilities)
         if not found:
             raise BackendError(f"No engine gave an answer: {' | '.join(f'{name}: {why}' for name, why in self._all.absent.items())}")
         return found
@@ -56,8 +59,8 @@ class Passes:
     def _absent_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
-        except BackendError as error:
-            self._all.absent[name] = str(error)
+        except (BackendError, MemoryError) as error:
+            self._all.absent[name] = why(error)
 
     def _batch(self, size: int) -> Tiles:
         return np.resize(self._images, (size, *self._images.shape[1:]))
@@ -66,7 +69,7 @@ class Passes:
         return measure(timed, self._budget, self._config.seed, self._all.absent)
 
     def clocks(self, reader: TileReader) -> dict[str, Clocks]:
-        """Seconds a tile by each of the clocks."""
+        """The three clocks of each, and of decoding."""
         batch = self._batch(self._config.clock_batch)
         self._say("clocks: the engine alone, host to host")
         timed: dict[tuple[str, str], Timed] = {}  # both clocks take turns: a machine that drifts must not tell them apart
@@ -75,7 +78,7 @@ class Passes:
                 timed[name, "engine"] = Timed(each.resident(batch), min(len(batch), each.engine.max_batch if each.engine else len(batch)))
                 timed[name, "host"] = _whole(each, batch)
         failed: dict[tuple[str, str], str] = {}
-        speed = {key: samples.images_per_second for key, samples in measure(timed, self._budget, self._config.seed, failed).items()}
+        taken = measure(timed, self._budget, self._config.seed, failed)
         self._all.absent.update({name: reason for (name, _), reason in failed.items()})
         whole: dict[str, list[float]] = {name: [] for name in self._present()}
         decode = []
@@ -85,15 +88,10 @@ class Passes:
             for name, each in self._present().items():
                 with self._absent_if_it_fails(name):
                     whole[name].append(wall(partial(_read, reader, each.infer))())
+        count = len(self._images)
         return {
-            name: Clocks(
-                engine=1 / speed[name, "engine"],
-                host=1 / speed[name, "host"],
-                decode=float(np.median(decode)) / len(self._images),
-                whole=float(np.median(taken)) / len(self._images),
-            )
-            for name, taken in whole.items()
-            if name in self._present()
+            name: Clocks(taken[name, "engine"], taken[name, "host"], Samples(count, decode), Samples(count, whole[name]))
+            for name in self._present()
         }
 
     def stream(self, scenario: str) -> dict[str, Samples]:

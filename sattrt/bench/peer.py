@@ -43,11 +43,9 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
         one, every = Path(folder, "one.npy"), Path(folder, "tiles.npy")
         np.save(one, tiles[:1])
         np.save(every, tiles)
-        _run(words, command, one, limit)  # fills the disk's cache
+        labels = _labels(command, _run(words, command, every, limit)[1], classes, len(tiles))  # fills the disk's cache, too
         start = min(_run(words, command, one, limit)[0] for _ in range(_RUNS))
-        runs = [_run(words, command, every, limit) for _ in range(_RUNS)]
-    labels = _labels(command, runs[0][1], classes, len(tiles))
-    seconds = [taken for taken, _ in runs]
+        seconds = [_run(words, command, every, limit)[0] for _ in range(_RUNS)]
     beyond = float(np.median(seconds)) - start
     if beyond <= 0:
         raise InputError(

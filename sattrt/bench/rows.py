@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ..accuracy import evaluate, selective_curve
 from ..calibration import expected_calibration_error, reliability_curve
 from ..data.dataset import Tile
-from .ceiling import Ceilings
+from .ceiling import Ceilings, Work
 from .contenders import Contender
 from .measure import STEADY, VARIATION, Samples
 from .peer import Peer
@@ -19,7 +20,8 @@ from .verdict import Clocks, verdict
 
 Row = dict[str, Any]
 PERCENTILES = (50, 90, 99)
-_DIGIT = 0.005  # an interval of more than half a point either way makes the digits behind the point idle
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}  # of a weight
+_DIGIT = 0.0005  # an interval wider than that either way makes the first digit behind the point of a percentage idle
 
 
 def accuracy(
@@ -72,7 +74,7 @@ def timing(samples: Samples | None) -> Row | None:
         "images_per_second": samples.images_per_second,
         "variation": samples.variation,
         "steady": samples.steady,
-        "seconds": [round(seconds, 7) for seconds in samples.seconds],
+        "seconds": _raw(samples),
     }
 
 
@@ -87,7 +89,7 @@ def engine_row(
     served: ServerRate | None,
     energy: float | None,
     ceilings: Ceilings,
-    operations: float | None,
+    work: Work | None,
 ) -> Row:
     """One engine's part of the document."""
     best = max(offline, key=lambda size: offline[size].images_per_second) if offline else None
@@ -95,11 +97,13 @@ def engine_row(
     # a CPU computes fp16 graphs in fp32
     precision = "fp32" if (contender.device, contender.precision) == ("cpu", "fp16") else contender.precision
     rate = ceilings.matrix.get(precision)
-    images = offline[best].images_per_second if best else 1 / clocks.engine if clocks else None
-    of_matrix = images * operations / rate if images and operations and rate else None
+    images = offline[best].images_per_second if best else clocks.engine.images_per_second if clocks else None
+    of_matrix = images * work.operations / rate if images and work and rate else None
+    # at batch 1 every weight is read once a tile
+    read = work.weights * _BYTES[precision] / float(np.median(single.seconds)) if single and work else None
     return {
         "engine": contender.name,
-        "bundle": contender.bundle.path.name,
+        "bundle": contender.bundle_name,
         "backend": contender.backend,
         "precision": contender.precision,
         "device": contender.device,
@@ -115,8 +119,7 @@ def engine_row(
         "clocks": _clocks(clocks),
         "joules_per_1000_images": energy,
         "fraction_of_matrix_rate": of_matrix,
-        # at batch 1 every weight is read once a tile
-        "fraction_of_memory_rate": contender.size / ceilings.memory / np.median(single.seconds) if single and ceilings.memory else None,
+        "fraction_of_memory_rate": read / ceilings.memory if read and ceilings.memory else None,
         "verdict": verdict(clocks, of_matrix) if clocks else None,
     }
 
@@ -175,16 +178,21 @@ def warnings(document: Row) -> list[str]:
         found.append(
             f"{scores[0]['tiles']} test tiles tell an accuracy to within {100 * half:.1f} points (95 %): don't quote more digits than that."
         )
-    spread = max(score["accuracy"] for score in scores) - min(score["accuracy"] for score in scores)
-    if 0 < spread < half:
+    if close := [(a, b) for a, b in combinations(engines, 2) if 0 < _apart(a, b) < half]:
+        first, second = max(close, key=lambda pair: _apart(*pair))
         found.append(
-            f"The engines' accuracies differ by {100 * spread:.2f} points, less than that interval: this split can't tell them apart. Look at the flips."
+            f"{len(close)} pairs of engines differ in accuracy by less than that interval (most: {first['engine']} and {second['engine']}, "
+            f"{100 * _apart(first, second):.2f} points): this split can't tell them apart. Look at the flips."
         )
     if other := [bundle["name"] for bundle in document["bundles"] if not bundle["same_split"]]:
         found.append(
             f"The dataset's split is not the one that {', '.join(other)} was trained on: test tiles may have been seen in training."
         )
     return found
+
+
+def _apart(first: Row, second: Row) -> float:
+    return abs(float(first["accuracy"]["accuracy"]) - float(second["accuracy"]["accuracy"]))
 
 
 def _server(found: ServerRate | None) -> Row | None:
@@ -196,6 +204,7 @@ def _server(found: ServerRate | None) -> Row | None:
         "bound_ms": 1e3 * found.bound,
         "p99_ms": latency.milliseconds(99) if latency else None,
         "indicative": bool(latency and not latency.tells(99)),
+        "seconds": _raw(latency) if latency else [],
         "trials": [{"rate": trial.rate, "within": trial.within, "queries": len(trial.seconds)} for trial in found.trials],
     }
 
@@ -203,13 +212,16 @@ def _server(found: ServerRate | None) -> Row | None:
 def _clocks(clocks: Clocks | None) -> Row | None:
     if clocks is None:
         return None
-    return {
-        "engine_per_second": 1 / clocks.engine,
-        "host_to_host_per_second": 1 / clocks.host,
-        "file_to_label_per_second": 1 / clocks.whole,
-        "decoding_per_second": 1 / clocks.decode,
-        "shares": clocks.shares(),
+    parts = {"engine": clocks.engine, "host_to_host": clocks.host, "file_to_label": clocks.whole, "decoding": clocks.decode}
+    read = {
+        name: {"images_a_call": each.images, "images_per_second": each.images_per_second, "seconds": _raw(each)}
+        for name, each in parts.items()
     }
+    return {**read, "shares": clocks.shares()}
+
+
+def _raw(samples: Samples) -> list[float]:
+    return [round(seconds, 7) for seconds in samples.seconds]
 
 
 def by_reason(absent: dict[str, str]) -> dict[str, list[str]]:

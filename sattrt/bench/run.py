@@ -21,10 +21,10 @@ from ..errors import BackendError, ContractError, InputError
 from ..machine import cores, environment
 from ..runtime import Bundle
 from . import rows
-from .ceiling import Ceilings, ceilings, operations_per_tile
+from .ceiling import Ceilings, ceilings, work_per_tile
 from .compare import SCHEMA
 from .config import BenchConfig
-from .contenders import Contenders, gather, misfit
+from .contenders import Contenders, gather, misfit, names
 from .passes import Passes
 from .peer import run_peer
 from .power import gpu_state, joules
@@ -55,7 +55,7 @@ def bench(
     reader = TileReader(dataset, tiles, cores())
     decoded = [(images.copy(), labels) for images, labels in reader]
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
-    counts = tuple(count or cores() for count in config.thread_counts)
+    counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts)
     try:
         passes = Passes(contenders, images, config, on_progress)
@@ -70,7 +70,7 @@ def bench(
         contenders.close()
     on_progress("the machine's own ceilings")
     best = _ceilings(contenders)
-    operations = {bundle.digest: operations_per_tile(bundle.spec) for bundle in bundles}
+    work = {bundle.digest: work_per_tile(bundle.spec) for bundle in bundles}
     engines = []
     references = _references(contenders, answers)
     for name, (logits, probabilities) in answers.items():
@@ -90,7 +90,7 @@ def bench(
                 served.get(name),
                 energy.get(name),
                 best[contender.device],
-                operations[contender.bundle.digest],
+                work[contender.bundle.digest],
             )
         )
     if not engines:
@@ -117,8 +117,8 @@ def bench(
             "decoder": reader.decoder,
         },
         "bundles": [
-            {"name": bundle.path.name, "digest": bundle.digest, "same_split": dataset.digest == bundle.spec.dataset_digest}
-            for bundle in bundles
+            {"name": name, "digest": bundle.digest, "same_split": dataset.digest == bundle.spec.dataset_digest}
+            for bundle, name in zip(bundles, names(bundles), strict=True)
         ],
         "engines": engines,
         "peers": peer_rows,

@@ -7,6 +7,7 @@ tiles at hand, images a second. Server: single tiles at random moments; the high
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from .measure import Samples, Timed, wall
 Tiles = NDArray[np.unsignedinteger]
 QUERY = {"single-stream": 1, "multi-stream": 8}  # tiles a query
 _MOST_QUERIES = 64  # different ones, so that no cache makes the work easier than it is
-_TRIALS = 6  # of the search for a rate
+_TRIALS, _STEP = 6, 1.3  # of the search for a rate; from one that is held to the next that is tried
 _FEWEST_ARRIVALS, _MOST_ARRIVALS = 200, 20_000
 _LONGEST_TRIAL = 4  # times `seconds`, so that a slow rate has some arrivals
 
@@ -76,24 +77,28 @@ class ServerRate:
 
 
 def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: float, seed: int) -> ServerRate:
-    """Search the rate between 0 and `highest` (images a second) by bisection; tiles are gathered into batches by a `Batcher`.
+    """Search the rate by bisection, below `highest` (images a second) or, where that is answered in time, above it; tiles are gathered
+    into batches by a `Batcher`.
 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
-    low, high, trials = 0.0, highest, []
+    low, high, trials = 0.0, math.inf, []
     for number in range(_TRIALS):
-        rate = high if number == 0 else (low + high) / 2
+        rate = highest * _STEP**number if high == math.inf else (low + high) / 2
         trials.append(_trial(engine, tiles, bound, rate, seconds, seed + number))
         low, high = (rate, high) if trials[-1].within >= 0.99 else (low, rate)
-        if low == high:
-            break
     return ServerRate(low, bound, trials)
 
 
+def moments(rate: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Seconds at which `count` tiles arrive, `rate` a second on average: a Poisson process."""
+    return np.cumsum(rng.exponential(1 / rate, count))
+
+
 def _trial(engine: Engine, tiles: Tiles, bound: float, rate: float, seconds: float, seed: int) -> Trial:
-    rng = np.random.default_rng(seed)
     count = max(1, int(min(max(rate * seconds, _FEWEST_ARRIVALS), rate * _LONGEST_TRIAL * seconds, _MOST_ARRIVALS)))
-    arrivals = np.cumsum(rng.exponential(1 / rate, count))
+    rng = np.random.default_rng(seed)
+    arrivals = moments(rate, count, rng)
     order = rng.integers(0, len(tiles), count)
     answered = np.full(count, np.inf)
     with Batcher(engine, latency=bound / 2) as batcher:

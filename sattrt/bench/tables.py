@@ -7,10 +7,14 @@ from typing import Any
 
 from .rows import PERCENTILES, by_reason
 
+Row = dict[str, Any]
+Cell = tuple[Any, str]  # the value that is sorted by, and its text
+INDICATIVE = "~"  # before a percentile that fewer than ten samples lie beyond
+CLOCKS = {"engine": "engine alone", "host_to_host": "host to host", "file_to_label": "file to label", "decoding": "decoding"}
 _COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s", "server/s")
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
+def cells(row: Row) -> tuple[str, ...]:
     """An engine's row of the table, in the order of `_COLUMNS`."""
     found, single, clocks, served = row["accuracy"], row["single_stream"], row["clocks"], row["server"]
     low, high = found["interval"]
@@ -20,14 +24,14 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["device"],
         f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
         str(len(found["flips"])),
-        "/".join(f"{single['latency_ms'][f'p{percentile}']:.1f}" for percentile in PERCENTILES) if single else "",
+        _latencies(single),
         f"{best['images_per_second']:.0f} ({row['best_batch']})" if best else "",
-        f"{clocks['file_to_label_per_second']:.0f}" if clocks else "",
-        f"{served['rate']:.0f}" if served else "",
+        f"{clocks['file_to_label']['images_per_second']:.0f}" if clocks else "",
+        f"{INDICATIVE * served['indicative']}{served['rate']:.0f}" if served else "",
     )
 
 
-def table(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(document: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the main table: engines, foreign programs, and what was not measured. Columns without a single figure are left out."""
     shown = [cells(row) for row in document["engines"]]
     for peer in document["peers"]:
@@ -39,7 +43,66 @@ def table(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
     return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
 
 
-def to_markdown(document: dict[str, Any]) -> str:
+def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns and rows of the second table: the three clocks, several tiles and several callers at once, shares of the machine's ceilings."""
+    rows = document["engines"]
+    callers = list(dict.fromkeys(count for row in rows for count in row["callers"]))
+    columns = (
+        "engine",
+        *(f"{text}, tiles/s" for text in CLOCKS.values()),
+        "eight tiles: ms p50/p90/p99",
+        *(f"{count} caller{'s' * (count != '1')}, tiles/s" for count in callers),
+        "of the matrix rate %",
+        "of the memory rate %",
+        "J per 1,000 tiles",
+    )
+    shown = [
+        (
+            (row["engine"], row["engine"]),
+            *(number(row["clocks"] and row["clocks"][name]["images_per_second"], 0) for name in CLOCKS),
+            ((many := row["multi_stream"]) and many["latency_ms"]["p50"], _latencies(many)),
+            *(number(row["callers"].get(count), 0) for count in callers),
+            number(row["fraction_of_matrix_rate"], 0, 100),
+            number(row["fraction_of_memory_rate"], 0, 100),
+            number(row["joules_per_1000_images"], 1),
+        )
+        for row in rows
+    ]
+    used = [any(text for _, text in column) for column in zip(*shown, strict=True)]
+    return tuple(compress(columns, used)), [tuple(compress(row, used)) for row in shown]
+
+
+def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns and rows of what differs from the baseline; no row without one."""
+    columns = ("engine", "figure", "baseline", "now", "better by %", "noise %", "beyond the noise")
+    return columns, [
+        (
+            (change["engine"], change["engine"]),
+            (change["figure"], change["figure"]),
+            (change["old"], f"{change['old']:.4g}"),
+            (change["new"], f"{change['new']:.4g}"),
+            (change["percent"], f"{change['percent']:+.1f}"),
+            number(change["noise"], 1),
+            (change["exceeds_noise"], "yes" if change["exceeds_noise"] else "no"),
+        )
+        for change in document.get("changes", ())
+    ]
+
+
+def number(value: Any, digits: int, times: float = 1) -> Cell:
+    """A figure and its text; both empty where there is none."""
+    return ("", "") if value is None else (value, f"{times * value:,.{digits}f}")
+
+
+def _latencies(timed: Row | None) -> str:
+    if timed is None:
+        return ""
+    return "/".join(
+        f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:.1f}" for name in (f"p{each}" for each in PERCENTILES)
+    )
+
+
+def to_markdown(document: Row) -> str:
     """The report for people who read text."""
     environment, data, method = document["environment"], document["dataset"], document["method"]
     engines = document["engines"]
@@ -54,7 +117,7 @@ def to_markdown(document: dict[str, Any]) -> str:
         "",
         f"{data['tiles']} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. Flips: top-1 answers that differ from "
         f"{engines[0]['reference']}. ms: one tile after another, from host array to host array. images/s: the best of the batch sweep. File to "
-        f"label: read, decode, infer, argmax. {served}Each timed for {method['seconds']:g} s after its warm-up, in turns.",
+        f"label: read, decode, infer, argmax. {served}{INDICATIVE}: indicative, fewer than ten samples lie beyond it. Each timed for {method['seconds']:g} s after its warm-up, in turns.",
         "",
         *_markdown(*table(document)),
     ]
@@ -64,12 +127,17 @@ def to_markdown(document: dict[str, Any]) -> str:
         lines += ["", *[f"- {', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()]]
     if any(row["verdict"] for row in engines):
         lines += ["", "## What bounds it", "", *[f"- {row['engine']}: {row['verdict']}" for row in engines if row["verdict"]]]
+    columns, shown = details(document)
+    lines += ["", "## Clocks, and what the machine could do", "", *_markdown(columns, _texts(shown))]
     if sizes := list(engines[0]["offline"]):
         sweep = [
             (row["engine"], *[f"{row['offline'][size]['images_per_second']:.0f}" if size in row["offline"] else "" for size in sizes])
             for row in engines
         ]
         lines += ["", "## Images a second by batch size", "", *_markdown(("engine", *sizes), sweep)]
+    columns, shown = changes(document)
+    if shown:
+        lines += ["", "## Against the baseline", "", *_markdown(columns, _texts(shown))]
     names = [row["engine"] for row in engines]
     per_class = [
         (name, *["{correct} of {tiles}".format(**row["accuracy"]["per_class"][name]) for row in engines]) for name in data["classes"]
@@ -77,6 +145,10 @@ def to_markdown(document: dict[str, Any]) -> str:
     lines += ["", "## Right of all tiles, by class", "", *_markdown(("class", *names), per_class)]
     lines += ["", "Libraries: " + ", ".join(f"{name} {version}" for name, version in environment["libraries"].items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _texts(rows: list[tuple[Cell, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(text for _, text in row) for row in rows]
 
 
 def _markdown(columns: tuple[str, ...], table: list[tuple[str, ...]]) -> list[str]:

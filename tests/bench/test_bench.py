@@ -12,10 +12,13 @@ import pytest
 from conftest import BENCHED, QUICK
 
 from sattrt.accuracy import evaluate, selective_curve, wilson
-from sattrt.bench.compare import read_report
+from sattrt.bench.ceiling import work_per_tile
+from sattrt.bench.compare import against, read_report
+from sattrt.bench.contenders import names
 from sattrt.bench.report import Report, write_report
 from sattrt.bench.run import bench
 from sattrt.bench.tiles import TileReader
+from sattrt.bench.verdict import NAMES
 from sattrt.data.dataset import Dataset
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, Engine, open_bundle
@@ -58,7 +61,11 @@ def test_a_report_is_what_its_schema_says(report: Report, tmp_path: Path) -> Non
     written = json.loads((tmp_path / "bench.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     jsonschema.validate(written, schema)
     assert written == json.loads(json.dumps(report.document))
-    assert read_report(tmp_path)["measured_at"] == report.document["measured_at"]
+    compared = written | {"absent": {}, "warnings": []}
+    found = against(read_report(tmp_path), compared)
+    assert (found.fault, found.missing, found.regression) == (None, (), 0)
+    assert {change["engine"] for change in compared["changes"]} == set(engines(report))
+    jsonschema.validate(compared, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(written | {"engines": []}, schema)
 
@@ -81,8 +88,27 @@ def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
         )
         assert row["multi_stream"]["images_a_call"] == 8
         assert set(row["callers"]) == {"1", "2"}
-        assert row["verdict"].startswith("Bound by ")
+        clocks = {name: row["clocks"][name] for name in ("engine", "host_to_host", "file_to_label", "decoding")}
+        for found in clocks.values():
+            assert found["images_per_second"] == pytest.approx(found["images_a_call"] / np.median(found["seconds"]), rel=1e-3)
+        for name in ("file_to_label", "decoding"):
+            assert (clocks[name]["images_a_call"], len(clocks[name]["seconds"])) == (row["accuracy"]["tiles"], 3)
+        engine, host, whole, decode = (1 / found["images_per_second"] for found in clocks.values())
+        parts = {"engine": engine, "copy": max(0, host - engine), "decode": decode, "host": max(0, whole - host - decode)}
+        assert row["clocks"]["shares"] == pytest.approx({name: min(1, seconds / whole) for name, seconds in parts.items()})
+        assert row["verdict"].startswith(f"Bound by {NAMES[max(row['clocks']['shares'], key=row['clocks']['shares'].get)]}")
         assert (row["server"] is None) == (row["backend"] == "torch")
+
+
+def test_the_shares_of_the_ceilings_are_of_the_work_that_is_done(report: Report, bundle: Bundle) -> None:
+    work, [ceiling] = work_per_tile(bundle.spec), report.document["ceilings"].values()
+    assert work is not None
+    for name, bytes_a_weight in (("onnxruntime-fp32", 4), ("onnxruntime-fp16", 4)):  # a CPU computes fp16 graphs in fp32
+        row = engines(report)[name]
+        speed = row["offline"][str(row["best_batch"])]["images_per_second"]
+        assert row["fraction_of_matrix_rate"] == pytest.approx(speed * work.operations / ceiling["operations_per_second"]["fp32"])
+        read = work.weights * bytes_a_weight / np.median(row["single_stream"]["seconds"])
+        assert row["fraction_of_memory_rate"] == pytest.approx(read / ceiling["memory_bytes_per_second"], rel=1e-3)
 
 
 def test_exported_fp32_and_torch_agree(report: Report, dataset: Dataset) -> None:
@@ -97,9 +123,17 @@ def test_the_accuracy_is_that_of_the_engine(report: Report, bundle: Bundle, data
         np.concatenate(parts) for parts in zip(*[(i.copy(), y) for i, y in TileReader(dataset, dataset.tiles("test"), 2)], strict=True)
     )
     with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
-        predicted = engine.predict(images).labels
+        answer = engine.predict(images)
+    predicted = answer.labels
     found = engines(report)["onnxruntime-fp32"]["accuracy"]
     assert found["correct"] == (predicted == labels).sum()
+    gaps = 0.0
+    for i in range(15):  # the definition, bin by bin
+        inside = [(p.max(), p.argmax() == y) for p, y in zip(answer.probabilities, labels, strict=True) if i <= p.max() * 15 < i + 1]
+        gaps += abs(sum(confidence for confidence, _ in inside) - sum(right for _, right in inside))
+    sure = answer.probabilities.max(1) == 1
+    gaps += abs(sum(answer.probabilities.max(1)[sure]) - (predicted == labels)[sure].sum())
+    assert found["ece"] == pytest.approx(gaps / len(labels), abs=1e-5)
     assert found["wrong"] == [tile.name for tile, right in zip(dataset.tiles("test"), predicted == labels, strict=True) if not right]
 
 
@@ -121,7 +155,9 @@ def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> Non
     text = markdown.read_text()
     for name, row in engines(report).items():
         assert f"| {name} |" in text
-        assert f"{row['single_stream']['latency_ms']['p99']:.1f}" in text
+        assert f"~{row['single_stream']['latency_ms']['p99']:.1f} |" in text  # too few samples for that
+        assert f"{row['clocks']['host_to_host']['images_per_second']:,.0f}" in text
+        assert f"{row['callers']['2']:,.0f}" in text
     for reason in report.document["absent"].values():
         assert reason in text
     assert "decoded by DALI" in text
@@ -154,12 +190,21 @@ def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: 
 def test_several_bundles_and_threads_are_measured_side_by_side(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
     few = only(bundle, "onnxruntime-fp32")
     report = bench([few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,2", scenarios="offline", batches="1", clock_batch=1))
+    assert [each["name"] for each in report.document["bundles"]] == [bundle.path.name, "copy"]
     assert set(engines(report)) == {
         f"{folder}/{engine} ({threads})"
         for folder in (bundle.path.name, "copy")
         for engine in ("torch-eager-fp32", "onnxruntime-fp32")
         for threads in ("1 thread", "2 threads")
     }
+
+
+def test_bundles_of_one_name_are_told_apart_and_one_core_is_measured_once(bundle: Bundle) -> None:
+    paths = [Path("/a/x/eurosat"), Path("/a/y/eurosat"), Path("/b/y/eurosat")]
+    assert names([replace(bundle, path=path) for path in paths]) == ["a/x/eurosat", "a/y/eurosat", "b/y/eurosat"]
+    assert names([bundle]) == [bundle.path.name]
+    with pytest.raises(InputError, match="was named twice"):
+        names([bundle, bundle])
 
 
 def test_a_dataset_of_other_classes_is_refused(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
@@ -192,12 +237,15 @@ def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
 
     def infer(engine: Engine, tiles: np.ndarray) -> Any:
         if engine.name == "onnxruntime-fp16" and len(tiles) == 4:
-            raise BackendError("out of memory")
-        return answer(engine, tiles)
+            raise MemoryError
+        logits, probabilities = answer(engine, tiles)
+        return (logits * np.nan if engine.name == "onnxruntime-int8" else logits), probabilities
 
     monkeypatch.setattr(Engine, "infer", infer)
-    report = bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset, replace(QUICK, scenarios="offline"))
-    assert report.document["absent"]["onnxruntime-fp16"] == "out of memory"
+    few = only(bundle, "onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8")
+    report = bench([few], dataset, replace(QUICK, scenarios="offline"))
+    assert "out of memory" in report.document["absent"]["onnxruntime-fp16"]
+    assert "no number" in report.document["absent"]["onnxruntime-int8"]
     assert set(engines(report)) == {"torch-eager-fp32", "onnxruntime-fp32"}
     assert set(engines(report)["onnxruntime-fp32"]["offline"]) == {"1", "4"}
 

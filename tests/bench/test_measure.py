@@ -3,12 +3,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from sattrt.bench import measure as module
-from sattrt.bench.ceiling import ceilings, operations_per_tile
+from sattrt.bench.ceiling import ceilings, work_per_tile
 from sattrt.bench.config import BenchConfig
-from sattrt.bench.measure import Budget, Samples, Timed, measure, wall
-from sattrt.bench.scenarios import queries, server, streams
+from sattrt.bench.measure import Budget, Samples, Timed, measure, turns, wall
+from sattrt.bench.scenarios import moments, queries, server, streams
 from sattrt.bench.verdict import Clocks, verdict
 from sattrt.errors import BackendError, InputError
 from sattrt.runtime import Bundle, open_bundle
@@ -88,15 +89,31 @@ def test_a_server_finds_the_rate_that_holds_the_bound(bundle: Bundle) -> None:
     with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
         alone = measure({"e": queries(engine.infer, tiles, 64, 0)}, Budget(0.3))["e"].images_per_second
         found = server(engine, tiles, bound=0.5, highest=alone, seconds=0.5, seed=0)
-        assert 0 < found.rate <= alone
+        assert found.rate > 0
         assert found.trials[0].rate == alone
         passed = [trial.rate for trial in found.trials if trial.within >= 0.99]
         assert found.rate == max(passed)
         assert found.latency is not None
         assert found.latency.milliseconds(99) <= 500
+        easy = server(engine, tiles, bound=30, highest=alone / 20, seconds=0.05, seed=0)
+        assert [trial.rate for trial in easy.trials] == pytest.approx([alone / 20 * 1.3**i for i in range(6)])
+        assert easy.rate == easy.trials[-1].rate
         hopeless = server(engine, tiles, bound=1e-4, highest=alone, seconds=0.1, seed=0)
         assert (hopeless.rate, hopeless.latency) == (0, None)
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0.2) > 0
+
+
+def test_tiles_arrive_as_a_poisson_process() -> None:
+    gaps = np.diff(moments(250, 20_001, np.random.default_rng(0)))
+    assert gaps.mean() == pytest.approx(1 / 250, rel=0.03)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)
+    assert (gaps > 2 / 250).mean() == pytest.approx(np.exp(-2), abs=0.01)
+    assert abs(np.corrcoef(gaps[:-1], gaps[1:])[0, 1]) < 0.03
+
+
+def test_samples_are_divided_into_the_turns_they_were_taken_in() -> None:
+    seconds = [0.15, 0.15, *[0.06] * 4, 0.3, 0.05]
+    assert turns(seconds) == [[0.15, 0.15], [0.06] * 4, [0.3], [0.05]]
 
 
 def test_the_clock_of_the_engine_alone_is_within_that_of_the_host(bundle: Bundle) -> None:
@@ -114,22 +131,35 @@ def test_the_clock_of_the_engine_alone_is_within_that_of_the_host(bundle: Bundle
 
 
 def test_ceilings_and_operations_are_measured(bundle: Bundle) -> None:
-    found = ceilings()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ceilings.cache_clear()
+    try:
+        found = ceilings()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
     assert found.matrix["fp32"] > 1e9
     assert found.memory > 1e8
-    operations = operations_per_tile(bundle.spec)
-    assert operations == pytest.approx(0.67e9, rel=0.1)  # ResNet-50 at 64x64: a twelfth of the 8.2 GFLOP at 224x224
+    work = work_per_tile(bundle.spec)
+    assert work is not None
+    assert work.weights == 23_528_522  # torchvision's resnet50 with ten classes
+    assert work.operations == pytest.approx(0.67e9, rel=0.1)  # ResNet-50 at 64x64: a twelfth of the 8.2 GFLOP at 224x224
+
+
+def clocks(engine: float, host: float, decode: float, whole: float) -> Clocks:
+    return Clocks(*(Samples(10, [10 * seconds]) for seconds in (engine, host, decode, whole)))
 
 
 def test_the_verdict_names_what_takes_most() -> None:
-    assert verdict(Clocks(engine=1e-3, host=1.1e-3, decode=4e-3, whole=6e-3)).startswith(
+    assert verdict(clocks(engine=1e-3, host=1.1e-3, decode=4e-3, whole=6e-3)).startswith(
         "Bound by reading and decoding the files: 67 % of the 6.00 ms"
     )
-    text = verdict(Clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=0.5)
+    text = verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=0.5)
     assert text.startswith("Bound by the engine itself: 67 %")
     assert text.endswith("It runs at 50 % of the machine's matrix rate.")
-    assert "overlap" in verdict(Clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
-    assert "engine itself: 100 %" in verdict(Clocks(engine=6e-3, host=6e-3, decode=0, whole=5e-3))
+    assert "overlap" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
+    assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=0, whole=5e-3))
 
 
 @pytest.mark.parametrize(

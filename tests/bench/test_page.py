@@ -54,8 +54,8 @@ def opened(browser: Any, folder: Path, width: int = 1200, scheme: str = "light")
     return page, said
 
 
-def column(page: Any, number: int) -> list[str]:
-    return page.eval_on_selector_all(f"#engines tbody td:nth-child({number})", "cells => cells.map(cell => cell.dataset.value)")  # type: ignore[no-any-return]
+def column(page: Any, number: int, table: str = "engines") -> list[str]:
+    return page.eval_on_selector_all(f"#{table} tbody td:nth-child({number})", "cells => cells.map(cell => cell.dataset.value)")  # type: ignore[no-any-return]
 
 
 def test_it_needs_nothing_but_itself(report: Report) -> None:
@@ -93,6 +93,11 @@ def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
     assert [float(value) for value in shown["accuracy % (95 %)"]] == [row["accuracy"]["accuracy"] for row in rows]
     assert [float(value) for value in shown["p99 ms"]] == [row["single_stream"]["latency_ms"]["p99"] for row in rows]
     assert [float(value) for value in shown["images/s"]] == [row["offline"][str(row["best_batch"])]["images_per_second"] for row in rows]
+    header = page.eval_on_selector_all("#details th", "cells => cells.map(cell => cell.textContent)")
+    detailed = {name: column(page, i + 1, "details") for i, name in enumerate(header)}
+    assert [float(value) for value in detailed["engine alone, tiles/s"]] == [row["clocks"]["engine"]["images_per_second"] for row in rows]
+    assert [float(value) for value in detailed["2 callers, tiles/s"]] == [row["callers"]["2"] for row in rows]
+    assert [float(value) for value in detailed["of the memory rate %"]] == [row["fraction_of_memory_rate"] for row in rows]
     texts = page.eval_on_selector_all("#engines tbody td:nth-child(3)", "cells => cells.map(cell => cell.textContent)")
     assert texts[0].startswith(f"{100 * rows[0]['accuracy']['accuracy']:.2f}")
     assert said == []
