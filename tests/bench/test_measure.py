@@ -95,7 +95,7 @@ def test_a_server_finds_the_rate_that_holds_the_bound(bundle: Bundle) -> None:
         assert found.rate == max(passed)
         assert found.latency is not None
         assert found.latency.milliseconds(99) <= 500
-        easy = server(engine, tiles, bound=30, highest=alone / 20, seconds=0.05, seed=0)
+        easy = server(engine, tiles, bound=1, highest=alone / 20, seconds=0.05, seed=0)
         assert [trial.rate for trial in easy.trials] == pytest.approx([alone / 20 * 1.3**i for i in range(6)])
         assert easy.rate == easy.trials[-1].rate
         hopeless = server(engine, tiles, bound=1e-4, highest=alone, seconds=0.1, seed=0)
@@ -143,7 +143,7 @@ def test_ceilings_and_operations_are_measured(bundle: Bundle) -> None:
     assert found.memory > 1e8
     work = work_per_tile(bundle.spec)
     assert work is not None
-    assert work.weights == 23_528_522  # torchvision's resnet50 with ten classes
+    assert work.weights == 23_508_032 + 3 * 2049  # torchvision's resnet50, and a head of three classes
     assert work.operations == pytest.approx(0.67e9, rel=0.1)  # ResNet-50 at 64x64: a twelfth of the 8.2 GFLOP at 224x224
 
 
@@ -159,7 +159,7 @@ def test_the_verdict_names_what_takes_most() -> None:
     assert text.startswith("Bound by the engine itself: 67 %")
     assert text.endswith("It runs at 50 % of the machine's matrix rate.")
     assert "overlap" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
-    assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=0, whole=5e-3))
+    assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5e-3))
 
 
 @pytest.mark.parametrize(
