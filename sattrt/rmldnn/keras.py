@@ -47,18 +47,18 @@ class KerasNetwork:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A layer that has to be there: its role, its class in Keras, what its config has to say, the roles that feed it."""
+    """A layer that has to be there: its role, what its config has to say by its class in Keras, the roles that feed it."""
 
     role: str
-    kinds: tuple[str, ...]
-    wants: dict[str, Any]
+    wants: dict[str, dict[str, Any]]
     after: tuple[str, ...]
 
     def fits(self, layer: Layer) -> bool:
-        return layer.kind in self.kinds and all(_same(layer.settings.get(key, value), value) for key, value in self.wants.items())
+        return layer.kind in self.wants and all(_same(layer.setting(key), value) for key, value in self.wants[layer.kind].items())
 
     def __str__(self) -> str:
-        return self.kinds[0] + (f" ({', '.join(f'{key} {value}' for key, value in self.wants.items())})" if self.wants else "")
+        kind, settings = next(iter(self.wants.items()))
+        return kind + (f" ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else "")
 
 
 def read_network(layers: Path | dict[str, Any] | list[Any], config: str) -> tuple[Graph, KerasNetwork]:
@@ -116,11 +116,11 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
 
 def _slots() -> Iterator[_Slot]:
     """Every layer, each after those that feed it; the role "" is the network's input."""
-    yield _Slot("pad", ("ZeroPadding2D",), {"padding": 3}, ("",))
+    yield _Slot("pad", {"ZeroPadding2D": {"padding": 3}}, ("",))
     yield from _conv_norm("conv1", "bn1", "pad", filters=64, kernel_size=7, strides=2, padding="valid")
     yield _relu("relu", "bn1")
-    yield _Slot("pool_pad", ("ZeroPadding2D",), {"padding": 1}, ("relu",))
-    yield _Slot("pool", ("MaxPooling2D",), {"pool_size": 3, "strides": 2, "padding": "valid"}, ("pool_pad",))
+    yield _Slot("pool_pad", {"ZeroPadding2D": {"padding": 1}}, ("relu",))
+    yield _Slot("pool", {"MaxPooling2D": {"pool_size": 3, "strides": 2, "padding": "valid"}}, ("pool_pad",))
     before = "pool"
     for stage, (blocks, filters) in enumerate(zip(_BLOCKS, _WIDTHS, strict=True), 1):
         for number in range(blocks):
@@ -142,22 +142,21 @@ def _slots() -> Iterator[_Slot]:
             yield from _conv_norm(
                 f"{block}.conv3", f"{block}.bn3", f"{block}.relu2", filters=4 * filters, kernel_size=1, strides=1, padding="valid"
             )
-            yield _Slot(f"{block}.add", ("Add",), {}, (beside, f"{block}.bn3"))
+            yield _Slot(f"{block}.add", {"Add": {}}, (beside, f"{block}.bn3"))
             yield _relu(block, f"{block}.add")
             before = block
-    yield _Slot("avgpool", ("GlobalAveragePooling2D",), {"keepdims": False}, (before,))
-    yield _Slot("fc", ("Dense",), {}, ("avgpool",))
+    yield _Slot("avgpool", {"GlobalAveragePooling2D": {"keepdims": False}}, (before,))
+    yield _Slot("fc", {"Dense": {}}, ("avgpool",))
 
 
 def _conv_norm(conv: str, norm: str, after: str, **wants: Any) -> Iterator[_Slot]:
     plain = {"dilation_rate": 1, "groups": 1, "activation": "linear", "data_format": "channels_last"}
-    yield _Slot(conv, ("Conv2D",), wants | plain, (after,))
-    yield _Slot(norm, ("BatchNormalization",), {"epsilon": KERAS_EPSILON, "axis": 3}, (conv,))
+    yield _Slot(conv, {"Conv2D": wants | plain}, (after,))
+    yield _Slot(norm, {"BatchNormalization": {"epsilon": KERAS_EPSILON, "axis": 3}}, (conv,))
 
 
 def _relu(role: str, after: str) -> _Slot:
-    plain = {"activation": "relu", "max_value": None, "negative_slope": 0, "threshold": 0}
-    return _Slot(role, ("Activation", "ReLU"), plain, (after,))
+    return _Slot(role, {"Activation": {"activation": "relu"}, "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0}}, (after,))
 
 
 def _same(found: Any, wanted: Any) -> bool:
@@ -183,7 +182,7 @@ def _input_size(layer: Layer, name: str) -> tuple[int, int, int]:
 
 def _activation(graph: Graph, head: Layer, used: set[str], name: str) -> str:
     """What follows the head's product; it may be a layer of its own."""
-    said = head.settings.get("activation", "linear")
+    said = head.setting("activation")
     after = [layer for layer in graph.values() if layer.inputs == (head.name,)]
     if said == "linear" and len(after) == 1 and after[0].kind in ("Activation", "Softmax"):
         used.add(after[0].name)

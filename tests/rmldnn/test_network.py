@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,8 @@ from sattrt.data.sources import open_source
 from sattrt.errors import ContractError, InputError, SattrtError
 from sattrt.model import TileClassifier
 from sattrt.rmldnn.config import RmldnnConfig
-from sattrt.rmldnn.keras import read_network
+from sattrt.rmldnn.keras import _same, read_network
+from sattrt.rmldnn.layers import DEFAULTS
 from sattrt.rmldnn.network import Network, build
 from sattrt.rmldnn.weights import save_checkpoint
 from sattrt.spec import KERAS_RESNET50
@@ -131,6 +133,43 @@ def test_another_network_is_refused_by_layer(document: dict[str, Any], case: str
     with pytest.raises(ContractError) as caught:
         read_network(spoilt, "c.json")
     assert said in str(caught.value)
+
+
+LEFT_OUT: dict[str, tuple[str, str, str]] = {
+    "a stride of 2": ("conv1_conv", "strides", "strides 2, padding valid"),
+    "a padding of the same size": ("conv2_block1_2_conv", "padding", "padding same"),
+    "the epsilon": ("conv1_bn", "epsilon", "epsilon 1.001e-05"),
+    "the rim of the first layer": ("conv1_pad", "padding", "ZeroPadding2D (padding 3)"),
+    "the pool": ("pool1_pool", "pool_size", "pool_size 3"),
+    "the pool's stride": ("pool1_pool", "strides", "strides 2"),
+    "filters": ("conv4_block6_3_conv", "filters", "filters 1024"),
+    "an activation": ("conv5_block3_out", "activation", "Activation (activation relu)"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_key_that_is_left_out_is_keras_default(document: dict[str, Any], case: str) -> None:
+    name, key, expected = LEFT_OUT[case]
+    spoilt = copy.deepcopy(document)
+    del by_name(spoilt, name)[key]
+    with pytest.raises(ContractError, match=rf"{re.escape(expected)}.* was expected, '{name}', .* was found"):
+        read_network(spoilt, "c.json")
+
+
+def test_defaults_are_keras_own(document: dict[str, Any]) -> None:
+    keras = keras_by_torch()
+    needed = {"Conv2D": (1, 1), "Dense": (1,)}
+    for kind, defaults in DEFAULTS.items():
+        theirs = json.loads(json.dumps(getattr(keras.layers, kind)(*needed.get(kind, ())).get_config(), default=str))
+        for key, value in defaults.items():
+            assert _same(theirs[key], value) or (kind, key) == ("MaxPooling2D", "strides"), (kind, key)  # that of the pool, whatever it is
+    short = copy.deepcopy(document)
+    for layer in short["config"]["layers"]:
+        for key, value in DEFAULTS.get(layer["class_name"], {}).items():
+            if _same(layer["config"].get(key), value):
+                del layer["config"][key]
+    assert short != document
+    assert read_network(short, "c.json")[1] == read_network(document, "c.json")[1]
 
 
 def test_what_is_no_network_is_one_line(document: dict[str, Any], tmp_path: Path) -> None:
