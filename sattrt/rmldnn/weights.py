@@ -41,8 +41,9 @@ _LARGEST = 2048 * 65536  # elements of the largest head there may be
 
 def read_weights(path: Path, graph: Graph) -> Weights:
     """Weights of every layer in a file, in torch's layout. InputError where it can't be read, BackendError where h5py is not installed."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Give checkpoints.load an .h5 file of Keras, or a .pt state dict.")
+    if not path.is_file():
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {fault}. Give checkpoints.load an .h5 file of Keras, or a .pt state dict.")
     if path.suffix in (".h5", ".hdf5", ".keras"):
         return _read_h5(path, graph)
     weights: Weights = {}

@@ -350,6 +350,9 @@ def test_files_that_are_no_weights_are_one_line(tutorial: Path, tmp_path: Path) 
         "text.pt": "can't be read",
         "none.h5": "does not exist",
     }
+    for folder in ("folder", "folder.h5"):
+        (tmp_path / folder).mkdir()
+        said[folder] = "is a folder. Give checkpoints.load an .h5 file of Keras, or a .pt state dict"
     for name, text in {**said, "script.pt": "is a TorchScript archive, a program"}.items():
         with pytest.raises(InputError) as caught:
             network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / name)})
