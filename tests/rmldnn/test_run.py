@@ -22,9 +22,7 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.run import Outcome, run_config
-from sattrt.rmldnn.translate import translate
 from sattrt.spec import ModelSpec
-from sattrt.training.config import TrainConfig
 from sattrt.training.loop import Observer
 from sattrt.training.run import load_trained, read_samples
 
@@ -206,34 +204,6 @@ def test_two_processes_train_what_one_does(tutorial: Path, tmp_path: Path) -> No
         assert (tmp_path / name / "saved" / "model_checkpoint_1.pt").exists()
         found[name] = [float(each) for each in (tmp_path / f"{name}_train.txt").read_text().split()[3:5]]
     np.testing.assert_allclose(found["two"], found["one"], rtol=0.01)  # loss and norm of the gradient
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, {"tune": "bn", "optimizer": "adam", "learning_rate": 0.005, "schedule": "exponential", "gamma": 0.95, "batch_size": 10}),
-        (
-            {"optimizer": {"type": "SGD", "momentum": 0.8, "lr_scheduler": {"type": "Step", "step_size": 3, "gamma": 0.5}}},
-            {"optimizer": "sgd", "momentum": 0.8, "schedule": "step", "step_epochs": 3, "gamma": 0.5},
-        ),
-        ({"optimizer": {"type": "LAMB", "lr_scheduler": {"type": "Warmup", "num_epochs": 1}}}, {"optimizer": "adamw", "warmup": 0.5}),
-        (
-            {"optimizer": {"type": "RMSprop", "lr_scheduler": {"type": "MultiStep", "milestones": [2]}}},
-            {"schedule": "step", "step_epochs": 2},
-        ),
-        ({"data": {"transforms": [{"random_horizontal_flip": 0.5}, {"random_zoom": 0.5}]}}, {"symmetries": True, "crop": 0.25}),
-        ({"checkpoints": {"load": ""}}, {"weights": "none"}),
-    ],
-)
-def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path, changes: dict[str, Any], said: dict[str, Any]) -> None:
-    text = translate(read(tmp_path / "c.json", configuration(tutorial, **changes)))
-    (tmp_path / "run.toml").write_text(text)
-    config = TrainConfig.from_toml(tmp_path / "run.toml")
-    assert {key: getattr(config, key) for key in said} == said
-    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert all(" # " in line for line in settings)
-    for word in ("normalisation", "augmentation", "best validation accuracy", "learning rate"):
-        assert word in text
 
 
 def test_a_network_that_answers_with_no_numbers_is_not_kept(tutorial: Path, tmp_path: Path) -> None:
