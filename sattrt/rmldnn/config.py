@@ -49,6 +49,7 @@ class SchedulerConfig:
     milestones: tuple[int, ...] = ()
     num_epochs: int = 1
     start_factor: float = 0.2
+    verbose: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,6 @@ def _scheduler(values: Any, name: str) -> SchedulerConfig:
         raise InputError(f"{name} is not an object; give one of {', '.join(SCHEDULERS)}.")
     kind = Section({"type": values.get("type")}, name, ("type",)).choice("type", SCHEDULERS)
     section = Section(values, name, ("type", "verbose", *_SCHEDULER_KEYS[kind]))
-    section.flag("verbose")
     for key in {"Step": ("step_size",), "MultiStep": ("milestones",), "Warmup": ("num_epochs",)}.get(kind, ()):
         if key not in section:
             raise InputError(f"{name} lacks {key}, which {kind} needs. Add it.")
@@ -226,6 +226,7 @@ def _scheduler(values: Any, name: str) -> SchedulerConfig:
         milestones=tuple(milestones),
         num_epochs=section.count("num_epochs", 1),
         start_factor=section.number("start_factor", 0.2, high=1.0, above=True),
+        verbose=section.flag("verbose"),
     )
 
 

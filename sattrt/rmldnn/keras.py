@@ -32,6 +32,7 @@ class KerasNetwork:
     classes, activation: of the head.
     height, width, channels: of the input; 0 where the file leaves them open.
     own_pixels: the preprocessing that is part of the network, of values in 0..255; None where it has none.
+    restrained: what the file calls the trained layers that it puts under a regularizer or a constraint.
     """
 
     names: dict[str, str]
@@ -43,6 +44,7 @@ class KerasNetwork:
     width: int
     channels: int
     own_pixels: Pixels | None
+    restrained: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
         width=width,
         channels=channels,
         own_pixels=own_pixels,
+        restrained=tuple(layer.name for layer in found.values() if layer.trainable and _restrained(layer)),
     )
 
 
@@ -206,6 +209,10 @@ def _switched_off(weighted: dict[str, Layer]) -> Iterator[tuple[str, str]]:
         for key, weight in (("use_bias", "bias"), ("center", "bias"), ("scale", "weight")):
             if layer.settings.get(key, True) is False:
                 yield role, weight
+
+
+def _restrained(layer: Layer) -> bool:
+    return any(value and key.endswith(("_regularizer", "_constraint")) for key, value in layer.settings.items())
 
 
 def _refuse_biases_of_frozen_norms(weighted: dict[str, Layer], trainable: frozenset[str], name: str) -> None:
