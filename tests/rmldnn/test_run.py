@@ -255,8 +255,7 @@ def test_what_can_not_be_written_is_said_before_the_first_step(tutorial: Path, t
     (tmp_path / "file").write_text("")
     for kind, changes, said in [
         ("train", {"checkpoints": {"save": str(tmp_path / "file")}}, "checkpoints.save is .*/file, which can't be written to"),
-        ("train", {"data": {"test_output_path": str(tmp_path / "file" / "deep")}}, "data.test_output_path is .*/file/deep, which"),
-        ("test", {"data": {"test_output_path": str(tmp_path / "file")}}, "data.test_output_path is .*/file, which can't"),
+        ("test", {"data": {"test_output_path": str(tmp_path / "file" / "deep")}}, "data.test_output_path is .*/file/deep, which can't"),
         ("test", {"data": {"target_type": "labels"}, "outfile": str(tmp_path / "file" / "log.txt")}, "Can't write .*/file/log_test.txt"),
     ]:
         reported: list[tuple[str, str]] = []

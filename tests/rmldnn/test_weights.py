@@ -27,10 +27,6 @@ def test_another_head_begins_at_random(tutorial: Path, layer_file: dict[str, Any
     assert [note.split()[2] for note in built.notes] == ["'dense_5'", "of"]
     with pytest.raises(ContractError, match=r"model.h5 lacks the head 'dense_5', and nothing trains one here"):
         network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
-    by_name(other, "dense_5")["trainable"] = False
-    (tmp_path / "layers.json").write_text(json.dumps(other))
-    with pytest.raises(ContractError, match=r"lacks the head 'dense_5', and nothing trains one here"):
-        network(tutorial, tmp_path, "train", layers=str(tmp_path / "layers.json"))
 
 
 def test_what_the_file_switches_off_is_trained_where_the_weights_hold_it(
@@ -97,6 +93,12 @@ def test_every_weight_has_to_be_there(tutorial: Path, tmp_path: Path) -> None:
                 notes(layer, weight, keras, training)
     assert notes("conv1_bn", "weight", replace(keras, switched_off=frozenset({("bn1", "weight")}))) == []
     assert notes(head, "bias", replace(keras, switched_off=frozenset({("fc", "bias")}))) == []
+    del whole[head]
+    frozen = replace(keras, trainable=keras.trainable - {"fc"})
+    for described, training in ((keras, False), (frozen, True)):
+        with pytest.raises(ContractError, match=rf"w.pt lacks the head '{head}', and nothing trains one here"):
+            to_state(described, whole, Path("w.pt"), built.pixels, own, training)
+    assert len(to_state(keras, whole, Path("w.pt"), built.pixels, own, training=True)[1]) == 1
 
 
 def test_files_that_are_no_weights_are_one_line(tutorial: Path, tmp_path: Path) -> None:
