@@ -24,6 +24,8 @@ from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
+from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.network import Network, build
 from sattrt.runtime import MANIFEST, Bundle, manifest_digest
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
@@ -215,3 +217,20 @@ def write_configuration(path: Path, document: Any) -> Path:
     """The file of a configuration, or of any text in its place."""
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     return path
+
+
+@pytest.fixture(scope="session")
+def layer_file(tutorial: Path) -> dict[str, Any]:
+    """The tutorial's layer file."""
+    return json.loads((tutorial / "layers.json").read_text())  # type: ignore[no-any-return]
+
+
+def network(folder: Path, tmp_path: Path, kind: str = "test", **changes: Any) -> Network:
+    """The network of the tutorial's configuration, for tiles of 64x64 pixels."""
+    config = RmldnnConfig.read(write_configuration(tmp_path / "c.json", configuration(folder, kind, **changes)))
+    return build(config, 64, 64)
+
+
+def by_name(layers: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config of one layer of a layer file."""
+    return next(layer["config"] for layer in layers["config"]["layers"] if layer["config"]["name"] == name)

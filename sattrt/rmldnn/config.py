@@ -49,6 +49,7 @@ class SchedulerConfig:
     milestones: tuple[int, ...] = ()
     num_epochs: int = 1
     start_factor: float = 0.2
+    verbose: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ class RmldnnConfig:
         if outfile and not outfile.name:
             raise network.fault("outfile", "the name of a file")
         checkpoints = Section(network.raw("checkpoints", {}), f"{path}: checkpoints", ("save", "interval", "load"))
+        loss = _loss(network.raw("loss", {"function": "NLL"}), f"{path}: loss")  # first: it says best what another task is
         data = _data(network.raw("data"), f"{path}: data")
         optimizer = None
         if data.input_path or "optimizer" in network:
@@ -129,7 +131,7 @@ class RmldnnConfig:
             interval=checkpoints.count("interval", 1),
             data=data,
             optimizer=optimizer,
-            loss=_loss(network.raw("loss", {"function": "NLL"}), f"{path}: loss"),
+            loss=loss,
         )
 
 
@@ -144,7 +146,9 @@ def _data(values: Any, name: str) -> DataConfig:
     others = ("batch_size", "test_batch_size", "preload", "target_is_mask", "transforms", "input_transforms")
     section = Section(values, name, (*kinds, *paths, *colours, *others))
     section.choice("input_type", ("images",), section.choice("type", ("images",), "images"))
-    labels = "target_type" in section and bool(section.choice("target_type", ("labels",)))
+    labels = "target_type" in section
+    if labels and section.text("target_type").casefold() != "labels":
+        raise section.fault("target_type", '"labels": sattrt tells class folders apart, it learns no masks, pictures, boxes or arrays')
     if section.flag("target_is_mask"):
         raise InputError(f"{name}: target_is_mask is true; masks are not learnt here: leave it out.")
     section.flag("target_grayscale")  # a label has no colour
@@ -209,7 +213,6 @@ def _scheduler(values: Any, name: str) -> SchedulerConfig:
         raise InputError(f"{name} is not an object; give one of {', '.join(SCHEDULERS)}.")
     kind = Section({"type": values.get("type")}, name, ("type",)).choice("type", SCHEDULERS)
     section = Section(values, name, ("type", "verbose", *_SCHEDULER_KEYS[kind]))
-    section.flag("verbose")
     for key in {"Step": ("step_size",), "MultiStep": ("milestones",), "Warmup": ("num_epochs",)}.get(kind, ()):
         if key not in section:
             raise InputError(f"{name} lacks {key}, which {kind} needs. Add it.")
@@ -223,6 +226,7 @@ def _scheduler(values: Any, name: str) -> SchedulerConfig:
         milestones=tuple(milestones),
         num_epochs=section.count("num_epochs", 1),
         start_factor=section.number("start_factor", 0.2, high=1.0, above=True),
+        verbose=section.flag("verbose"),
     )
 
 

@@ -8,14 +8,17 @@ Both count from 1, have columns parted by spaces and no heading, so that np.load
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from ..spec import atomic_path, unwritable, write_bytes
+from .config import RmldnnConfig
 
 
 class OutFiles:
@@ -51,17 +54,38 @@ class OutFiles:
                 raise unwritable(path, error) from None
 
 
+def prepare_folders(config: RmldnnConfig) -> None:
+    """Make the folders that a configuration writes to, and a file in each for a moment: better to fail now than after hours of work.
+
+    InputError that names the key where one can't be written to, BackendError where predictions are asked for and h5py is not installed.
+    """
+    for key, folder in (("checkpoints.save", config.save), ("data.test_output_path", config.data.test_output_path)):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(f"{key} is {folder}, which can't be written to ({error.strerror}). Give another folder.") from None
+    if config.data.test_output_path:
+        _h5py()
+
+
 def write_predictions(folder: Path, number: int, names: list[str], outputs: NDArray[np.float32]) -> Path:
     """`output_NUMBER.h5`: for each sample a dataset (classes,) float32, in a group for its folder. BackendError where h5py is not installed.
 
     names: of the samples, with `/` between folder and file. outputs: (N, classes), what the network's last layer gives.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise BackendError("Predictions need h5py, which is not installed. Install it with: pip install 'sattrt[rmldnn]'") from None
+    h5py = _h5py()
     path = folder / f"output_{number}.h5"
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for name, output in zip(names, outputs, strict=True):
             file.create_dataset(name, data=output)
     return path
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise BackendError("Predictions need h5py, which is not installed. Install it with: pip install 'sattrt[rmldnn]'") from None
+    return h5py

@@ -32,6 +32,7 @@ class KerasNetwork:
     classes, activation: of the head.
     height, width, channels: of the input; 0 where the file leaves them open.
     own_pixels: the preprocessing that is part of the network, of values in 0..255; None where it has none.
+    restrained: what the file calls the trained layers that it puts under a regularizer or a constraint.
     """
 
     names: dict[str, str]
@@ -43,22 +44,23 @@ class KerasNetwork:
     width: int
     channels: int
     own_pixels: Pixels | None
+    restrained: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A layer that has to be there: its role, its class in Keras, what its config has to say, the roles that feed it."""
+    """A layer that has to be there: its role, what its config has to say by its class in Keras, the roles that feed it."""
 
     role: str
-    kinds: tuple[str, ...]
-    wants: dict[str, Any]
+    wants: dict[str, dict[str, Any]]
     after: tuple[str, ...]
 
     def fits(self, layer: Layer) -> bool:
-        return layer.kind in self.kinds and all(_same(layer.settings.get(key, value), value) for key, value in self.wants.items())
+        return layer.kind in self.wants and all(_same(layer.setting(key), value) for key, value in self.wants[layer.kind].items())
 
     def __str__(self) -> str:
-        return self.kinds[0] + (f" ({', '.join(f'{key} {value}' for key, value in self.wants.items())})" if self.wants else "")
+        kind, settings = next(iter(self.wants.items()))
+        return kind + (f" ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else "")
 
 
 def read_network(layers: Path | dict[str, Any] | list[Any], config: str) -> tuple[Graph, KerasNetwork]:
@@ -111,16 +113,17 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
         width=width,
         channels=channels,
         own_pixels=own_pixels,
+        restrained=tuple(layer.name for layer in found.values() if layer.trainable and _restrained(layer)),
     )
 
 
 def _slots() -> Iterator[_Slot]:
     """Every layer, each after those that feed it; the role "" is the network's input."""
-    yield _Slot("pad", ("ZeroPadding2D",), {"padding": 3}, ("",))
+    yield _Slot("pad", {"ZeroPadding2D": {"padding": 3}}, ("",))
     yield from _conv_norm("conv1", "bn1", "pad", filters=64, kernel_size=7, strides=2, padding="valid")
     yield _relu("relu", "bn1")
-    yield _Slot("pool_pad", ("ZeroPadding2D",), {"padding": 1}, ("relu",))
-    yield _Slot("pool", ("MaxPooling2D",), {"pool_size": 3, "strides": 2, "padding": "valid"}, ("pool_pad",))
+    yield _Slot("pool_pad", {"ZeroPadding2D": {"padding": 1}}, ("relu",))
+    yield _Slot("pool", {"MaxPooling2D": {"pool_size": 3, "strides": 2, "padding": "valid"}}, ("pool_pad",))
     before = "pool"
     for stage, (blocks, filters) in enumerate(zip(_BLOCKS, _WIDTHS, strict=True), 1):
         for number in range(blocks):
@@ -142,22 +145,21 @@ def _slots() -> Iterator[_Slot]:
             yield from _conv_norm(
                 f"{block}.conv3", f"{block}.bn3", f"{block}.relu2", filters=4 * filters, kernel_size=1, strides=1, padding="valid"
             )
-            yield _Slot(f"{block}.add", ("Add",), {}, (beside, f"{block}.bn3"))
+            yield _Slot(f"{block}.add", {"Add": {}}, (beside, f"{block}.bn3"))
             yield _relu(block, f"{block}.add")
             before = block
-    yield _Slot("avgpool", ("GlobalAveragePooling2D",), {"keepdims": False}, (before,))
-    yield _Slot("fc", ("Dense",), {}, ("avgpool",))
+    yield _Slot("avgpool", {"GlobalAveragePooling2D": {"keepdims": False}}, (before,))
+    yield _Slot("fc", {"Dense": {}}, ("avgpool",))
 
 
 def _conv_norm(conv: str, norm: str, after: str, **wants: Any) -> Iterator[_Slot]:
     plain = {"dilation_rate": 1, "groups": 1, "activation": "linear", "data_format": "channels_last"}
-    yield _Slot(conv, ("Conv2D",), wants | plain, (after,))
-    yield _Slot(norm, ("BatchNormalization",), {"epsilon": KERAS_EPSILON, "axis": 3}, (conv,))
+    yield _Slot(conv, {"Conv2D": wants | plain}, (after,))
+    yield _Slot(norm, {"BatchNormalization": {"epsilon": KERAS_EPSILON, "axis": 3}}, (conv,))
 
 
 def _relu(role: str, after: str) -> _Slot:
-    plain = {"activation": "relu", "max_value": None, "negative_slope": 0, "threshold": 0}
-    return _Slot(role, ("Activation", "ReLU"), plain, (after,))
+    return _Slot(role, {"Activation": {"activation": "relu"}, "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0}}, (after,))
 
 
 def _same(found: Any, wanted: Any) -> bool:
@@ -183,7 +185,7 @@ def _input_size(layer: Layer, name: str) -> tuple[int, int, int]:
 
 def _activation(graph: Graph, head: Layer, used: set[str], name: str) -> str:
     """What follows the head's product; it may be a layer of its own."""
-    said = head.settings.get("activation", "linear")
+    said = head.setting("activation")
     after = [layer for layer in graph.values() if layer.inputs == (head.name,)]
     if said == "linear" and len(after) == 1 and after[0].kind in ("Activation", "Softmax"):
         used.add(after[0].name)
@@ -207,6 +209,10 @@ def _switched_off(weighted: dict[str, Layer]) -> Iterator[tuple[str, str]]:
         for key, weight in (("use_bias", "bias"), ("center", "bias"), ("scale", "weight")):
             if layer.settings.get(key, True) is False:
                 yield role, weight
+
+
+def _restrained(layer: Layer) -> bool:
+    return any(value and key.endswith(("_regularizer", "_constraint")) for key, value in layer.settings.items())
 
 
 def _refuse_biases_of_frozen_norms(weighted: dict[str, Layer], trainable: frozenset[str], name: str) -> None:

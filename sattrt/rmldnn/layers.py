@@ -15,6 +15,23 @@ from ..errors import ContractError
 from ..spec import read_json
 
 _MODELS = ("Functional", "Model", "Sequential")
+# what Keras builds where a layer's config does not say
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ZeroPadding2D": {"padding": 1},
+    "Conv2D": {
+        "strides": 1,
+        "padding": "valid",
+        "dilation_rate": 1,
+        "groups": 1,
+        "activation": "linear",
+        "data_format": "channels_last",
+    },
+    "BatchNormalization": {"epsilon": 1e-3, "axis": -1},
+    "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0},
+    "MaxPooling2D": {"pool_size": 2, "strides": None, "padding": "valid"},  # strides None: the pool's size
+    "GlobalAveragePooling2D": {"keepdims": False},
+    "Dense": {"activation": "linear"},
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +47,17 @@ class Layer:
 
     def __str__(self) -> str:
         shown = ("filters", "units", "kernel_size", "strides", "padding", "activation", "epsilon", "pool_size", "use_bias")
-        parts = [f"{key} {self.settings[key]}" for key in shown if key in self.settings]
+        known = DEFAULTS.get(self.kind, {})
+        parts = [
+            f"{key} {self.setting(key)}" + ("" if key in self.settings else " by default")
+            for key in shown
+            if key in self.settings or key in known
+        ]
         return f"{self.name!r}, {self.kind}" + (f" ({', '.join(parts)[:150]})" if parts else "")
+
+    def setting(self, key: str) -> Any:
+        """What its config says, or Keras' default; None where Keras has none."""
+        return self.settings.get(key, DEFAULTS.get(self.kind, {}).get(key))
 
 
 Graph = dict[str, Layer]  # in the order of the file

@@ -85,8 +85,13 @@ def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Netwo
     notes: list[str] = []
     if config.load:
         weights = read_weights(config.load, graph)
-        state, notes = to_state(keras, weights, config.load, pixels, model.backbone.state_dict())
+        state, notes = to_state(keras, weights, config.load, pixels, model.backbone.state_dict(), bool(config.data.input_path))
         model.backbone.load_state_dict(state, strict=False)
+    if config.data.input_path and keras.restrained:
+        notes.append(
+            f"{len(keras.restrained)} of the trained layers have a regularizer or a constraint in {name}, {keras.restrained[0]!r} first: "
+            "these are not applied, optimizer.weight_decay is"
+        )
     _set_trainable(model.backbone, keras, state)
     return Network(model, keras, pixels, side, size, tuple(notes))
 

@@ -53,9 +53,11 @@ def _step(layer: Layer, values: list[Pixels | int]) -> Pixels | int | None:
         mean, variance = _three(layer.settings.get("mean")), _three(layer.settings.get("variance"))
         if mean and variance and min(variance) > 0:
             return pixels.normalised(mean, [each**0.5 for each in variance])
-    if layer.kind in ("Add", "Subtract") and (added := _three(_constant(layer.arguments))):
+    operands = list(_operands(layer.arguments)) if layer.kind in ("Add", "Subtract") else []
+    if len(operands) == 2 and (operands[0] is None or layer.kind == "Add"):  # a constant less the pixels is no shift of them
         sign = 1.0 if layer.kind == "Subtract" else -1.0
-        return pixels.normalised([sign * each for each in added], (1.0,) * 3)
+        if shift := _three(operands[1] if operands[0] is None else operands[0]):
+            return pixels.normalised([sign * each for each in shift], (1.0,) * 3)
     return None
 
 
@@ -67,16 +69,13 @@ def _three(value: Any) -> list[float] | None:
     return [float(each) for each in values] if len(values) == 3 and all(is_number(each) for each in values) else None
 
 
-def _constant(arguments: Any) -> Any:
-    """The value of the tensor that a call is given beside its input."""
-    if isinstance(arguments, dict):
-        config = arguments.get("config")
-        if arguments.get("class_name") == "__tensor__" and isinstance(config, dict):
-            return config.get("value")
-        arguments = list(arguments.values())
-    if isinstance(arguments, list):
-        return next((found for each in arguments if (found := _constant(each)) is not None), None)
-    return None
+def _operands(arguments: Any) -> Iterator[Any]:
+    """The tensors of a call in their order: the value of a constant, None for what another layer gives."""
+    if isinstance(arguments, dict) and isinstance(arguments.get("config"), dict):
+        yield arguments["config"].get("value") if arguments.get("class_name") == "__tensor__" else None
+    elif isinstance(arguments, dict | list):
+        for each in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from _operands(each)
 
 
 def _numbers(arguments: Any) -> Iterator[int]:

@@ -19,7 +19,7 @@ from ..training.hardware import Rank, ranks
 from ..training.loop import Observer
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
-from .files import OutFiles, write_predictions
+from .files import OutFiles, prepare_folders, write_predictions
 from .network import Network, build
 from .tiles import Progress, known_by_folder, labelled, unlabelled
 from .training import Training, TrainingResult
@@ -81,6 +81,11 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
         dataset = known_by_folder(dataset)
         check_classes(network, dataset, config)
     network.model.to(rank.device).to(memory_format=torch.channels_last)
+    files = OutFiles(config.outfile)
+    if rank.is_first:
+        prepare_folders(config)
+        if data.labels:
+            files.begin("test")
     tiles = dataset.tiles("test")
     if rank.is_first:
         on_report([*_report(config, network, rank), ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
@@ -90,8 +95,6 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
     path = loss = accuracy = None
     if rank.is_first and data.labels:
         loss, accuracy = judge(logits, torch.tensor([tile.label for tile in tiles]), config.loss)
-        files = OutFiles(config.outfile)
-        files.begin("test")
         files.test(1, loss, accuracy)
     if rank.is_first and data.test_output_path:
         names = [str(PurePosixPath(tile.name)) for tile in tiles]

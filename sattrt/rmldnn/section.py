@@ -51,6 +51,7 @@ INSTEAD = {
     "numpy": "sattrt reads image files: save the tiles as PNG or TIFF, choose images",
     "hdf5": "sattrt reads image files: save the tiles as PNG or TIFF, choose images",
     "pde": "no differential equation (PDE) is solved here: choose images",
+    "labels": "labels are what tiles are told apart by, not what is looked at: choose images",
 }
 
 

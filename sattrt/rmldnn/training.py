@@ -35,7 +35,7 @@ from ..training.run import write_samples
 from ..training.syncnorm import synchronise_batchnorm
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
-from .files import OutFiles, write_predictions
+from .files import OutFiles, prepare_folders, write_predictions
 from .network import Network, require_trainable
 from .optimizer import make_optimizer, rate_at
 from .weights import save_checkpoint
@@ -81,8 +81,11 @@ class Training:
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
         memory: dict[str, object] = {} if config.data.preload else {"cache_gb": 0.0}
         self.tiles, self.valid_tiles = dataset.require("train"), dataset.require("valid")
+        self.batch_size = min(config.data.batch_size, len(self.tiles) // rank.world * rank.world)
+        if not self.batch_size:
+            raise InputError(f"{config.data.input_path} has fewer tiles, {len(self.tiles)}, than there are processes. Start fewer.")
         shuffled = Augmentation(symmetries=False)  # how tiles vary is the transforms' affair
-        self.loader = loader_of(dataset, self.tiles, config.data.batch_size, rank, augmentation=shuffled, seed=SEED, **memory)
+        self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, **memory)
         self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, **memory)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         count, steps = len(self.tiles), self.loader.steps
@@ -94,14 +97,16 @@ class Training:
         """Optimizer, schedule, loss and sizes, as pairs of a name and a value."""
         optimizer, loss, data, world = self.optimizer_config, self.config.loss, self.config.data, self.rank.world
         options = ", ".join(f"{key} {value}" for key, value in optimizer.options.items())
-        schedule = optimizer.scheduler
+        schedule = optimizer.scheduler.kind if optimizer.scheduler else "constant"
+        if optimizer.scheduler and optimizer.scheduler.verbose:
+            schedule += " (verbose: the rate of each step is in log.csv)"
         weighed = f", classes weighed by {', '.join(f'{each:g}' for each in loss.weight)}" if loss.weight else ""
         ignored = f", without class {loss.ignore_index}" if loss.ignore_index is not None else ""
         return [
             ("optimizer", f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {options}"),
-            ("schedule", schedule.kind if schedule else "constant"),
+            ("schedule", schedule),
             ("loss", f"NLL{weighed}{ignored}"),
-            ("train tiles", f"{len(self.tiles):,}, {self.loader.steps:,} batches of {data.batch_size // world} a process"),
+            ("train tiles", f"{len(self.tiles):,}, {self.loader.steps:,} batches of {self.batch_size // world} a process"),
             (
                 "valid tiles",
                 f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process",
@@ -112,6 +117,7 @@ class Training:
         """Train, validate and write, epoch by epoch."""
         self.files = OutFiles(self.config.outfile)
         if self.rank.is_first:
+            prepare_folders(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
             self.out.mkdir(parents=True, exist_ok=True)
@@ -210,8 +216,13 @@ class Training:
         return rows
 
     def _save(self, epoch: int, loss: float, improved: bool, logits: Tensor) -> None:
-        """rmldnn's checkpoint and predictions where they are due, and the best network for the stages after."""
+        """The best network for the stages after, first, so that nothing that befalls the rest can lose it; then rmldnn's files where due."""
         config = self.config
+        if improved:
+            spec = self._spec(loss)
+            state = {"classes": spec.classes, "dataset_digest": spec.dataset_digest, "epoch": epoch, "valid_accuracy": self.best}
+            checkpoint.save(self.out / "best.safetensors", self.network.state(), state)
+            spec.write(self.out / "spec.json")
         if config.save and epoch % config.interval == 0:
             path = config.save / f"model_checkpoint_{epoch}.pt"
             save_checkpoint(path, self.network.keras, self.network.model.backbone.state_dict(), self.network.pixels)
@@ -219,11 +230,6 @@ class Training:
         if config.data.test_output_path:
             names = ["/".join(PurePosixPath(tile.name).parts[-2:]) for tile in self.valid_tiles]
             write_predictions(config.data.test_output_path, epoch, names, as_last_layer(logits, self.network.keras.activation))
-        if improved:
-            spec = self._spec(loss)
-            state = {"classes": spec.classes, "dataset_digest": spec.dataset_digest, "epoch": epoch, "valid_accuracy": self.best}
-            checkpoint.save(self.out / "best.safetensors", self.network.state(), state)
-            spec.write(self.out / "spec.json")
 
     def _spec(self, loss: float) -> ModelSpec:
         """The contract; where transforms come before the network, it is for tiles that were put through them."""

@@ -83,11 +83,16 @@ class Transforms:
     steps: tuple[Transform, ...] = ()
 
     def pixels(self, grayscale: bool) -> Pixels:
-        """What the network sees of a pixel. InputError for a conversion of channels that are not there."""
+        """What the network sees of a pixel. InputError for a conversion or normalisation of channels that are not there."""
         pixels = Pixels(grey=grayscale)
         for step in self.steps:
             if step.kind == "normalize":
-                pixels = pixels.normalised(step.values[:3], step.values[3:])
+                mean, std = step.values[:3], step.values[3:]
+                if pixels.grey and (len(set(mean)) > 1 or len(set(std)) > 1):
+                    raise InputError(
+                        "normalize has a number for each of three channels, but finds grey samples. Give one number for mean and one for std."
+                    )
+                pixels = pixels.normalised(mean, std)
             elif step.kind == "convert_color":
                 if pixels.grey:
                     raise InputError(f"convert_color {step.code} finds grey samples. Leave it, or grayscale, out.")

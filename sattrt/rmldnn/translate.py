@@ -35,15 +35,15 @@ def translate(config: RmldnnConfig) -> str:
         raise InputError(f"{config.path} trains nothing: it has no data.input_path. For predictions: sattrt predict BUNDLE FILES")
     _, network = read_network(config.layers, str(config.path))
     lines = [
-        f"# From {config.path.name} by sattrt {__version__}. Use it so:",
-        f"#   sattrt data {_parent(data.input_path, data.test_input_path)} --out dataset",
+        f"# From {_printable(config.path.name)} by sattrt {__version__}. Use it so:",
+        f"#   sattrt data {_printable(_parent(data.input_path, data.test_input_path))} --out dataset",
         "#   sattrt train dataset --out run --config THIS_FILE",
         "",
     ]
-    left: list[str] = []
+    geometry, left = _geometry(config)
 
     def line(key: str, value: object, said: str) -> None:
-        lines.append(f"{key + ' = ' + json.dumps(value):<28}  # {said}")
+        lines.append(f"{key + ' = ' + json.dumps(value):<28}  # {_printable(said)}")
 
     line("epochs", config.num_epochs, f"num_epochs {config.num_epochs}")
     line("batch_size", max(2, data.batch_size), f"data.batch_size {data.batch_size}; over all processes together")
@@ -56,11 +56,8 @@ def translate(config: RmldnnConfig) -> str:
     else:
         line("weights", "none", "no checkpoints.load: random weights")
     line("tune", _tune(network), f"trainable in {_name(config)}: {len(network.trainable)} of {len(network.names)} layers")
-    for kind, said in _geometry(config):
-        if kind:
-            line(*kind, said)
-        else:
-            left.append(said)
+    for key, (value, said) in geometry.items():
+        line(key, value, said)
     _optimizer(line, left, optimizer, config.num_epochs)
     line("label_smoothing", 0.0, "loss.function NLL")
     line("precision", "auto", "bf16 where the hardware has it; rmldnn computes in fp32")
@@ -70,7 +67,7 @@ def translate(config: RmldnnConfig) -> str:
         left.append(f"outfile {config.outfile}: the log is log.csv in the run folder; `sattrt plot run` draws it")
     if config.save:
         left.append(f"checkpoints.save {config.save} every {config.interval} epochs: the run folder holds the best and the last")
-    lines += ["", "# Without a counterpart:", *(f"#   {each}" for each in left)] if left else []
+    lines += ["", "# Without a counterpart:", *(f"#   {_printable(each)}" for each in left)] if left else []
     return "\n".join(lines) + "\n" + _BETTER
 
 
@@ -103,7 +100,7 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
         warmup = min(1.0, schedule.num_epochs / epochs)
         line("schedule", "constant", f"lr_scheduler.type Warmup, from {schedule.start_factor:g} of the rate; sattrt begins near 0")
     elif schedule.kind == "MultiStep":
-        first = schedule.milestones[0] if schedule.milestones else epochs
+        first = min((*schedule.milestones, 10**6)) if schedule.milestones else epochs  # a later one is in no run of ours
         line("schedule", "step", f"lr_scheduler.type MultiStep, milestones {list(schedule.milestones)}; sattrt's steps are even")
         line("step_epochs", first, "the first milestone")
     elif schedule.kind == "Step":
@@ -116,26 +113,38 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
     line("warmup", warmup, "lr_scheduler.num_epochs, as a share of the run" if warmup else "none")
 
 
-def _geometry(config: RmldnnConfig) -> list[tuple[tuple[str, object] | None, str]]:
-    """Transforms as settings, or as what has no counterpart."""
-    found: list[tuple[tuple[str, object] | None, str]] = []
+def _geometry(config: RmldnnConfig) -> tuple[dict[str, tuple[object, str]], list[str]]:
+    """Transforms as settings, each with what is said of it, and those without a counterpart; of two of a kind the last is the setting."""
+    settings: dict[str, tuple[object, str]] = {}
+    left: list[str] = []
     flips = False
     for step in config.data.transforms.steps:
         said = f"transforms: {step.kind} {step.code or ', '.join(f'{value:g}' for value in step.values)}"
+        setting: tuple[str, object, str] | None = None
         if step.kind == "resize" and len(set(step.values)) == 1 and step.values[0] >= 32:
-            found.append((("image_size", int(step.values[0])), said + "; 0 leaves tiles at their own size"))
+            setting = "image_size", int(step.values[0]), "0 leaves tiles at their own size"
+        elif step.kind == "random_zoom":
+            setting = "crop", round((1 - step.values[0]) ** 2, 4), "the least share of the area that is shown"
         elif "flip" in step.kind:
             flips = True
-        elif step.kind == "random_zoom":
-            found.append((("crop", round((1 - step.values[0]) ** 2, 4) or 0.01), said + "; the least share of the area that is shown"))
         elif step.kind == "normalize":
-            found.append((None, said + ": the train tiles' own mean and deviation are taken instead"))
+            left.append(said + ": the train tiles' own mean and deviation are taken instead")
         else:
-            found.append((None, said))
-    found.append((("symmetries", flips), "transforms: flips; sattrt turns by quarters too" if flips else "transforms: no flips"))
+            left.append(said)
+        if setting:
+            key, value, more = setting
+            if key in settings:
+                left.append(f"{settings[key][1].partition(';')[0]}: a later one takes its place")
+            settings[key] = value, f"{said}; {more}"
+    settings["symmetries"] = flips, "transforms: flips; sattrt turns by quarters too" if flips else "transforms: no flips"
     if config.data.grayscale:
-        found.append((None, "data.grayscale true: sattrt train takes RGB"))
-    return found
+        left.append("data.grayscale true: sattrt train takes RGB")
+    return settings, left
+
+
+def _printable(text: str) -> str:
+    """A text as a comment can hold it: in one line, without what is no character."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _tune(network: KerasNetwork) -> str:

@@ -1,7 +1,7 @@
 """Weights by the names of Keras' layers: `.h5` files of Keras, `.pt` state dicts; and the checkpoints that a run writes.
 
     weights = read_weights(Path("model_resnet50_imagenet.h5"), graph)      # weights["conv1_conv"]["weight"], as torch has it
-    state, notes = to_state(network, weights, Path("model_resnet50_imagenet.h5"), pixels, model.backbone.state_dict())
+    state, notes = to_state(network, weights, Path("model_resnet50_imagenet.h5"), pixels, model.backbone.state_dict(), training=True)
 
 Nothing of a file is executed. rmldnn's own `.pt` files are TorchScript archives, which are programs: the error says how to take the
 state dict out of one.
@@ -41,8 +41,9 @@ _LARGEST = 2048 * 65536  # elements of the largest head there may be
 
 def read_weights(path: Path, graph: Graph) -> Weights:
     """Weights of every layer in a file, in torch's layout. InputError where it can't be read, BackendError where h5py is not installed."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Give checkpoints.load an .h5 file of Keras, or a .pt state dict.")
+    if not path.is_file():
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {fault}. Give checkpoints.load an .h5 file of Keras, or a .pt state dict.")
     if path.suffix in (".h5", ".hdf5", ".keras"):
         return _read_h5(path, graph)
     weights: Weights = {}
@@ -63,13 +64,14 @@ def read_weights(path: Path, graph: Graph) -> Weights:
 
 
 def to_state(
-    network: KerasNetwork, weights: Weights, path: Path, pixels: Pixels, own: dict[str, Tensor]
+    network: KerasNetwork, weights: Weights, path: Path, pixels: Pixels, own: dict[str, Tensor], training: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A state dict by torchvision's names, and what is to be said of it.
 
     A convolution's bias moves into the mean of the BatchNorm after it, which is exact in training too: there a bias is subtracted with the
     mean of the batch. The first convolution is turned to RGB. own: the network's own state, for the shapes and for a head that the file
-    does without (another head is another name in rmldnn, too). ContractError for a layer that is missing or of another shape.
+    does without (another head is another name in rmldnn, too), which it may where the head is trained. ContractError for a layer or a
+    weight that is missing, unless the layer file switches it off, or of another shape.
     """
     state: dict[str, Tensor] = {}
     notes: list[str] = []
@@ -81,15 +83,15 @@ def to_state(
     biases: dict[str, Tensor] = {}
     for role, layer in network.names.items():
         found = weights.get(layer, {})
-        if role == "fc" and "weight" not in found:
+        if role == "fc" and not found:
+            if not training or role not in network.trainable:
+                raise ContractError(f"{path} lacks the head {layer!r}, and nothing trains one here. Give the weights of this layer file.")
             notes.append(f"the head {layer!r} is not in {path}: it begins at random")
             continue
         for weight in ("weight", "bias", "running_mean", "running_var"):
             key = f"{role}.{weight}"
             if weight not in found:
-                if key in own and (
-                    weight.startswith("running") or (weight == "weight" and "bn" not in role and "downsample.1" not in role)
-                ):
+                if key in own and (role, weight) not in network.switched_off:
                     raise ContractError(f"{path} lacks {weight!r} of the layer {layer!r}. Give the weights of this layer file.")
                 continue
             value = found[weight]

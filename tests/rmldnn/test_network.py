@@ -2,7 +2,7 @@
 
 import copy
 import json
-import warnings
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,25 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EUROSAT, configuration, keras_by_torch, write_configuration
+from conftest import EUROSAT, by_name, keras_by_torch, network
 
 from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.sources import open_source
-from sattrt.errors import ContractError, InputError, SattrtError
+from sattrt.errors import ContractError
 from sattrt.model import TileClassifier
-from sattrt.rmldnn.config import RmldnnConfig
-from sattrt.rmldnn.keras import read_network
-from sattrt.rmldnn.network import Network, build
+from sattrt.rmldnn.keras import _same, read_network
+from sattrt.rmldnn.layers import DEFAULTS
+from sattrt.rmldnn.network import Network
 from sattrt.rmldnn.weights import save_checkpoint
 from sattrt.spec import KERAS_RESNET50
 
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def document(tutorial: Path) -> dict[str, Any]:
-    """The layer file."""
-    return json.loads((tutorial / "layers.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +43,15 @@ def expected(tutorial: Path, tiles: np.ndarray) -> np.ndarray:
     return model.predict(tiles / np.float32(255), verbose=0)  # type: ignore[no-any-return]
 
 
-def network(folder: Path, tmp_path: Path, **changes: Any) -> Network:
-    config = RmldnnConfig.read(write_configuration(tmp_path / "c.json", configuration(folder, "test", **changes)))
-    return build(config, 64, 64)
-
-
 @torch.inference_mode()
 def answers(built: Network, tiles: np.ndarray) -> np.ndarray:
     return built.model.eval()(torch.from_numpy(tiles)).log_softmax(1).numpy()  # type: ignore[no-any-return]
 
 
-def by_name(document: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(layer["config"] for layer in document["config"]["layers"] if layer["config"]["name"] == name)
-
-
-def as_keras_2(document: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+def as_keras_2(layer_file: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
     """The same network as Keras 2 wrote it, its layers called otherwise."""
     layers = []
-    for layer in document["config"]["layers"]:
+    for layer in layer_file["config"]["layers"]:
         nodes = [
             [[rename(tensor["config"]["keras_history"][0]), 0, 0, {}] for tensor in flat(node["args"])] for node in layer["inbound_nodes"]
         ]
@@ -94,16 +79,16 @@ def test_the_logits_are_keras_own(tutorial: Path, tmp_path: Path, tiles: np.ndar
     assert trained == {role for role in built.keras.names if "bn" in role or "downsample.1" in role} | {"fc"}
 
 
-def test_any_spelling_and_numbering_is_the_same_network(document: dict[str, Any]) -> None:
-    old = as_keras_2(document, lambda name: f"{name[::-1]}_7")
-    for layers in (document, old, old["config"]["layers"]):
+def test_any_spelling_and_numbering_is_the_same_network(layer_file: dict[str, Any]) -> None:
+    old = as_keras_2(layer_file, lambda name: f"{name[::-1]}_7")
+    for layers in (layer_file, old, old["config"]["layers"]):
         _, found = read_network(layers, "c.json")
         assert (found.classes, found.activation, found.height, len(found.names)) == (3, "log_softmax", 64, 107)
     assert found.names["layer1.0.downsample.0"] == "vnoc_0_1kcolb_2vnoc_7"
 
 
-def test_a_bare_list_needs_no_connections_where_layers_follow_each_other(document: dict[str, Any]) -> None:
-    layers = copy.deepcopy(document["config"]["layers"])
+def test_a_bare_list_needs_no_connections_where_layers_follow_each_other(layer_file: dict[str, Any]) -> None:
+    layers = copy.deepcopy(layer_file["config"]["layers"])
     for layer in layers[1:7]:
         del layer["inbound_nodes"]
     assert read_network(layers, "c.json")[1].classes == 3
@@ -122,9 +107,9 @@ OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_another_network_is_refused_by_layer(document: dict[str, Any], case: str) -> None:
+def test_another_network_is_refused_by_layer(layer_file: dict[str, Any], case: str) -> None:
     name, change, said = OTHER[case]
-    spoilt = copy.deepcopy(document)
+    spoilt = copy.deepcopy(layer_file)
     for layer in spoilt["config"]["layers"]:
         if layer["config"]["name"].startswith(name):
             layer["config"] |= change
@@ -133,21 +118,58 @@ def test_another_network_is_refused_by_layer(document: dict[str, Any], case: str
     assert said in str(caught.value)
 
 
-def test_what_is_no_network_is_one_line(document: dict[str, Any], tmp_path: Path) -> None:
-    more = copy.deepcopy(document)
+LEFT_OUT: dict[str, tuple[str, str, str]] = {
+    "a stride of 2": ("conv1_conv", "strides", "strides 2, padding valid"),
+    "a padding of the same size": ("conv2_block1_2_conv", "padding", "padding same"),
+    "the epsilon": ("conv1_bn", "epsilon", "epsilon 1.001e-05"),
+    "the rim of the first layer": ("conv1_pad", "padding", "ZeroPadding2D (padding 3)"),
+    "the pool": ("pool1_pool", "pool_size", "pool_size 3"),
+    "the pool's stride": ("pool1_pool", "strides", "strides 2"),
+    "filters": ("conv4_block6_3_conv", "filters", "filters 1024"),
+    "an activation": ("conv5_block3_out", "activation", "Activation (activation relu)"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_key_that_is_left_out_is_keras_default(layer_file: dict[str, Any], case: str) -> None:
+    name, key, expected = LEFT_OUT[case]
+    spoilt = copy.deepcopy(layer_file)
+    del by_name(spoilt, name)[key]
+    with pytest.raises(ContractError, match=rf"{re.escape(expected)}.* was expected, '{name}', .* was found"):
+        read_network(spoilt, "c.json")
+
+
+def test_defaults_are_keras_own(layer_file: dict[str, Any]) -> None:
+    keras = keras_by_torch()
+    needed = {"Conv2D": (1, 1), "Dense": (1,)}
+    for kind, defaults in DEFAULTS.items():
+        theirs = json.loads(json.dumps(getattr(keras.layers, kind)(*needed.get(kind, ())).get_config(), default=str))
+        for key, value in defaults.items():
+            assert _same(theirs[key], value) or (kind, key) == ("MaxPooling2D", "strides"), (kind, key)  # that of the pool, whatever it is
+    short = copy.deepcopy(layer_file)
+    for layer in short["config"]["layers"]:
+        for key, value in DEFAULTS.get(layer["class_name"], {}).items():
+            if _same(layer["config"].get(key), value):
+                del layer["config"][key]
+    assert short != layer_file
+    assert read_network(short, "c.json")[1] == read_network(layer_file, "c.json")[1]
+
+
+def test_what_is_no_network_is_one_line(layer_file: dict[str, Any], tmp_path: Path) -> None:
+    more = copy.deepcopy(layer_file)
     more["config"]["layers"].append({"class_name": "Dense", "config": {"name": "other"}, "inbound_nodes": []})
-    less = copy.deepcopy(document)
+    less = copy.deepcopy(layer_file)
     less["config"]["layers"] = less["config"]["layers"][:20]
-    frozen = copy.deepcopy(document)
+    frozen = copy.deepcopy(layer_file)
     by_name(frozen, "conv1_conv")["trainable"], by_name(frozen, "conv1_bn")["trainable"] = True, False
-    twice = copy.deepcopy(document)
+    twice = copy.deepcopy(layer_file)
     twice["config"]["layers"].append(twice["config"]["layers"][-1])
-    shared = copy.deepcopy(document)
+    shared = copy.deepcopy(layer_file)
     shared["config"]["layers"][5]["inbound_nodes"] *= 2
     nested: Any = {}
     for _ in range(900):
         nested = [nested]
-    deep = copy.deepcopy(document)
+    deep = copy.deepcopy(layer_file)
     deep["config"]["layers"][5]["inbound_nodes"] = [nested]
     cases = {
         "layers that are none of its own were found, 1 in all, first 'other', Dense": more,
@@ -164,7 +186,7 @@ def test_what_is_no_network_is_one_line(document: dict[str, Any], tmp_path: Path
         with pytest.raises(ContractError) as caught:
             read_network(layers, "c.json")
         assert said in str(caught.value) or (layers is deep and "nested too deeply" in str(caught.value)), said
-    for text in (json.dumps(document)[:5000], "[" * 10**6, "# layers\n[]"):
+    for text in (json.dumps(layer_file)[:5000], "[" * 10**6, "# layers\n[]"):
         (tmp_path / "layers.json").write_text(text)
         with pytest.raises(ContractError, match=r"layers.json is not readable JSON"):
             read_network(tmp_path / "layers.json", "c.json")
@@ -250,80 +272,13 @@ def test_a_checkpoint_is_read_back(tutorial: Path, tmp_path: Path, tiles: np.nda
     np.testing.assert_allclose(answers(again, tiles), expected, atol=TOLERANCE)
 
 
-def test_another_head_begins_at_random(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
-    other = copy.deepcopy(document)
-    by_name(other, "dense")["name"] = "dense_5"
-    by_name(other, "dense_5")["units"] = 7
-    (tmp_path / "layers.json").write_text(json.dumps(other))
-    built = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
-    assert built.keras.classes == 7
-    assert [note.split()[2] for note in built.notes] == ["'dense_5'", "of"]
-
-
-def test_what_the_file_switches_off_is_trained_where_the_weights_hold_it(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
-    """The tutorial's own layer file says center, scale and use_bias false, of weights that have them all."""
-    bare = copy.deepcopy(document)
-    for layer in bare["config"]["layers"]:
-        for key in ("center", "scale", "use_bias"):
-            if key in layer["config"]:
-                layer["config"][key] = False
-    (tmp_path / "layers.json").write_text(json.dumps(bare))
-    held = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
-    names = {name for name, each in held.model.backbone.named_parameters() if each.requires_grad}
-    assert {"bn1.weight", "bn1.bias", "fc.weight", "fc.bias"} < names
-    fresh = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"), checkpoints={"load": ""})
-    assert {name for name, each in fresh.model.backbone.named_parameters() if each.requires_grad} == {"fc.weight"}
-
-
-def test_weights_that_do_not_fit_are_one_line(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
-    whole = network(tutorial, tmp_path)
-    state = {f"{whole.keras.names[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in _weights(whole).items()}
-    cases = {
-        "has the shape (64, 3, 5, 5), not (64, 3, 7, 7)": {**state, "conv1_conv.weight": torch.zeros(64, 3, 5, 5)},
-        "has the shape (4, 2048), not (3, 2048)": {**state, "dense.weight": torch.zeros(4, 2048)},
-        "holds values that are not finite": {**state, "conv1_bn.bias": torch.full((64,), torch.nan)},
-        "lacks 1 of the 107 layers with weights, 'conv1_conv' first": {k: v for k, v in state.items() if not k.startswith("conv1_conv")},
-        "lacks 'running_var' of the layer 'conv1_bn'": {k: v for k, v in state.items() if k != "conv1_bn.running_var"},
-        "holds no state dict": {"epoch": 5},
-    }
-    for said, spoilt in cases.items():
-        torch.save(spoilt, tmp_path / "w.pt")
-        with pytest.raises(SattrtError) as caught:
-            network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / "w.pt")})
-        assert said in str(caught.value)
-        assert "w.pt" in str(caught.value)
-
-
-def _weights(built: Network) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in built.model.backbone.state_dict().items() if "num_batches" not in key}
-
-
-def test_files_that_are_no_weights_are_one_line(tutorial: Path, tmp_path: Path) -> None:
-    with open(tutorial / "model.h5", "rb") as file:
-        (tmp_path / "cut.h5").write_bytes(file.read(10**6))
-    (tmp_path / "text.h5").write_text("weights")
-    (tmp_path / "text.pt").write_text("weights")
-    with warnings.catch_warnings(action="ignore"):  # torch.jit is on its way out; libtorch's files are not
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pt"))
-    said = {
-        "cut.h5": "can't be read as weights of Keras",
-        "text.h5": "can't be read",
-        "text.pt": "can't be read",
-        "none.h5": "does not exist",
-    }
-    for name, text in {**said, "script.pt": "is a TorchScript archive, a program"}.items():
-        with pytest.raises(InputError) as caught:
-            network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / name)})
-        assert text in str(caught.value)
-
-
 def test_sizes_have_to_agree(tutorial: Path, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"takes 64x64 pixels, the samples of .* have 96x96"):
         network(tutorial, tmp_path, data={"transforms": [{"resize": [96, 96]}]})
 
 
-def test_a_frozen_batchnorm_keeps_its_statistics(tutorial: Path, document: dict[str, Any], tmp_path: Path) -> None:
-    frozen = copy.deepcopy(document)
+def test_a_frozen_batchnorm_keeps_its_statistics(tutorial: Path, layer_file: dict[str, Any], tmp_path: Path) -> None:
+    frozen = copy.deepcopy(layer_file)
     by_name(frozen, "conv1_bn")["trainable"] = False
     (tmp_path / "layers.json").write_text(json.dumps(frozen))
     built = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))

@@ -1,5 +1,6 @@
 """The tutorial from its configuration to its accuracy script, on a few tiles: logs, checkpoints, predictions, plots, engines."""
 
+import copy
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, QUICK, configuration, keras_by_torch, write_configuration
+from conftest import CLASSES, QUICK, by_name, configuration, keras_by_torch, write_configuration
 
 from sattrt.bench.run import bench
 from sattrt.cli import main
@@ -21,11 +22,14 @@ from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.network import build
 from sattrt.rmldnn.run import Outcome, run_config
-from sattrt.rmldnn.translate import translate
+from sattrt.rmldnn.tiles import labelled
+from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
-from sattrt.training.config import TrainConfig
-from sattrt.training.loop import Observer
+from sattrt.training.hardware import ranks
+from sattrt.training.log import Row
+from sattrt.training.loop import Observer, Plan
 from sattrt.training.run import load_trained, read_samples
 
 
@@ -208,34 +212,6 @@ def test_two_processes_train_what_one_does(tutorial: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(found["two"], found["one"], rtol=0.01)  # loss and norm of the gradient
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, {"tune": "bn", "optimizer": "adam", "learning_rate": 0.005, "schedule": "exponential", "gamma": 0.95, "batch_size": 10}),
-        (
-            {"optimizer": {"type": "SGD", "momentum": 0.8, "lr_scheduler": {"type": "Step", "step_size": 3, "gamma": 0.5}}},
-            {"optimizer": "sgd", "momentum": 0.8, "schedule": "step", "step_epochs": 3, "gamma": 0.5},
-        ),
-        ({"optimizer": {"type": "LAMB", "lr_scheduler": {"type": "Warmup", "num_epochs": 1}}}, {"optimizer": "adamw", "warmup": 0.5}),
-        (
-            {"optimizer": {"type": "RMSprop", "lr_scheduler": {"type": "MultiStep", "milestones": [2]}}},
-            {"schedule": "step", "step_epochs": 2},
-        ),
-        ({"data": {"transforms": [{"random_horizontal_flip": 0.5}, {"random_zoom": 0.5}]}}, {"symmetries": True, "crop": 0.25}),
-        ({"checkpoints": {"load": ""}}, {"weights": "none"}),
-    ],
-)
-def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path, changes: dict[str, Any], said: dict[str, Any]) -> None:
-    text = translate(read(tmp_path / "c.json", configuration(tutorial, **changes)))
-    (tmp_path / "run.toml").write_text(text)
-    config = TrainConfig.from_toml(tmp_path / "run.toml")
-    assert {key: getattr(config, key) for key in said} == said
-    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert all(" # " in line for line in settings)
-    for word in ("normalisation", "augmentation", "best validation accuracy", "learning rate"):
-        assert word in text
-
-
 def test_a_network_that_answers_with_no_numbers_is_not_kept(tutorial: Path, tmp_path: Path) -> None:
     """The one step of the epoch has a loss still; what it makes of the weights has none."""
     changes = {"outfile": "", "checkpoints": {"save": ""}, "data": {"batch_size": 30}, "optimizer": {"learning_rate": 1e6}}
@@ -273,6 +249,60 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     ]:
         with pytest.raises(SattrtError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
+
+
+def test_what_can_not_be_written_is_said_before_the_first_step(tutorial: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for kind, changes, said in [
+        ("train", {"checkpoints": {"save": str(tmp_path / "file")}}, "checkpoints.save is .*/file, which can't be written to"),
+        ("test", {"data": {"test_output_path": str(tmp_path / "file" / "deep")}}, "data.test_output_path is .*/file/deep, which can't"),
+        ("test", {"data": {"target_type": "labels"}, "outfile": str(tmp_path / "file" / "log.txt")}, "Can't write .*/file/log_test.txt"),
+    ]:
+        reported: list[tuple[str, str]] = []
+        with pytest.raises(InputError, match=said):
+            run_config(read(tmp_path / "c.json", configuration(tutorial, kind, **changes)), tmp_path / "run", None, reported.extend)
+        assert not reported or kind == "train"
+        assert not (tmp_path / "run").exists()
+
+
+class Spoiler(Observer):
+    """Puts a file in the place of a folder while the network trains."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def stepped(self, row: Row, plan: Plan) -> None:
+        if self.folder.is_dir():
+            self.folder.rmdir()
+            self.folder.write_text("")
+
+
+def test_the_best_network_is_kept_whatever_befalls_the_checkpoints(tutorial: Path, tmp_path: Path) -> None:
+    changes = {"outfile": "", "checkpoints": {"save": str(tmp_path / "saved")}, "data": {"batch_size": 30}}
+    with pytest.raises(InputError, match=r"Can't write .*/saved/model_checkpoint_1.pt"):
+        run_config(read(tmp_path / "c.json", configuration(tutorial, **changes)), tmp_path / "run", Spoiler(tmp_path / "saved"))
+    assert load_trained(tmp_path / "run")[1].training["epoch"] == 1
+
+
+def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, layer_file: dict[str, Any], tmp_path: Path) -> None:
+    layers = copy.deepcopy(layer_file)
+    for name in ("conv1_bn", "conv1_conv"):  # the second one is frozen
+        by_name(layers, name)["gamma_regularizer"] = {"class_name": "L2", "config": {"l2": 0.01}}
+    changes = {"layers": layers, "data": {"batch_size": 64}, "optimizer": {"lr_scheduler": {"type": "Exponential", "verbose": True}}}
+    config = read(tmp_path / "c.json", configuration(tutorial, **changes))
+    assert config.data.input_path is not None
+    assert config.data.test_input_path is not None
+    dataset = labelled(config.data.input_path, config.data.test_input_path)
+    network = build(config, 64, 64)
+    [note] = [note for note in network.notes if "regularizer" in note]
+    assert note.startswith("1 of the trained layers have a regularizer or a constraint in ")
+    assert note.endswith("'conv1_bn' first: these are not applied, optimizer.weight_decay is")
+    with ranks() as rank:
+        training = Training(config, dataset, network, tmp_path / "run", rank, Observer())
+    said = dict(training.report())
+    assert said["train tiles"] == "30, 1 batches of 30 a process"
+    assert said["schedule"] == "Exponential (verbose: the rate of each step is in log.csv)"
+    assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
 
 
 def test_the_command_line(

@@ -108,6 +108,13 @@ def test_colours_compose() -> None:
     assert transforms({"convert_color": "RGB2GRAY"}).pixels(False).channels == 1
     with pytest.raises(InputError, match="grey samples"):
         transforms({"convert_color": "BGR2RGB"}).pixels(True)
+    for normalize in ({"mean": [0.1, 0.2, 0.3]}, {"std": [0.1, 0.2, 0.3]}):
+        with pytest.raises(InputError, match="normalize has a number for each of three channels, but finds grey samples"):
+            transforms({"normalize": normalize}).pixels(True)
+        with pytest.raises(InputError, match="Give one number for mean and one for std"):
+            transforms({"convert_color": "RGB2GRAY"}, {"normalize": normalize}).pixels(False)
+        assert transforms({"normalize": normalize}, {"convert_color": "RGB2GRAY"}).pixels(False).channels == 1
+    assert transforms({"normalize": {"mean": [0.1] * 3, "std": 0.5}}).pixels(True).mean == (0.1,) * 3
     with pytest.raises(InputError, match="the other way round"):
         transforms({"convert_color": "BGR2GRAY"}).pixels(False)
 

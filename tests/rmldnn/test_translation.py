@@ -1,0 +1,84 @@
+"""A translation is a TOML file that `sattrt train` reads back, whatever the configuration says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import configuration, write_configuration
+
+from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.translate import translate
+from sattrt.training.config import TrainConfig
+
+
+def read(path: Path, document: Any) -> RmldnnConfig:
+    return RmldnnConfig.read(write_configuration(path, document))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, {"tune": "bn", "optimizer": "adam", "learning_rate": 0.005, "schedule": "exponential", "gamma": 0.95, "batch_size": 10}),
+        (
+            {"optimizer": {"type": "SGD", "momentum": 0.8, "lr_scheduler": {"type": "Step", "step_size": 3, "gamma": 0.5}}},
+            {"optimizer": "sgd", "momentum": 0.8, "schedule": "step", "step_epochs": 3, "gamma": 0.5},
+        ),
+        ({"optimizer": {"type": "LAMB", "lr_scheduler": {"type": "Warmup", "num_epochs": 1}}}, {"optimizer": "adamw", "warmup": 0.5}),
+        (
+            {"optimizer": {"type": "RMSprop", "lr_scheduler": {"type": "MultiStep", "milestones": [2]}}},
+            {"schedule": "step", "step_epochs": 2},
+        ),
+        ({"data": {"transforms": [{"random_horizontal_flip": 0.5}, {"random_zoom": 0.5}]}}, {"symmetries": True, "crop": 0.25}),
+        ({"checkpoints": {"load": ""}}, {"weights": "none"}),
+    ],
+)
+def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path, changes: dict[str, Any], said: dict[str, Any]) -> None:
+    text = translate(read(tmp_path / "c.json", configuration(tutorial, **changes)))
+    (tmp_path / "run.toml").write_text(text)
+    config = TrainConfig.from_toml(tmp_path / "run.toml")
+    assert {key: getattr(config, key) for key in said} == said
+    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(" # " in line for line in settings)
+    for word in ("normalisation", "augmentation", "best validation accuracy", "learning rate"):
+        assert word in text
+
+
+ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "two sizes": ({"data": {"transforms": [{"resize": [96, 96]}, {"resize": [64, 64]}]}}, {"image_size": 64}),
+    "two zooms": ({"data": {"transforms": [{"random_zoom": 0.5}, {"random_zoom": 0.1}]}}, {"crop": 0.81}),
+    "the largest zoom": ({"data": {"transforms": [{"random_zoom": 0.9}]}}, {"crop": 0.01}),
+    "a text of two lines": ({"outfile": "out\nepochs = 5\r\u2028.txt"}, {"epochs": 2}),
+    "a folder of two lines": ({"checkpoints": {"save": "saved\n[table]"}}, {"epochs": 2}),
+    "a character that is none": ({"outfile": "\ud800 \x01 \x7f.txt"}, {"epochs": 2}),
+    "folders of two lines": ({"data": {"input_path": "a\nb = 1", "test_input_path": "c/\nd"}}, {"epochs": 2}),
+    "a late milestone": ({"optimizer": {"lr_scheduler": {"type": "MultiStep", "milestones": [10**30]}}}, {"step_epochs": 10**6}),
+    "milestones out of order": ({"optimizer": {"lr_scheduler": {"type": "MultiStep", "milestones": [9, 4]}}}, {"step_epochs": 4}),
+    "no milestone": ({"optimizer": {"lr_scheduler": {"type": "MultiStep", "milestones": []}}}, {"step_epochs": 2}),
+    "a rate that grows": ({"optimizer": {"lr_scheduler": {"type": "Exponential", "gamma": 3}}}, {"gamma": 1.0}),
+    "whole momentum": (
+        {"optimizer": {"type": "SGD", "momentum": 1, "weight_decay": 1e6, "lr_scheduler": {"type": "Warmup", "num_epochs": 9}}},
+        {"momentum": 0.999, "weight_decay": 1.0, "warmup": 1.0},
+    ),
+    "no momentum": ({"optimizer": {"type": "Adam", "beta1": 0, "learning_rate": 1e-300}}, {"momentum": 1e-3, "learning_rate": 1e-300}),
+    "a tile a batch": ({"data": {"batch_size": 1}}, {"batch_size": 2}),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_is_odd_is_read_back_too(tutorial: Path, tmp_path: Path, case: str) -> None:
+    changes, said = ODD[case]
+    (tmp_path / "run.toml").write_bytes(translate(read(tmp_path / "c.json", configuration(tutorial, **changes))).encode())
+    config = TrainConfig.from_toml(tmp_path / "run.toml")
+    assert {key: getattr(config, key) for key in said} == said
+
+
+def test_the_file_may_have_any_name(tutorial: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(translate(read(tmp_path / "c\n[d].json", configuration(tutorial))))
+    assert TrainConfig.from_toml(tmp_path / "run.toml").epochs == 2
+
+
+def test_what_gives_way_is_said(tutorial: Path, tmp_path: Path) -> None:
+    steps = [{"resize": [96, 96]}, {"random_zoom": 0.5}, {"resize": [64, 64]}, {"random_zoom": 0.1}]
+    text = translate(read(tmp_path / "c.json", configuration(tutorial, data={"transforms": steps})))
+    for kind in ("resize 96, 96", "random_zoom 0.5"):
+        assert f"#   transforms: {kind}: a later one takes its place" in text
