@@ -70,7 +70,7 @@ def to_state(
 
     A convolution's bias moves into the mean of the BatchNorm after it, which is exact in training too: there a bias is subtracted with the
     mean of the batch. The first convolution is turned to RGB. own: the network's own state, for the shapes and for a head that the file
-    does without (another head is another name in rmldnn, too), which it may where the head is trained. ContractError for a layer or a
+    does without (another head is another name in rmldnn, too), which it may in training. ContractError for a layer or a
     weight that is missing, unless the layer file switches it off, or of another shape.
     """
     state: dict[str, Tensor] = {}
@@ -84,9 +84,10 @@ def to_state(
     for role, layer in network.names.items():
         found = weights.get(layer, {})
         if role == "fc" and not found:
-            if not training or role not in network.trainable:
-                raise ContractError(f"{path} lacks the head {layer!r}, and nothing trains one here. Give the weights of this layer file.")
-            notes.append(f"the head {layer!r} is not in {path}: it begins at random")
+            if not training:
+                raise ContractError(f"{path} lacks the head {layer!r}, and nothing is trained here. Give the weights of this layer file.")
+            frozen = "" if role in network.trainable else " and stays so, since the layer file freezes it"
+            notes.append(f"the head {layer!r} is not in {path}: it begins at random{frozen}")
             continue
         for weight in ("weight", "bias", "running_mean", "running_var"):
             key = f"{role}.{weight}"
