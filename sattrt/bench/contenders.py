@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..data.dataset import Dataset
 from ..errors import BackendError, InputError
 from ..runtime import Bundle, Engine
 from ..spec import ModelSpec, sha256_file
-from .measure import Call
+from .measure import Call, wall
 
 Tiles = NDArray[np.unsignedinteger]
 Infer = Callable[[Tiles], tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -164,12 +163,18 @@ def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads
         @torch.inference_mode()
         def call() -> float:
             torch.set_num_threads(threads)
-            begin = time.perf_counter()
             with _refusing():
-                torch.softmax(model(images) / bundle.spec.temperature, 1)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-            return time.perf_counter() - begin
+                return timed(lambda: torch.softmax(model(images) / bundle.spec.temperature, 1))
+
+        def timed(work: Callable[[], object]) -> float:
+            if device.type != "cuda":
+                return wall(work)()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            work()
+            end.record()
+            end.synchronize()
+            return float(begin.elapsed_time(end)) / 1e3
 
         return call
 
