@@ -29,6 +29,7 @@ def library() -> Any:
         import rasterio._err
         import rasterio.io
         import rasterio.shutil
+        import rasterio.warp
         import rasterio.windows
     except ImportError:
         raise BackendError("rasterio is not installed. Install it with: pip install 'sattrt[geo]'") from None
