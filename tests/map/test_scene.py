@@ -1,6 +1,7 @@
 """Scenes: what is recognised, which pixels come out, and what is refused with which reason."""
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -260,6 +261,50 @@ def test_no_data_is_what_the_file_declares_or_masks(tmp_path: Path) -> None:
     for path in (declared, masked, transparent):
         with Reader(find_scene(path, spec(), MapConfig())) as reader:
             assert (reader.read(0, 0, 100, 100)[1] == (pixels[0] != 7)).all(), path
+
+
+@pytest.mark.parametrize("nodata", [None, 3])
+@pytest.mark.parametrize("names", ["B04 B03 B02 alpha", "B04 alpha B03 B02", "B04 B03 B02 B08 alpha"])
+def test_an_alpha_band_is_heeded_wherever_it_is(tmp_path: Path, names: str, nodata: int | None) -> None:
+    order = names.split()
+    pixels = noise(len(order), 100, 100, most=255).astype(np.uint8)
+    alpha = order.index("alpha")
+    pixels[alpha] = 255
+    pixels[alpha, :40] = 0
+    pixels[:, 90:] = 3
+    pixels[alpha, 90:] = 255
+    path = write_raster(tmp_path / "s.tif", pixels, tuple(order), photometric="MINISBLACK", nodata=nodata)
+    with rasterio.open(path, "r+") as file:
+        meanings = list(file.colorinterp)
+        meanings[alpha] = rasterio.enums.ColorInterp.alpha
+        file.colorinterp = meanings
+    valid = np.ones((100, 100), bool)
+    valid[:40] = False
+    valid[90:] = nodata is None
+    with Reader(find_scene(path, spec(), MapConfig())) as reader:
+        read, held = reader.read(0, 0, 100, 100)
+    assert (held == valid).all()
+    assert (read == pixels[[order.index(name) for name in ("B04", "B03", "B02")]]).all()
+
+
+def test_a_mask_of_one_file_says_nothing_of_another(tmp_path: Path) -> None:
+    for name, declared in (("B04", None), ("B08", 7)):
+        pixels = noise(1, 100, 100)
+        pixels[:, :40] = 7
+        write_raster(tmp_path / f"{name}.tif", pixels, nodata=declared)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "B04.tif", "r+") as file:
+        file.write_mask(np.arange(100)[:, None] + np.zeros(100) > 30)
+    with Reader(find_scene(tmp_path, spec(("B04", "B08"), "uint16"), MapConfig(nodata=0))) as reader:
+        held = reader.read(0, 0, 100, 100)[1]
+    assert held.all()  # 7 is a value, by the config, and what one band lacks the other has
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("B02", "B03", "B04"):
+        write_raster(tmp_path / f"{name}.tif", noise(1, 80, 90))
+    os.mkfifo(tmp_path / "B08.tif")
+    with pytest.raises(InputError, match=r"B08\.tif is no regular file"):
+        find_scene(tmp_path, spec(), MapConfig())
 
 
 def test_a_scene_without_georeference_is_mapped_and_says_so(tmp_path: Path) -> None:
