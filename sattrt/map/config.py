@@ -20,7 +20,7 @@ class MapConfig(Settings):
     offset: digital numbers to take off every band (1000 for Sentinel-2 since baseline 04.00); None for what the metadata says.
     nodata: the value of pixels that hold nothing; None for what the file declares, else 0.
     bands: names of a GeoTIFF's bands in its own order, with commas between ("B02,B03,B04,B08"); empty for what the file says.
-    valid: share of a window's pixels that must hold data, else the engine isn't asked.
+    valid: share of a window's pixels that must hold data, else the engine isn't asked; and of a cell's, else it is no data.
     batch_size: windows that the engine gets at once. threads: CPU threads of the engine, 0 for all cores.
     probabilities: write the probability of every class as well.
     certain: percent of confidence that both maps of a comparison must have before a change counts as certain.

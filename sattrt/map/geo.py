@@ -81,7 +81,7 @@ def read_mask(dataset: Any, window: Any) -> NDArray[np.bool_]:
     masks = [dataset.read(index, window=window) for index in alpha_bands(dataset)]
     if _own_mask(dataset):
         masks.append(dataset.read_masks(1, window=window))
-    return np.logical_and.reduce([mask > 0 for mask in masks])
+    return np.asarray(np.logical_and.reduce([mask > 0 for mask in masks]))
 
 
 def _own_mask(dataset: Any) -> bool:

@@ -156,6 +156,18 @@ def test_no_data_stays_no_data(bundle: Bundle, tmp_path: Path) -> None:
     assert empty.table() == []
 
 
+@pytest.mark.parametrize(("valid", "cells"), [(0.5, [128, 160, 192, 224]), (1.0, [160, 192, 224]), (0.2, [96, 128, 160, 192, 224])])
+def test_a_cell_counts_where_enough_of_it_holds_data(bundle: Bundle, tmp_path: Path, valid: float, cells: list[int]) -> None:
+    pixels = colourful(4, 4)[0]
+    pixels[:, :, :120] = 0  # a quarter of the cells from 96 is left, and nothing of those before
+    pixels[:, :, 136:140] = 0
+    found = mapped(bundle, write_raster(tmp_path / "s.tif", pixels), tmp_path / "map.tif", stride=32, valid=valid)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        shown = file.read(1) > 0
+    assert (shown == np.isin(32 * np.arange(8), cells)).all()
+    assert found.statistics.area.sum() == pytest.approx(8 * len(cells) * 32 * 32 / 100)
+
+
 def test_what_stands_for_no_data_is_not_seen_by_the_engine(bundle: Bundle, engine: Engine, tmp_path: Path) -> None:
     pixels = colourful(4, 4)[0].clip(1, 254)
     maps = []
