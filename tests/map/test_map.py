@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -430,6 +431,46 @@ def test_a_work_folder_that_is_a_link_is_left_alone(bundle: Bundle, scene: Path,
     (tmp_path / ".map.tif.work").symlink_to("precious")
     assert "is a link; what it points to would be deleted" in refusal(bundle.path, scene, "--out", tmp_path / "map.tif")
     assert contents(tmp_path / "precious") == {"a": b"a"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "block-1.npz", "lock", "manifest.json", ".git"])
+def test_a_work_folder_that_no_run_made_is_left_alone(bundle: Bundle, scene: Path, tmp_path: Path, name: str) -> None:
+    work = tmp_path / ".map.tif.work"
+    work.mkdir()
+    (work / name).write_text('["precious"]')
+    for resume in (False, True):
+        with pytest.raises(InputError, match=rf"\.map\.tif\.work holds {re.escape(name)}, which no run of sattrt map made"):
+            mapped(bundle, scene, tmp_path / "map.tif", resume=resume)
+    assert contents(work) == {name: b'["precious"]'}
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_run_deletes_what_it_made_alone(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    work = tmp_path / ".map.tif.work"
+
+    def progress(done: int, total: int) -> None:
+        (work / "notes.txt").write_text("precious")
+
+    config = MapConfig(engine=ENGINE)
+    list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", config, False, lambda name: progress))
+    assert contents(work) == {"notes.txt": b"precious"}
+
+
+def test_maps_are_called_as_their_scenes_are(bundle: Bundle, tmp_path: Path) -> None:
+    pixels = colourful(2, 2)[0]
+    scenes = [write_raster(tmp_path / f"T32.{year}.tif", pixels) for year in (2018, 2024)]
+    for name in ("2018.06", "2018.07"):
+        (tmp_path / name).mkdir()
+        for band, each in zip(("B04", "B03", "B02"), pixels, strict=True):
+            write_raster(tmp_path / name / f"{band}.tif", each[None])
+        scenes.append(tmp_path / name)
+    done = sattrt(bundle.path, *scenes, "--engine", ENGINE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["2018.06.tif", "2018.07.tif", "T32.2018.tif", "T32.2024.tif"]
+    assert "several scenes go into a folder" in refusal(bundle.path, *scenes, "--out", tmp_path / "map.tif")
+    (tmp_path / "T32.2018").mkdir()
+    assert "Several scenes would be mapped to" in refusal(bundle.path, scenes[0], tmp_path / "T32.2018")
+    assert mapped(bundle, scenes[0], tmp_path / "maps").files[0].name == "T32.2018.tif"
 
 
 def test_a_path_that_the_system_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
