@@ -12,7 +12,7 @@ import rasterio
 from conftest import EUROSAT, SHARED
 from numpy.typing import NDArray
 from PIL import Image
-from scenes import noise, spec, write_raster
+from scenes import interpolated, noise, spec, write_raster
 
 from sattrt.bands import ESA, band_name
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
@@ -219,6 +219,16 @@ def _bilinear_of_2(coarse: NDArray[np.uint16]) -> NDArray[np.float64]:
             across = padded[1:-1, side]
             out[row::2, column::2] = (9 * middle + 3 * up[:, 1:-1] + 3 * across + up[:, side]) / 16
     return out
+
+
+@pytest.mark.parametrize(("band", "factor"), [("B05", 2), ("B09", 6)])
+def test_coarse_bands_are_interpolated_to_the_number(tmp_path: Path, band: str, factor: int) -> None:
+    coarse = noise(1, 120 // factor, 120 // factor, 1)
+    write_raster(tmp_path / "B04.tif", noise(1, 120, 120))
+    step = 10 * factor
+    write_raster(tmp_path / f"{band}.tif", coarse, transform=rasterio.Affine(step, 0, 600_000, 0, -step, 5_300_000))
+    exact = interpolated(coarse[0], factor)
+    assert np.abs(read(tmp_path, (band, "B04"))[0] - exact).max() <= 0.5 + 1e-9  # a half goes either way
 
 
 def test_a_pixel_is_the_same_in_whatever_window_it_is_read(tmp_path: Path) -> None:
