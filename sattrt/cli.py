@@ -18,7 +18,7 @@ import typer
 
 from . import __version__
 from .errors import SattrtError
-from .screen import observer, print_dataset, print_engines, print_reasons, print_table, progress_bar, updater
+from .screen import observer, print_change, print_dataset, print_engines, print_maps, print_reasons, print_table, progress_bar, updater
 
 app = typer.Typer(
     add_completion=False,
@@ -295,7 +295,8 @@ def map_(
         list[Path] | None, typer.Argument(help="GeoTIFFs, folders of band files, or SAFE folders of Sentinel-2.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The map; of several scenes, a folder; map.tif if not given.", show_default=False)
+        Path | None,
+        typer.Option(help="The map, or a folder for those of several scenes; map.tif, or maps, if not given.", show_default=False),
     ] = None,
     stride: Annotated[
         str | None, typer.Option(help="Pixels from window to window; the side of a tile if not given.", show_default=False)
@@ -313,32 +314,23 @@ def map_(
     from .errors import InputError
     from .map.config import MapConfig
 
-    if stride is not None and not (stride.isdecimal() and len(stride) < 6):
-        raise InputError(f"--stride is {stride!r}; give a number of pixels, from 1 to the side of a tile.")
-    options = {"stride": None if stride is None else int(stride), "engine": engine, "report": report or None, "cluster": cluster}
-    settings = MapConfig.from_toml(config, **options)
+    settings = MapConfig.from_options(config, stride, engine=engine, report=report or None, cluster=cluster)
     if compare:
         from .map.compare import compare_maps
 
-        if bundle or resume or any(value is not None for value in options.values()):
+        if bundle or resume or report or any(value is not None for value in (stride, engine, cluster)):
             raise InputError(
                 "--compare takes two maps, --out and --config, and neither bundle nor scene nor another option. Give it alone."
             )
-        change = compare_maps(*compare, settings.certain, out)
-        print_table(("from", "to", f"certain, {change.unit}", f"possible, {change.unit}"), change.table())
-        for path in change.files:
-            print(path)
+        print_change(compare_maps(*compare, settings.certain, out))
         return
     if not bundle or not scenes:
         raise InputError("sattrt map takes a bundle and at least one scene: sattrt map engines/eurosat scene.tif --out map.tif")
     from .map.run import map_scenes
 
     with progress_bar("[progress.description]{task.description}", "windows") as bar:
-        every = list(map_scenes(bundle, scenes, out or Path("map.tif"), settings, resume, lambda name: updater(bar, f"Mapping {name}")))
-    for mapped in every:
-        print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
-        print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
-        print(*mapped.files, sep="\n")
+        every = list(map_scenes(bundle, scenes, out, settings, resume, lambda name: updater(bar, f"Mapping {name}")))
+    print_maps(every)
 
 
 @app.command()

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .data.dataset import Dataset
+    from .map.compare import Change
+    from .map.run import Mapped
     from .runtime import Bundle
     from .training.log import Row
     from .training.loop import Observer, Plan
@@ -74,6 +76,21 @@ def _describe(plan: Plan) -> str:
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
+
+
+def print_maps(every: Sequence[Mapped]) -> None:
+    """What each scene was taken for, the areas by class, and the files."""
+    for mapped in every:
+        print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
+        print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
+        print(*mapped.files, sep="\n")
+
+
+def print_change(change: Change) -> None:
+    """From which class to which, and the files."""
+    print_table(("from", "to", f"certain, {change.unit}", f"possible, {change.unit}"), change.table())
+    for path in change.files:
+        print(path)
 
 
 def print_dataset(dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..runtime import Engine
 from .scene import Pixels, Reader, Scene
-from .windows import Answers, Block, Grid, any_in_cells
+from .windows import Answers, Block, Grid, held_cells
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def _answers(plan: Plan, engine: Engine, block: Block, pixels: Pixels, valid: ND
     probabilities = np.zeros((len(tops), len(lefts), len(engine.classes)), np.float32)
     for batch, tiles in zip(batches, ahead(partial(gather, batch) for batch in batches), strict=True):
         probabilities[batch[:, 0], batch[:, 1]] = engine.infer(tiles)[1]
-    return Answers(probabilities, any_in_cells(valid, grid, block))
+    return Answers(probabilities, held_cells(valid, grid, block, plan.valid))
 
 
 def _held(valid: NDArray[np.bool_], tops: NDArray[np.intp], lefts: NDArray[np.intp], height: int, width: int) -> NDArray[np.int32]:

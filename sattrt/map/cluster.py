@@ -14,12 +14,15 @@ import dataclasses
 import functools
 import logging
 import os
+import pkgutil
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import BackendError, ContractError, InputError, SattrtError
 from ..machine import cores
 from ..runtime import Bundle, Engine, read_bundle
@@ -28,7 +31,8 @@ from .config import MapConfig
 from .scene import stamps
 from .windows import Answers
 
-_PATIENCE = 5  # seconds until a scheduler that doesn't answer is given up
+# seconds until these are given up: a scheduler that doesn't answer, a worker that doesn't say which version it has, a cluster without workers
+_PATIENCE, _SLOW, _DESERTED = 5, 30, 60
 
 
 @contextlib.contextmanager
@@ -37,6 +41,9 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
     distributed = _library()
     with contextlib.ExitStack() as stack:
         threads = config.threads
+        logger = logging.getLogger("distributed.client")  # what goes wrong comes back as an exception
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
         try:
             if config.cluster == "local":
                 workers = config.workers or cores()
@@ -63,6 +70,7 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
             client.wait_for_workers(1, timeout=_PATIENCE)
         except TimeoutError:
             raise BackendError(f"The Dask scheduler at {address} has no workers. Start some: dask worker {address} --nthreads 1") from None
+        _check_versions(client, address)
         where = (str(bundle.path.absolute()), bundle.digest, engine.name, threads)
 
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
@@ -72,13 +80,53 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
             bare = dataclasses.replace(plan, scene=scene, grid=grid)
             task = partial(_block, bare, stamps(scene.files), *where)
             futures = iter(client.map(task, blocks, pure=False))  # no list: an answer is let go when it was taken
-            for _, (index, found) in distributed.as_completed(futures, with_results=True, loop=client.loop):
-                if not isinstance(found, Answers):
-                    kind, message = found
-                    raise kind(message)
-                yield index, found
+            try:
+                for index, found in _results(client, distributed.as_completed(futures, with_results=True, loop=client.loop)):
+                    if not isinstance(found, Answers):
+                        kind, message = found
+                        raise kind(message)
+                    yield index, found
+            except (distributed.KilledWorker, distributed.CancelledError, OSError, TimeoutError) as error:
+                raise BackendError(
+                    f"The Dask cluster at {address} failed ({error or type(error).__name__}). Mend it, and go on with what it has answered: --resume"
+                ) from None
 
         yield compute
+
+
+def _check_versions(client: Any, address: str) -> None:
+    """BackendError where the scheduler or a worker lacks sattrt, or has another version: it could not read what it is sent, and never answer."""
+    asked = {f"The worker {worker}": partial(client.run, workers=[worker]) for worker in client.nthreads()}
+    for name, ask in {f"The Dask scheduler at {address}": client.run_on_scheduler, **asked}.items():
+        try:  # by the standard library, which is there
+            found = client.sync(ask, pkgutil.resolve_name, "sattrt:__version__", callback_timeout=_SLOW)
+        except (ImportError, AttributeError):
+            raise BackendError(f"{name} has no sattrt. Install sattrt {__version__} there, as it is here.") from None
+        except (OSError, TimeoutError):
+            raise BackendError(f"{name} does not answer. Start it again, or leave it out.") from None
+        found = found if isinstance(found, str) else next(iter(found.values()))
+        if found != __version__:
+            raise BackendError(f"{name} has sattrt {found}, unlike {__version__} here. Install the same version on all.")
+
+
+def _results(client: Any, completed: Any) -> Iterator[Any]:
+    """Each result as it comes; OSError where the cluster is gone, or has had no worker for a while."""
+    seen = time.monotonic()
+    while not completed.is_empty():
+        if completed.has_ready():
+            _, result = next(completed)
+            failure = (
+                result[1] if isinstance(result, tuple) else result
+            )  # Dask raises some, and hands others over: alone, or as sys.exc_info()
+            if isinstance(failure, BaseException):
+                raise failure
+            yield result
+        else:
+            time.sleep(0.1)
+            if client.nthreads():
+                seen = time.monotonic()
+            elif time.monotonic() - seen > _DESERTED:
+                raise OSError("all of its workers are gone")
 
 
 def _block(

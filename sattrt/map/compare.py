@@ -21,7 +21,7 @@ from ..errors import ContractError, InputError
 from ..spec import atomic_path, unwritable
 from .colours import Colour, class_colours
 from .mapfile import Bytes, MapFile
-from .output import Layout, names_beside, names_path, write_cog
+from .output import Layout, files_of, names_beside, names_path, write_cog
 from .picture import NOTHING, PAPER, map_picture, save_picture
 
 UNCHANGED, _PALE = 255, (243, 241, 234)
@@ -96,7 +96,7 @@ def _pairs(before: MapFile, after: MapFile) -> Iterator[tuple[Bytes, Bytes, Byte
 def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certain: float, out: Path) -> tuple[Path, ...]:
     """The class after, where it changed, with the lesser confidence in the second band."""
     names = (out, names_path(out), out.with_suffix(".png"))
-    given = {os.path.realpath(path.with_suffix(end)) for path in (before.path, after.path) for end in (path.suffix, ".png")}
+    given = {os.path.realpath(file) for path in (before.path, after.path) for file in files_of(path)}
     if out.suffix.lower() not in (".tif", ".tiff") or any(os.path.realpath(name) in given or os.path.isdir(name) for name in names):
         raise InputError(f"--out is {out}; give the map of change a name of its own that ends in .tif.")
     colours: dict[int, tuple[str, Colour]] = dict(enumerate(zip(after.classes, class_colours(after.classes), strict=True), 1))

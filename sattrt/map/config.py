@@ -6,6 +6,8 @@ config = MapConfig.from_toml(Path("map.toml"), probabilities=True)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..settings import Settings
@@ -20,7 +22,7 @@ class MapConfig(Settings):
     offset: digital numbers to take off every band (1000 for Sentinel-2 since baseline 04.00); None for what the metadata says.
     nodata: the value of pixels that hold nothing; None for what the file declares, else 0.
     bands: names of a GeoTIFF's bands in its own order, with commas between ("B02,B03,B04,B08"); empty for what the file says.
-    valid: share of a window's pixels that must hold data, else the engine isn't asked.
+    valid: share of a window's pixels that must hold data, else the engine isn't asked; and of a cell's, else it is no data.
     batch_size: windows that the engine gets at once. threads: CPU threads of the engine, 0 for all cores.
     probabilities: write the probability of every class as well.
     certain: percent of confidence that both maps of a comparison must have before a change counts as certain.
@@ -42,6 +44,13 @@ class MapConfig(Settings):
     certain: float = 70.0
     signed_by: str = ""
     workers: int = 0
+
+    @classmethod
+    def from_options(cls, path: Path | None, stride: str | None, **options: Any) -> MapConfig:
+        """The settings of a TOML file, then the options of the command line. InputError for a stride that is no number, too."""
+        if stride is not None and not (stride.isdecimal() and len(stride) < 6):
+            raise InputError(f"--stride is {stride!r}; give a number of pixels, from 1 to the side of a tile.")
+        return cls.from_toml(path, stride=None if stride is None else int(stride), **options)
 
     def __post_init__(self) -> None:
         """InputError for a value that can't be mapped with."""

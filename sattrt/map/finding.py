@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..spec import ModelSpec
 from .config import MapConfig
 from .fitting import Found, fit
-from .geo import open_raster
+from .geo import alpha_bands, open_raster
 from .plausible import check_named, name_13_bands
 from .safe import is_product, read_product
 from .scene import Band, Scene
@@ -51,7 +51,7 @@ def _file(path: Path, config: MapConfig) -> Found:
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         raise InputError(f"{path} is an archive. Unpack it, and give the folder or file inside.")
     with open_raster(path) as dataset:
-        alpha = [index for index, meaning in enumerate(dataset.colorinterp, 1) if meaning.name == "alpha"]
+        alpha = alpha_bands(dataset)
         indexes = [index for index in dataset.indexes if index not in alpha]
         names = _names(path, dataset, indexes, config)
     said = ["bands named in the config"] if config.bands else []
@@ -117,9 +117,11 @@ def _product(path: Path, config: MapConfig) -> Found:
 
 
 def _inside(file: Path, folder: Path) -> Path:
-    """The file; InputError for one that lies elsewhere."""
+    """The file; InputError for one that lies elsewhere, or is none."""
     if not file.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{file} is a link out of its folder. Put the file itself there.")
+    if not file.is_file():  # to open a pipe would wait for whoever writes to it
+        raise InputError(f"{file} is no regular file. Take it out of the folder.")
     return file
 
 

@@ -14,7 +14,7 @@ from ..bands import WHITE, tagged_offset
 from ..errors import InputError
 from ..spec import ModelSpec
 from .config import MapConfig
-from .geo import nodata_of, open_raster
+from .geo import has_mask, nodata_of, open_raster
 from .plausible import check_values
 from .scene import Band, Scene
 
@@ -117,7 +117,6 @@ class Shape:
     @classmethod
     def of(cls, dataset: Any, band: Band) -> Shape:
         placed = bool(dataset.crs) and not dataset.transform.is_identity
-        flags = {flag.name for each in dataset.mask_flag_enums for flag in each}
         return cls(
             width=dataset.width,
             height=dataset.height,
@@ -125,7 +124,7 @@ class Shape:
             transform=tuple(dataset.transform)[:6] if placed else None,
             dtype=dataset.dtypes[band.index - 1],
             nodata=nodata_of(dataset),
-            masked=bool(flags & {"per_dataset", "alpha"}),
+            masked=has_mask(dataset),
         )
 
     def factor(self, other: Shape, name: str) -> int:

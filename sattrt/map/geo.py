@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import BackendError, InputError
 
 # bytes of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else
@@ -29,6 +32,7 @@ def library() -> Any:
         import rasterio._err
         import rasterio.io
         import rasterio.shutil
+        import rasterio.warp
         import rasterio.windows
     except ImportError:
         raise BackendError("rasterio is not installed. Install it with: pip install 'sattrt[geo]'") from None
@@ -60,6 +64,28 @@ def nodata_of(dataset: Any) -> int:
     """The digital number that a raster declares to hold nothing; 0 where it declares none, or one that can't be."""
     declared = dataset.nodata
     return int(declared) if declared is not None and declared == declared and 0 <= declared <= 65_535 else 0
+
+
+def alpha_bands(dataset: Any) -> list[int]:
+    """Indexes of a raster's alpha bands. GDAL's own mask heeds one only where it is the last of two or four and no value is declared no data."""
+    return [index for index, meaning in enumerate(dataset.colorinterp, 1) if meaning.name == "alpha"]
+
+
+def has_mask(dataset: Any) -> bool:
+    """Whether a raster carries a mask, of its own or as an alpha band."""
+    return bool(alpha_bands(dataset)) or _own_mask(dataset)
+
+
+def read_mask(dataset: Any, window: Any) -> NDArray[np.bool_]:
+    """Where a raster with a mask shows something (rows, columns)."""
+    masks = [dataset.read(index, window=window) for index in alpha_bands(dataset)]
+    if _own_mask(dataset):
+        masks.append(dataset.read_masks(1, window=window))
+    return np.asarray(np.logical_and.reduce([mask > 0 for mask in masks]))
+
+
+def _own_mask(dataset: Any) -> bool:
+    return any(flag.name == "per_dataset" for flags in dataset.mask_flag_enums for flag in flags)
 
 
 def open_raster(path: Path | str) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .area import cell_areas
+from .area import Areas, cell_areas
 from .geo import open_raster, reading
 from .windows import Axis
 
@@ -43,7 +43,7 @@ class Statistics:
 class MapFile:
     """What a map says of itself. made: how; the scene's size, stride, bundle, engine. transform: of the map's cells.
 
-    unit: of areas, "ha" or "pixels". row_areas, column_areas: their product is the area of a cell.
+    areas: of its cells.
     """
 
     path: Path
@@ -53,9 +53,12 @@ class MapFile:
     crs: str
     transform: tuple[float, ...] | None
     made: dict[str, Any]
-    unit: str
-    row_areas: NDArray[np.float64]
-    column_areas: NDArray[np.float64]
+    areas: Areas
+
+    @property
+    def unit(self) -> str:
+        """Of areas: "ha", or "pixels"."""
+        return self.areas.unit
 
     @classmethod
     def read(cls, path: Path) -> MapFile:
@@ -74,7 +77,6 @@ class MapFile:
             crs, transform = (file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else ("", None)
         stride = rows.stride
         pixel = tuple(value / stride if i in (0, 1, 3, 4) else value for i, value in enumerate(transform)) if transform else None
-        unit, row_areas, column_areas = cell_areas(crs, pixel, rows.pixels, columns.pixels)
         return cls(
             path=path,
             classes=classes,
@@ -83,9 +85,7 @@ class MapFile:
             crs=crs,
             transform=transform,
             made=made,
-            unit=unit,
-            row_areas=row_areas,
-            column_areas=column_areas,
+            areas=cell_areas(crs, pixel, rows.pixels, columns.pixels),
         )
 
     def strips(self) -> Iterator[tuple[Bytes, Bytes, NDArray[np.float64]]]:
@@ -93,10 +93,10 @@ class MapFile:
         # rasterio's settings belong to a thread and are left in the order that they were entered: none stay entered over a yield
         with contextlib.closing(open_raster(self.path)) as file:
             for top in range(0, self.height, _ROWS):
-                areas = self.row_areas[top : top + _ROWS]
+                areas = self.areas.strip(top, top + _ROWS)
                 with reading(self.path) as rasterio:
                     both = file.read(window=rasterio.windows.Window(0, top, self.width, len(areas)))
-                yield both[0], both[1], areas[:, None] * self.column_areas
+                yield both[0], both[1], areas
 
     def statistics(self) -> Statistics:
         """Areas and confidences by class."""

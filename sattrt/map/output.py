@@ -83,6 +83,16 @@ def names_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.aux.xml")
 
 
+def files_of(out: Path, probabilities: bool = True, page: bool = True) -> list[Path]:
+    """All that is written for a map, the map first."""
+    return [out, names_path(out), out.with_suffix(".png"), *[probabilities_path(out)] * probabilities, *[out.with_suffix(".html")] * page]
+
+
+def probabilities_path(out: Path) -> Path:
+    """Where the probabilities of a map's cells go."""
+    return out.with_name(f"{out.stem}-probabilities.tif")
+
+
 def names_beside(layout: Layout) -> bytes:
     """The content of the .aux.xml beside a map: names of the first band's values, for QGIS and everything else that GDAL opens."""
     names = ["" for _ in range(max(layout.colours) + 1)]

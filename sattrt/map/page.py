@@ -92,7 +92,7 @@ def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str
 
 def _of_areas(found: MapFile) -> str:
     if found.unit == "pixels":
-        return "The scene lies nowhere on the ground: areas are counted in its pixels."
+        return "The scene, or a part of it, lies nowhere on the ground: areas are counted in its pixels."
     return "Areas are those of the cells as the map classifies them, edge cells by their share; they are not corrected for what the classifier confuses."
 
 

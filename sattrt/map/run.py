@@ -29,7 +29,7 @@ from .colours import Colour, class_colours
 from .config import MapConfig
 from .finding import find_scene
 from .mapfile import TAG, MapFile, Statistics
-from .output import Layout, names_beside, names_path, write_cog
+from .output import Layout, files_of, names_beside, names_path, probabilities_path, write_cog
 from .page import to_html
 from .picture import NOTHING, map_picture, save_picture, scene_picture
 from .scene import Scene, stamps
@@ -40,6 +40,7 @@ Progress = Callable[[int, int], None]
 # answers of blocks of a plan, from wherever they are computed
 Compute = Callable[[Plan, list[int]], Iterable[tuple[int, Answers]]]
 NO_PROBABILITY = 255
+_ENDS = (".tif", ".tiff")
 # settings that the pixels of a map depend on, beside engine and stride: others have no place in it, so that the same map has the same bytes
 _SETTLING = ("offset", "nodata", "bands", "valid", "batch_size", "threads")
 _MOST_CLASSES = 254  # 0 is no data, and 255 unchanged in a map of change
@@ -75,11 +76,11 @@ class Mapped:
 
 
 def map_scenes(
-    bundle: Path, scenes: Sequence[Path], out: Path, config: MapConfig, resume: bool, started: Callable[[str], Progress]
+    bundle: Path, scenes: Sequence[Path], out: Path | None, config: MapConfig, resume: bool, started: Callable[[str], Progress]
 ) -> Iterator[Mapped]:
     """Map scenes one after another. All are looked at before the first is mapped.
 
-    out: the map, or a folder for the maps of several scenes. resume: go on with what a killed run left. started: called with the name of
+    out: the map, or a folder for the maps of several scenes; None for map.tif, or maps. resume: go on with what a killed run left. started: called with the name of
     each scene. InputError for a scene or stride that doesn't fit the engine, or an output that can't be written.
     """
     outs = _outs(scenes, out)
@@ -105,17 +106,27 @@ def map_scenes(
             yield done or map_scene(plan, job, target, resume, started(Path(plan.scene.path).name))
 
 
-def _outs(scenes: Sequence[Path], out: Path) -> list[Path]:
+def _outs(scenes: Sequence[Path], out: Path | None) -> list[Path]:
     """Where the map of each scene goes. InputError for names that clash."""
-    outs = [out / f"{scene.absolute().stem}.tif" for scene in scenes] if len(scenes) > 1 or out.is_dir() else [out]
+    several = len(scenes) > 1
+    out = out or Path("maps" if several else "map.tif")
+    if several and out.suffix.lower() in _ENDS and not out.is_dir():
+        raise InputError(f"--out is {out}; several scenes go into a folder, a map each. Give the name of a folder.")
+    outs = [out / f"{_title(scene)}.tif" for scene in scenes] if several or out.is_dir() else [out]
     for target in outs:
-        if target.suffix.lower() not in (".tif", ".tiff"):
+        if target.suffix.lower() not in _ENDS:
             raise InputError(f"--out is {target}; a map is a GeoTIFF. Give a name that ends in .tif.")
         if outs.count(target) > 1:
             raise InputError(f"Several scenes would be mapped to {target}. Give scenes of different names, or map them one by one.")
         if not target.name.isprintable():
             raise InputError(f"--out has the name {target.name!a}, which is not readable text. Choose another --out.")
     return outs
+
+
+def _title(scene: Path) -> str:
+    """The name of a scene without the ending of a file or a product; that of a folder may have dots of its own."""
+    path = Path(os.path.abspath(scene))
+    return path.stem if path.suffix.lower() == ".safe" or not path.is_dir() else path.name
 
 
 def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) -> None:
@@ -125,7 +136,7 @@ def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) 
         own |= {os.path.realpath(file) for file in Path(plan.scene.path).rglob("*") if band_name(file.stem)}
     taken: set[str] = set()
     for out in outs:
-        for path in _files(out, config):
+        for path in files_of(out, config.probabilities, config.report):
             real = os.path.realpath(path)
             if os.path.isdir(real):
                 raise InputError(f"{path} is a folder. Choose another --out.")
@@ -134,12 +145,6 @@ def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) 
             if real in taken:
                 raise InputError(f"{path} would be written for two scenes. Map them one by one, or give them other names.")
             taken.add(real)
-
-
-def _files(out: Path, config: MapConfig) -> list[Path]:
-    """All that is written for a map."""
-    probabilities, page = out.with_name(f"{out.stem}-probabilities.tif"), out.with_suffix(".html")
-    return [out, names_path(out), out.with_suffix(".png"), *[probabilities] * config.probabilities, *[page] * config.report]
 
 
 def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
@@ -175,7 +180,7 @@ def _space(plan: Plan, classes: int, probabilities: bool) -> int:
 
 def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
     """The map of a scene that an earlier run of the same kind has finished."""
-    wanted = _files(out, job.config)
+    wanted = files_of(out, job.config.probabilities, job.config.report)
     if not all(path.is_file() for path in wanted) or out.stat().st_mtime < max(Path(file).stat().st_mtime for file in plan.scene.files):
         return None
     if (
@@ -240,7 +245,7 @@ def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
         place(names_path(out)).write_bytes(names_beside(layout))
         if job.config.probabilities:
             many = dataclasses.replace(layout, bands=classes, nodata=NO_PROBABILITY, colours={}, band_tags={})
-            write_cog(place(out.with_name(f"{out.stem}-probabilities.tif")), work.folder, many, map(_percents, probabilities()))
+            write_cog(place(probabilities_path(out)), work.folder, many, map(_percents, probabilities()))
         found = MapFile.read(written[out])
         statistics, colours = found.statistics(), class_colours(classes)
         drawn = map_picture(found.path, dict(enumerate(colours, 1)))

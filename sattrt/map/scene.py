@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bands import to_eurosat_rgb
-from .geo import open_raster, reading
+from .geo import has_mask, open_raster, read_mask, reading
 
 Pixels = NDArray[Any]  # uint8 or uint16
 
@@ -132,8 +132,8 @@ class Reader:
                 if held.all():
                     break
                 held |= band != self._scene.nodata
-            if self._scene.masked:
-                held &= dataset.dataset_mask(window=area) > 0
+            if self._scene.masked and has_mask(dataset):
+                held &= read_mask(dataset, area)
         return held
 
 

@@ -100,20 +100,22 @@ class Grid:
 class Answers:
     """What a block gives. probabilities: float32 (rows, columns of windows, classes), zero where the engine wasn't asked.
 
-    seen: whether a cell has a pixel with data, bool (rows, columns of cells).
+    seen: whether enough of a cell's pixels hold data, bool (rows, columns of cells).
     """
 
     probabilities: NDArray[np.float32]
     seen: NDArray[np.bool_]
 
 
-def any_in_cells(valid: NDArray[np.bool_], grid: Grid, block: Block) -> NDArray[np.bool_]:
-    """Whether each cell of the block has a pixel with data. valid: (pixel rows of the block, width)."""
+def held_cells(valid: NDArray[np.bool_], grid: Grid, block: Block, share: float) -> NDArray[np.bool_]:
+    """Whether at least this share of the pixels of each cell of the block holds data. valid: (pixel rows of the block, width)."""
     # a flush window begins above the cells that begin in it
     start = block.cells.start * grid.stride - block.top
     below = valid[start : start + len(block.cells) * grid.stride]
-    by_row = np.logical_or.reduceat(below, np.arange(0, len(block.cells) * grid.stride, grid.stride), axis=0)
-    return np.logical_or.reduceat(by_row, np.arange(0, grid.width, grid.stride), axis=1)
+    by_row = np.add.reduceat(below, np.arange(0, len(block.cells) * grid.stride, grid.stride), axis=0, dtype=np.int32)
+    held = np.add.reduceat(by_row, np.arange(0, grid.width, grid.stride), axis=1)
+    pixels = grid.rows.pixels[block.cells.start : block.cells.stop, None] * grid.columns.pixels
+    return np.asarray(held >= share * pixels)
 
 
 def votes(grid: Grid, answers: Callable[[Block], Answers]) -> Iterator[NDArray[np.float32]]:

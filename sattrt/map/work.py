@@ -7,7 +7,8 @@ work.missing(grid)
 from __future__ import annotations
 
 import fcntl
-import shutil
+import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..spec import atomic_path, read_json, unwritable, write_json
 from .windows import Answers, Block, Grid
 
 _MANIFEST, _LOCK = "manifest.json", "lock"
+# all that is ever made in a work folder: these, blocks, and what has not taken its name yet
+_OWN = re.compile(rf"{_MANIFEST}|{_LOCK}|block-\d{{6,}}\.npz|\..+\.[0-9a-f]{{8}}\.tmp(\.plain)?")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Work:
         something else."""
         folder = out.with_name(f".{out.name}.work")
         there = folder.exists()
+        _check_own(folder)
         lock = _locked(folder, out)
         if there and resume:
             found = _manifest(folder / _MANIFEST)
@@ -45,9 +49,8 @@ class Work:
                     )
             if found is not None:
                 return cls(folder, lock)
-        for path in folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
+        for path in _own(folder):
+            path.unlink()
         write_json(folder / _MANIFEST, manifest)
         return cls(folder, lock)
 
@@ -70,15 +73,40 @@ class Work:
             raise ContractError(f"{path} can't be read ({error}). Begin anew, without --resume.") from None
 
     def remove(self) -> None:
-        """Delete the folder and all in it."""
+        """Delete what was made in the folder, and the folder where nothing else is in it."""
         try:
-            shutil.rmtree(self.folder)
+            for path in (*_own(self.folder), self.folder / _LOCK):
+                path.unlink(missing_ok=True)
             self.lock.close()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
         except OSError as error:
             raise unwritable(self.folder, error) from None
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:06}.npz"
+
+
+def _own(folder: Path) -> list[Path]:
+    """The files of a run but for its lock."""
+    return [path for path in folder.iterdir() if path.name != _LOCK and _OWN.fullmatch(path.name)]
+
+
+def _check_own(folder: Path) -> None:
+    """InputError for a folder that no run made: its files would be deleted."""
+    if folder.is_symlink() or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; a map is begun in a folder of that name. Move it away, or choose another --out.")
+    with os.scandir(folder) as entries:  # a run that is at it may rename a file before it could be looked at by its name
+        foreign = [entry.name for entry in entries if not (_OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))]
+    manifest, lock = folder / _MANIFEST, folder / _LOCK
+    if manifest.exists() and "sattrt" not in (_manifest(manifest) or {}):
+        foreign.append(_MANIFEST)
+    if lock.exists() and lock.stat().st_size:
+        foreign.append(_LOCK)
+    if foreign:
+        raise InputError(f"{folder} holds {min(foreign)}, which no run of sattrt map made. Move it away, or choose another --out.")
 
 
 def _locked(folder: Path, out: Path) -> IO[str]:
@@ -87,7 +115,7 @@ def _locked(folder: Path, out: Path) -> IO[str]:
         raise InputError(f"{folder} is a link; what it points to would be deleted with it. Remove the link, or choose another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "w")  # noqa: SIM115 - held until the map is written
+        lock = open(folder / _LOCK, "a")  # noqa: SIM115 - held until the map is written
     except OSError as error:
         raise unwritable(out, error) from None
     try:

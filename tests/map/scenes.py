@@ -42,6 +42,19 @@ def write_raster(path: Path, pixels: NDArray[Any], names: tuple[str, ...] = (), 
     return path
 
 
+def interpolated(coarse: NDArray[np.uint16], factor: int) -> NDArray[np.float64]:
+    """Finer by a factor, bilinear, exact but for the last division."""
+    parts = 2 * factor  # of the way from one coarse pixel to the next
+
+    def between(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        place = 2 * np.arange(len(values) * factor) + 1 - factor
+        first, share = place // parts, (place % parts)[:, None]
+        low, high = (values[np.clip(each, 0, len(values) - 1)] for each in (first, first + 1))
+        return low * (parts - share) + high * share
+
+    return between(between(coarse.astype(np.int64)).T).T / parts**2
+
+
 def colourful(tiles_down: int, tiles_across: int, extra: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
     """An 8-bit RGB scene of noisy 64-pixel tiles around the colours that the test bundle knows, and the class of each tile."""
     layout = np.random.default_rng(1).integers(0, 3, (tiles_down, tiles_across))

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +14,13 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from scenes import CRS, TRANSFORM, colourful, noise, write_raster
+from scenes import CRS, TRANSFORM, colourful, write_raster
 
-from sattrt.bands import ESA
-from sattrt.errors import ContractError, InputError
-from sattrt.map.blocks import Plan
+from sattrt.errors import InputError
 from sattrt.map.config import MapConfig
 from sattrt.map.mapfile import MapFile
 from sattrt.map.output import Layout, names_beside, write_cog
-from sattrt.map.run import Job, Mapped, make_plan, map_scene, map_scenes
-from sattrt.map.windows import Answers
+from sattrt.map.run import Mapped, map_scenes
 from sattrt.runtime import Bundle, Engine
 
 ENGINE = "onnxruntime-fp32"
@@ -156,6 +152,18 @@ def test_no_data_stays_no_data(bundle: Bundle, tmp_path: Path) -> None:
     assert empty.table() == []
 
 
+@pytest.mark.parametrize(("valid", "cells"), [(0.5, [128, 160, 192, 224]), (1.0, [160, 192, 224]), (0.2, [96, 128, 160, 192, 224])])
+def test_a_cell_counts_where_enough_of_it_holds_data(bundle: Bundle, tmp_path: Path, valid: float, cells: list[int]) -> None:
+    pixels = colourful(4, 4)[0]
+    pixels[:, :, :120] = 0  # a quarter of the cells from 96 is left, and nothing of those before
+    pixels[:, :, 136:140] = 0
+    found = mapped(bundle, write_raster(tmp_path / "s.tif", pixels), tmp_path / "map.tif", stride=32, valid=valid)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        shown = file.read(1) > 0
+    assert (shown == np.isin(32 * np.arange(8), cells)).all()
+    assert found.statistics.area.sum() == pytest.approx(8 * len(cells) * 32 * 32 / 100)
+
+
 def test_what_stands_for_no_data_is_not_seen_by_the_engine(bundle: Bundle, engine: Engine, tmp_path: Path) -> None:
     pixels = colourful(4, 4)[0].clip(1, 254)
     maps = []
@@ -205,26 +213,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
     list(map_scenes(bundle.path, [path], out, config, True, lambda name: progress))
     assert unchanged == [True] * (4 - len(left))
     assert contents(out.parent) == contents(tmp_path / "whole")
-
-
-def test_several_scenes_go_into_a_folder_and_finished_ones_are_kept(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    other = write_raster(tmp_path / "other.tif", colourful(2, 2)[0])
-    out = tmp_path / "maps"
-    done = sattrt(bundle.path, scene, other, "--out", out, "--engine", ENGINE)
-    assert done.returncode == 0, done.stderr
-    assert sorted(contents(out)) == [f"{name}.{end}" for name in ("other", "scene") for end in ("png", "tif", "tif.aux.xml")]
-    assert str(out / "other.tif") in done.stdout
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    (out / "other.tif").unlink()
-    assert sattrt(bundle.path, scene, other, "--out", out, "--engine", ENGINE, "--resume").returncode == 0
-    assert [path.name for path in sorted(out.iterdir()) if path.stat().st_mtime_ns == before[path]] == [
-        "scene.png",
-        "scene.tif",
-        "scene.tif.aux.xml",
-    ]
-    (tmp_path / "again").mkdir()
-    shutil.copy(other, tmp_path / "again")
-    assert "Several scenes would be mapped to" in refusal(bundle.path, other, tmp_path / "again" / "other.tif", "--out", out)
 
 
 def test_a_scene_without_georeference_is_counted_in_pixels(bundle: Bundle, tmp_path: Path) -> None:
@@ -287,52 +275,6 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(bundle: Bundle, tmp_pa
     assert [each.name for each in out.parent.iterdir() if not each.name.endswith(".work")] == ["map.tif"]
 
 
-def test_memory_stays_small_for_a_scene_of_full_width(bundle: Bundle, tmp_path: Path) -> None:
-    path = tmp_path / "wide.tif"
-    profile = {
-        "driver": "GTiff",
-        "count": 13,
-        "height": 1200,
-        "width": 10_980,
-        "dtype": "uint16",
-        "tiled": True,
-        "crs": CRS,
-        "transform": TRANSFORM,
-    }
-    with rasterio.open(path, "w", **profile, blockxsize=512, blockysize=512, sparse_ok=True) as file:
-        file.descriptions = ESA
-        pixels = noise(13, 600, 200)
-        pixels[ESA.index("B10")] = 8
-        file.write(pixels, window=rasterio.windows.Window(5000, 100, 200, 600))
-    # not getrusage: a process begins with the peak of the one that forked it
-    script = (
-        "import sys; from sattrt.cli import app; sys.argv[0] = 'sattrt'; app(standalone_mode=False); "
-        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
-    )
-    command = [sys.executable, "-c", script, "map", bundle.path, path, "--out", tmp_path / "map.tif", "--engine", ENGINE]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 1_000_000  # kB
-
-
-def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    def stopped(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
-        raise KeyboardInterrupt
-        yield
-
-    from sattrt.map.run import Job, make_plan, map_scene
-
-    with bundle.open(ENGINE) as opened:
-        job = Job(bundle=bundle, engine=opened, config=MapConfig(engine=ENGINE), compute=stopped)
-        with pytest.raises(KeyboardInterrupt):
-            map_scene(make_plan(bundle, scene, job.config), job, tmp_path / "map.tif", False, quiet)
-    with pytest.raises(ContractError, match="begun with another batch_size: 64, not 32"):
-        mapped(bundle, scene, tmp_path / "map.tif", resume=True, batch_size=32)
-    (tmp_path / ".map.tif.work" / "block-000000.npz").write_bytes(b"half")
-    with pytest.raises(ContractError, match=r"block-000000\.npz can't be read"):
-        mapped(bundle, scene, tmp_path / "map.tif", resume=True)
-    assert mapped(bundle, scene, tmp_path / "map.tif").files
-
-
 def test_without_rasterio_the_way_out_is_named(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
     script = "import sys; sys.modules['{}'] = None; sys.argv[0] = 'sattrt'; from sattrt.cli import main; main()"
     for package, extra, more in (("rasterio", "geo", ()), ("distributed", "cluster", ("--cluster", "local"))):
@@ -353,71 +295,6 @@ def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
             file.update_tags(SATTRT=tag)
         with pytest.raises(InputError, match="is no map that `sattrt map` wrote"):
             MapFile.read(tmp_path / "spoilt.tif")
-
-
-def test_nothing_is_written_over_a_scene(bundle: Bundle, tmp_path: Path) -> None:
-    pixels = colourful(1, 2)[0]
-    picture = write_raster(tmp_path / "scene.png", pixels, placed=False, driver="PNG")
-    folder = tmp_path / "bands"
-    folder.mkdir()
-    for name, band in zip(("B04", "B03", "B02", "B08"), (*pixels, pixels[0]), strict=True):
-        write_raster(folder / f"x_{name}.tif", band[None])
-    before = picture.read_bytes(), contents(folder)
-    assert "scene.png is the scene itself" in refusal(bundle.path, picture, "--out", tmp_path / "scene.tif")
-    for name in ("x_B04.tif", "x_B08.tif"):
-        assert f"{name} is the scene itself, or a part of it" in refusal(bundle.path, folder, "--out", folder / name)
-    (tmp_path / "r.tif.aux.xml").mkdir()
-    assert "r.tif.aux.xml is a folder" in refusal(bundle.path, picture, "--out", tmp_path / "r.tif")
-    assert (picture.read_bytes(), contents(folder)) == before
-
-
-def test_two_runs_do_not_share_a_map(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    out = tmp_path / "map.tif"
-
-    def second(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
-        with pytest.raises(InputError, match="is being made by another run"):
-            mapped(bundle, scene, out)
-        raise KeyboardInterrupt
-        yield
-
-    with bundle.open(ENGINE) as engine, pytest.raises(KeyboardInterrupt):
-        config = MapConfig(engine=ENGINE)
-        map_scene(make_plan(bundle, scene, config), Job(bundle=bundle, engine=engine, config=config, compute=second), out, False, quiet)
-    mapped(bundle, scene, out)
-
-
-def test_a_finished_map_of_another_scene_is_not_this_ones(bundle: Bundle, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 1)):
-        (tmp_path / name).mkdir()
-        pixels = noise(3, 128, 128, seed, 1, 255).astype(np.uint8)
-        os.utime(write_raster(tmp_path / name / "scene.tif", pixels), (1.7e9 + seed, 1.7e9 + seed))
-    out = tmp_path / "map.tif"
-    mapped(bundle, tmp_path / "a" / "scene.tif", out)
-    again = mapped(bundle, tmp_path / "b" / "scene.tif", out, resume=True)
-    fresh = mapped(bundle, tmp_path / "b" / "scene.tif", tmp_path / "fresh.tif")
-    assert (again.statistics.area == fresh.statistics.area).all()
-    assert out.read_bytes() == (tmp_path / "fresh.tif").read_bytes()
-
-
-def test_a_finished_map_is_not_that_of_another_report(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    out = tmp_path / "map.tif"
-    mapped(bundle, scene, out, report=True)
-    old = out.with_suffix(".html").read_bytes()
-    mapped(bundle, scene, out, stride=32)
-    mapped(bundle, scene, out, resume=True, stride=32, report=True)
-    fresh = mapped(bundle, scene, tmp_path / "other" / "map.tif", stride=32, report=True)
-    assert out.with_suffix(".html").read_bytes() == fresh.files[-1].read_bytes() != old
-    before = out.stat().st_mtime_ns
-    mapped(bundle, scene, out, resume=True, stride=32, report=True)
-    assert out.stat().st_mtime_ns == before
-
-
-def test_a_work_folder_that_is_a_link_is_left_alone(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "a").write_text("a")
-    (tmp_path / ".map.tif.work").symlink_to("precious")
-    assert "is a link; what it points to would be deleted" in refusal(bundle.path, scene, "--out", tmp_path / "map.tif")
-    assert contents(tmp_path / "precious") == {"a": b"a"}
 
 
 def test_a_path_that_the_system_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sattrt.map.run import make_plan, map_scenes
 from sattrt.runtime import Bundle
 
 distributed = pytest.importorskip("distributed", reason="a cluster needs Dask")
+dask = pytest.importorskip("dask", reason="a cluster needs Dask")
 ENGINE = "onnxruntime-fp32"
 
 
@@ -66,6 +67,40 @@ def test_a_worker_that_is_killed_loses_nothing(
     list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", config, False, lambda name: progress))
     assert killed
     assert contents(tmp_path) == contents(alone)
+
+
+@pytest.mark.parametrize(("end", "reason"), [("worker", "Attempted to run task"), ("scheduler", "")])
+def test_a_cluster_that_fails_is_one_line_and_gone_on_with(
+    bundle: Bundle, scene: Path, alone: Path, tmp_path: Path, end: str, reason: str
+) -> None:
+    def progress(done: int, total: int) -> None:
+        if 0 < done < total:
+            running.close() if end == "scheduler" else os.kill(running.workers[0].pid, signal.SIGKILL)
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", silence_logs=50) as running,
+    ):
+        config = MapConfig(engine=ENGINE, stride=2, report=True, threads=1, cluster=running.scheduler_address)
+        with pytest.raises(BackendError, match=rf"The Dask cluster at tcp://.* failed \(.*{reason}.*--resume"):
+            list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", config, False, lambda name: progress))
+    alone_again = MapConfig(engine=ENGINE, stride=2, report=True, threads=1)
+    list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", alone_again, True, lambda name: lambda done, total: None))
+    assert contents(tmp_path) == contents(alone)
+
+
+@pytest.mark.parametrize(
+    ("preload", "reason"),
+    [
+        ("import sys; sys.modules['sattrt'] = None", "has no sattrt"),
+        ("import sattrt; sattrt.__version__ = '0.0.9'", r"has sattrt 0\.0\.9"),
+    ],
+)
+def test_a_worker_without_this_sattrt_is_named(bundle: Bundle, scene: Path, tmp_path: Path, preload: str, reason: str) -> None:
+    with distributed.LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", preload=[preload]) as running:
+        config = MapConfig(engine=ENGINE, cluster=running.scheduler_address)
+        with pytest.raises(BackendError, match=rf"The worker {running.workers[0].worker_address} {reason}"):
+            list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", config, False, lambda name: lambda done, total: None))
 
 
 def test_what_goes_wrong_in_a_worker_is_said_in_one_line(bundle: Bundle, tmp_path: Path) -> None:

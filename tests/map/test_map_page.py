@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from PIL import Image
 from scenes import colourful, noise, spec, write_raster
 
@@ -93,23 +94,67 @@ def test_the_quick_look_shows_the_colours_of_the_classes(mapped: Mapped) -> None
 
 
 def test_the_area_between_two_latitudes_is_the_true_one() -> None:
-    whole = np.array([90, 90])
-    unit, rows, columns = cell_areas(WGS84, (1, 0, -180, 0, -1, 90), whole, np.array([360]))
-    assert unit == "ha"
-    assert (rows * columns).sum() * 1e4 == pytest.approx(510_065_621_724_000, rel=1e-9)  # the surface of the WGS 84 ellipsoid, m2
-    assert rows[0] == pytest.approx(rows[1])
-    _, polar, _ = cell_areas(WGS84, (0.01, 0, 10, 0, -0.01, 60), np.array([1]), np.array([1]))
+    whole = cell_areas(WGS84, (1, 0, -180, 0, -1, 90), np.array([90, 90]), np.array([360]))
+    assert whole.unit == "ha"
+    north, south = whole.strip(0, 2)
+    assert (north + south).sum() * 1e4 == pytest.approx(510_065_621_724_000, rel=1e-9)  # the surface of the WGS 84 ellipsoid, m2
+    assert north == pytest.approx(south)
+    polar = cell_areas(WGS84, (0.01, 0, 10, 0, -0.01, 60), np.array([1]), np.array([1])).strip(0, 1)
     assert polar[0] * 1e4 == pytest.approx(557.997 * 1114.15, rel=1e-3)  # a hundredth of a degree each way at 60 degrees north
 
 
 def test_the_area_in_a_projection_follows_its_unit() -> None:
     feet = rasterio.crs.CRS.from_epsg(2263).to_wkt()
-    unit, rows, columns = cell_areas(feet, (100, 0, 0, 0, -100, 0), np.array([2]), np.array([3, 1]))
-    assert unit == "ha"
-    assert rows[0] * columns == pytest.approx(np.array([6, 2]) * 30.48006096**2 / 10_000)
-    assert cell_areas("", None, np.array([2]), np.array([3]))[0] == "pixels"
+    areas = cell_areas(feet, (100, 0, 0, 0, -100, 0), np.array([2]), np.array([3, 1]))
+    assert areas.unit == "ha"
+    assert areas.strip(0, 1)[0] == pytest.approx(np.array([6, 2]) * 30.48006096**2 / 10_000)
+    assert cell_areas("", None, np.array([2]), np.array([3])).unit == "pixels"
     workshop = 'LOCAL_CS["workshop",UNIT["metre",1]]'
-    assert cell_areas(workshop, (1, 0, 0, 0, -1, 0), np.array([2]), np.array([3]))[0] == "pixels"
+    assert cell_areas(workshop, (1, 0, 0, 0, -1, 0), np.array([2]), np.array([3])).unit == "pixels"
+
+
+def test_the_area_in_web_mercator_is_that_on_the_ground() -> None:
+    mercator, radius, top = rasterio.crs.CRS.from_epsg(3857).to_wkt(), 6_378_137.0, 8_000_000.0
+    rows, columns = np.array([300] * 90 + [7]), np.array([300] * 70 + [11])
+    areas = cell_areas(mercator, (10, 0, 1e6, 0, -10, top), rows, columns).strip(0, len(rows))
+    edges = np.degrees(np.arctan(np.sinh((top - 10 * np.concatenate([[0], np.cumsum(rows)])) / radius)))
+    for row in (0, 45, 90):  # a cell lies between two meridians and two circles of latitude: its area has a formula
+        north, south, wide = edges[row], edges[row + 1], np.degrees(10 / radius)
+        [expected] = cell_areas(WGS84, (wide, 0, 0, 0, south - north, north), np.array([1]), columns).strip(0, 1)
+        assert areas[row] == pytest.approx(expected, rel=1e-5)
+        assert areas[row].sum() < 0.5 * rows[row] * columns.sum() / 100
+
+
+@pytest.mark.parametrize(
+    ("crs", "left", "top", "off"),
+    [
+        ("EPSG:32632", 600_000, 5_300_000, 0),  # in its zone UTM keeps areas to 0.2 %, and is taken at its word
+        ("EPSG:32632", 20_000, 5_300_000, 4e-3),  # far out of it
+        ("EPSG:3035", 4_000_000, 3_000_000, 0),  # an equal-area projection
+        ("EPSG:3413", -640, 640, 0.06),  # the north pole
+        ("EPSG:3857", 20_037_508 - 640, 8_000_000, 0.7),  # either side of the antimeridian
+    ],
+)
+def test_the_area_in_any_projection_is_that_on_the_ground(crs: str, left: float, top: float, off: float) -> None:
+    count = np.full(4, 32)
+    areas = cell_areas(rasterio.crs.CRS.from_string(crs).to_wkt(), (10, 0, left, 0, -10, top), count, count)
+    assert areas.unit == "ha"
+    if not off:
+        assert (areas.strip(0, 4) == 32 * 32 / 100).all()
+    east, north = ([each] for each in rasterio.warp.transform(crs, "EPSG:4326", [left + 640], [top - 640]))
+    equal = f"+proj=laea +lon_0={east[0][0]} +lat_0={north[0][0]} +ellps=WGS84"
+    x, y = np.meshgrid(left + 320 * np.arange(5), top - 320 * np.arange(5))
+    x, y = (np.reshape(each, (5, 5)) for each in rasterio.warp.transform(crs, equal, x.ravel(), y.ravel()))
+    across, down = x[1:, 1:] - x[:-1, :-1], x[1:, :-1] - x[:-1, 1:]
+    expected = np.abs(across * (y[1:, :-1] - y[:-1, 1:]) - down * (y[1:, 1:] - y[:-1, :-1])) / 20_000
+    assert areas.strip(0, 4) == pytest.approx(expected, rel=1e-5 if off else 2e-3)
+    assert abs(expected.sum() / (16 * 32 * 32 / 100) - 1) >= 0.9 * off
+
+
+def test_where_a_projection_ends_areas_are_counted_in_pixels() -> None:
+    mollweide = rasterio.crs.CRS.from_string("ESRI:54009").to_wkt()
+    corner = cell_areas(mollweide, (10_000, 0, -18_000_000, 0, -10_000, 9_000_000), np.full(9, 200), np.full(18, 200))
+    assert (corner.unit, corner.strip(0, 9).sum()) == ("pixels", 1800 * 3600)
 
 
 def test_a_scene_is_shown_in_its_own_colours_or_in_grey(tmp_path: Path) -> None:

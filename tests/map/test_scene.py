@@ -1,6 +1,7 @@
 """Scenes: what is recognised, which pixels come out, and what is refused with which reason."""
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import rasterio
 from conftest import EUROSAT, SHARED
 from numpy.typing import NDArray
 from PIL import Image
-from scenes import noise, spec, write_raster
+from scenes import interpolated, noise, spec, write_raster
 
 from sattrt.bands import ESA, band_name
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
@@ -220,6 +221,16 @@ def _bilinear_of_2(coarse: NDArray[np.uint16]) -> NDArray[np.float64]:
     return out
 
 
+@pytest.mark.parametrize(("band", "factor"), [("B05", 2), ("B09", 6)])
+def test_coarse_bands_are_interpolated_to_the_number(tmp_path: Path, band: str, factor: int) -> None:
+    coarse = noise(1, 120 // factor, 120 // factor, 1)
+    write_raster(tmp_path / "B04.tif", noise(1, 120, 120))
+    step = 10 * factor
+    write_raster(tmp_path / f"{band}.tif", coarse, transform=rasterio.Affine(step, 0, 600_000, 0, -step, 5_300_000))
+    exact = interpolated(coarse[0], factor)
+    assert np.abs(read(tmp_path, (band, "B04"))[0] - exact).max() <= 0.5 + 1e-9  # a half goes either way
+
+
 def test_a_pixel_is_the_same_in_whatever_window_it_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "bands"
     folder.mkdir()
@@ -262,6 +273,50 @@ def test_no_data_is_what_the_file_declares_or_masks(tmp_path: Path) -> None:
             assert (reader.read(0, 0, 100, 100)[1] == (pixels[0] != 7)).all(), path
 
 
+@pytest.mark.parametrize("nodata", [None, 3])
+@pytest.mark.parametrize("names", ["B04 B03 B02 alpha", "B04 alpha B03 B02", "B04 B03 B02 B08 alpha"])
+def test_an_alpha_band_is_heeded_wherever_it_is(tmp_path: Path, names: str, nodata: int | None) -> None:
+    order = names.split()
+    pixels = noise(len(order), 100, 100, most=255).astype(np.uint8)
+    alpha = order.index("alpha")
+    pixels[alpha] = 255
+    pixels[alpha, :40] = 0
+    pixels[:, 90:] = 3
+    pixels[alpha, 90:] = 255
+    path = write_raster(tmp_path / "s.tif", pixels, tuple(order), photometric="MINISBLACK", nodata=nodata)
+    with rasterio.open(path, "r+") as file:
+        meanings = list(file.colorinterp)
+        meanings[alpha] = rasterio.enums.ColorInterp.alpha
+        file.colorinterp = meanings
+    valid = np.ones((100, 100), bool)
+    valid[:40] = False
+    valid[90:] = nodata is None
+    with Reader(find_scene(path, spec(), MapConfig())) as reader:
+        read, held = reader.read(0, 0, 100, 100)
+    assert (held == valid).all()
+    assert (read == pixels[[order.index(name) for name in ("B04", "B03", "B02")]]).all()
+
+
+def test_a_mask_of_one_file_says_nothing_of_another(tmp_path: Path) -> None:
+    for name, declared in (("B04", None), ("B08", 7)):
+        pixels = noise(1, 100, 100)
+        pixels[:, :40] = 7
+        write_raster(tmp_path / f"{name}.tif", pixels, nodata=declared)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "B04.tif", "r+") as file:
+        file.write_mask(np.arange(100)[:, None] + np.zeros(100) > 30)
+    with Reader(find_scene(tmp_path, spec(("B04", "B08"), "uint16"), MapConfig(nodata=0))) as reader:
+        held = reader.read(0, 0, 100, 100)[1]
+    assert held.all()  # 7 is a value, by the config, and what one band lacks the other has
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("B02", "B03", "B04"):
+        write_raster(tmp_path / f"{name}.tif", noise(1, 80, 90))
+    os.mkfifo(tmp_path / "B08.tif")
+    with pytest.raises(InputError, match=r"B08\.tif is no regular file"):
+        find_scene(tmp_path, spec(), MapConfig())
+
+
 def test_a_scene_without_georeference_is_mapped_and_says_so(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "s.tif", noise(3, 70, 70, most=255).astype(np.uint8), placed=False)
     scene = find_scene(path, spec(), MapConfig())
@@ -297,8 +352,8 @@ def test_values_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
 
 def test_turned_scenes_are_as_large_as_others(tmp_path: Path) -> None:
     rows, columns = np.full(4, 10), np.full(5, 10)
-    unit, down, across = cell_areas(WGS84, (1e-4, 0.0, 9.0, 0.0, -1e-4, 48.0), rows, columns)
+    straight = cell_areas(WGS84, (1e-4, 0.0, 9.0, 0.0, -1e-4, 48.0), rows, columns)
     turned = rasterio.Affine.translation(9, 48) @ rasterio.Affine.rotation(30) @ rasterio.Affine.scale(1e-4, -1e-4)
-    same, turned_down, turned_across = cell_areas(WGS84, tuple(turned)[:6], rows, columns)
-    assert unit == same == "ha"
-    assert (turned_down[:, None] * turned_across).sum() == pytest.approx((down[:, None] * across).sum(), rel=1e-4)
+    aslant = cell_areas(WGS84, tuple(turned)[:6], rows, columns)
+    assert straight.unit == aslant.unit == "ha"
+    assert aslant.strip(0, 4).sum() == pytest.approx(straight.strip(0, 4).sum(), rel=1e-4)

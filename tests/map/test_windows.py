@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sattrt.map.windows import Answers, Block, Grid, any_in_cells, votes
+from sattrt.map.windows import Answers, Block, Grid, held_cells, votes
 
 SIZES = [
     (64, 64, 64),
@@ -52,7 +52,7 @@ def random_answers(grid: Grid, valid: NDArray[np.bool_], asked: NDArray[np.bool_
     drawn = np.random.default_rng(0).random((*asked.shape, 4)).astype(np.float32)
     drawn = np.where(asked[:, :, None], drawn / drawn.sum(2, keepdims=True), 0).astype(np.float32)
     blocks = {
-        block.index: Answers(drawn[block.windows.start : block.windows.stop], any_in_cells(valid[block.top : block.bottom], grid, block))
+        block.index: Answers(drawn[block.windows.start : block.windows.stop], held_cells(valid[block.top : block.bottom], grid, block, 0.5))
         for block in grid.blocks
     }
     return drawn, blocks
@@ -83,5 +83,5 @@ def test_a_cell_gets_the_mean_of_the_windows_that_cover_its_centre(length: int, 
                 for j, left in enumerate(grid.columns.starts)
                 if left <= x < left + tile and asked[i, j]
             ]
-            expected = np.mean(voters, axis=0) if voters and valid[own].any() else np.zeros(4)
+            expected = np.mean(voters, axis=0) if voters and valid[own].mean() >= 0.5 else np.zeros(4)
             assert counted[row, column] == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,167 @@
+"""The files of a run: what they are called, what is kept, gone on with or left alone, and what is never written over or deleted."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenes import colourful, noise, write_raster
+from test_map import ENGINE, contents, mapped, quiet, refusal, sattrt
+
+from sattrt.errors import ContractError, InputError
+from sattrt.map.blocks import Plan
+from sattrt.map.config import MapConfig
+from sattrt.map.run import Job, make_plan, map_scene, map_scenes
+from sattrt.map.windows import Answers
+from sattrt.runtime import Bundle
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5 x 6 tiles and 40 pixels more."""
+    return write_raster(tmp_path_factory.mktemp("scene") / "scene.tif", colourful(5, 6, 40)[0])
+
+
+def test_several_scenes_go_into_a_folder_and_finished_ones_are_kept(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    other = write_raster(tmp_path / "other.tif", colourful(2, 2)[0])
+    out = tmp_path / "maps"
+    done = sattrt(bundle.path, scene, other, "--out", out, "--engine", ENGINE)
+    assert done.returncode == 0, done.stderr
+    assert sorted(contents(out)) == [f"{name}.{end}" for name in ("other", "scene") for end in ("png", "tif", "tif.aux.xml")]
+    assert str(out / "other.tif") in done.stdout
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "other.tif").unlink()
+    assert sattrt(bundle.path, scene, other, "--out", out, "--engine", ENGINE, "--resume").returncode == 0
+    assert [path.name for path in sorted(out.iterdir()) if path.stat().st_mtime_ns == before[path]] == [
+        "scene.png",
+        "scene.tif",
+        "scene.tif.aux.xml",
+    ]
+    (tmp_path / "again").mkdir()
+    shutil.copy(other, tmp_path / "again")
+    assert "Several scenes would be mapped to" in refusal(bundle.path, other, tmp_path / "again" / "other.tif", "--out", out)
+
+
+def test_maps_are_called_as_their_scenes_are(bundle: Bundle, tmp_path: Path) -> None:
+    pixels = colourful(2, 2)[0]
+    scenes = [write_raster(tmp_path / f"T32.{year}.tif", pixels) for year in (2018, 2024)]
+    for name in ("2018.06", "2018.07"):
+        (tmp_path / name).mkdir()
+        for band, each in zip(("B04", "B03", "B02"), pixels, strict=True):
+            write_raster(tmp_path / name / f"{band}.tif", each[None])
+        scenes.append(tmp_path / name)
+    done = sattrt(bundle.path, *scenes, "--engine", ENGINE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["2018.06.tif", "2018.07.tif", "T32.2018.tif", "T32.2024.tif"]
+    assert "several scenes go into a folder" in refusal(bundle.path, *scenes, "--out", tmp_path / "map.tif")
+    (tmp_path / "T32.2018").mkdir()
+    assert "Several scenes would be mapped to" in refusal(bundle.path, scenes[0], tmp_path / "T32.2018")
+    assert mapped(bundle, scenes[0], tmp_path / "maps").files[0].name == "T32.2018.tif"
+
+
+def test_nothing_is_written_over_a_scene(bundle: Bundle, tmp_path: Path) -> None:
+    pixels = colourful(1, 2)[0]
+    picture = write_raster(tmp_path / "scene.png", pixels, placed=False, driver="PNG")
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    for name, band in zip(("B04", "B03", "B02", "B08"), (*pixels, pixels[0]), strict=True):
+        write_raster(folder / f"x_{name}.tif", band[None])
+    before = picture.read_bytes(), contents(folder)
+    assert "scene.png is the scene itself" in refusal(bundle.path, picture, "--out", tmp_path / "scene.tif")
+    for name in ("x_B04.tif", "x_B08.tif"):
+        assert f"{name} is the scene itself, or a part of it" in refusal(bundle.path, folder, "--out", folder / name)
+    (tmp_path / "r.tif.aux.xml").mkdir()
+    assert "r.tif.aux.xml is a folder" in refusal(bundle.path, picture, "--out", tmp_path / "r.tif")
+    assert (picture.read_bytes(), contents(folder)) == before
+
+
+def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    def stopped(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
+        raise KeyboardInterrupt
+        yield
+
+    with bundle.open(ENGINE) as opened:
+        job = Job(bundle=bundle, engine=opened, config=MapConfig(engine=ENGINE), compute=stopped)
+        with pytest.raises(KeyboardInterrupt):
+            map_scene(make_plan(bundle, scene, job.config), job, tmp_path / "map.tif", False, quiet)
+    with pytest.raises(ContractError, match="begun with another batch_size: 64, not 32"):
+        mapped(bundle, scene, tmp_path / "map.tif", resume=True, batch_size=32)
+    (tmp_path / ".map.tif.work" / "block-000000.npz").write_bytes(b"half")
+    with pytest.raises(ContractError, match=r"block-000000\.npz can't be read"):
+        mapped(bundle, scene, tmp_path / "map.tif", resume=True)
+    assert mapped(bundle, scene, tmp_path / "map.tif").files
+
+
+def test_two_runs_do_not_share_a_map(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "map.tif"
+
+    def second(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
+        with pytest.raises(InputError, match="is being made by another run"):
+            mapped(bundle, scene, out)
+        raise KeyboardInterrupt
+        yield
+
+    with bundle.open(ENGINE) as engine, pytest.raises(KeyboardInterrupt):
+        config = MapConfig(engine=ENGINE)
+        map_scene(make_plan(bundle, scene, config), Job(bundle=bundle, engine=engine, config=config, compute=second), out, False, quiet)
+    mapped(bundle, scene, out)
+
+
+def test_a_finished_map_of_another_scene_is_not_this_ones(bundle: Bundle, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        pixels = noise(3, 128, 128, seed, 1, 255).astype(np.uint8)
+        os.utime(write_raster(tmp_path / name / "scene.tif", pixels), (1.7e9 + seed, 1.7e9 + seed))
+    out = tmp_path / "map.tif"
+    mapped(bundle, tmp_path / "a" / "scene.tif", out)
+    again = mapped(bundle, tmp_path / "b" / "scene.tif", out, resume=True)
+    fresh = mapped(bundle, tmp_path / "b" / "scene.tif", tmp_path / "fresh.tif")
+    assert (again.statistics.area == fresh.statistics.area).all()
+    assert out.read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
+def test_a_finished_map_is_not_that_of_another_report(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "map.tif"
+    mapped(bundle, scene, out, report=True)
+    old = out.with_suffix(".html").read_bytes()
+    mapped(bundle, scene, out, stride=32)
+    mapped(bundle, scene, out, resume=True, stride=32, report=True)
+    fresh = mapped(bundle, scene, tmp_path / "other" / "map.tif", stride=32, report=True)
+    assert out.with_suffix(".html").read_bytes() == fresh.files[-1].read_bytes() != old
+    before = out.stat().st_mtime_ns
+    mapped(bundle, scene, out, resume=True, stride=32, report=True)
+    assert out.stat().st_mtime_ns == before
+
+
+def test_a_work_folder_that_is_a_link_is_left_alone(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a").write_text("a")
+    (tmp_path / ".map.tif.work").symlink_to("precious")
+    assert "is a link; what it points to would be deleted" in refusal(bundle.path, scene, "--out", tmp_path / "map.tif")
+    assert contents(tmp_path / "precious") == {"a": b"a"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "block-1.npz", "lock", "manifest.json", ".git"])
+def test_a_work_folder_that_no_run_made_is_left_alone(bundle: Bundle, scene: Path, tmp_path: Path, name: str) -> None:
+    work = tmp_path / ".map.tif.work"
+    work.mkdir()
+    (work / name).write_text('["precious"]')
+    for resume in (False, True):
+        with pytest.raises(InputError, match=rf"\.map\.tif\.work holds {re.escape(name)}, which no run of sattrt map made"):
+            mapped(bundle, scene, tmp_path / "map.tif", resume=resume)
+    assert contents(work) == {name: b'["precious"]'}
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_run_deletes_what_it_made_alone(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    work = tmp_path / ".map.tif.work"
+
+    def progress(done: int, total: int) -> None:
+        (work / "notes.txt").write_text("precious")
+
+    config = MapConfig(engine=ENGINE)
+    list(map_scenes(bundle.path, [scene], tmp_path / "map.tif", config, False, lambda name: progress))
+    assert contents(work) == {"notes.txt": b"precious"}
