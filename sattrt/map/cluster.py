@@ -115,9 +115,8 @@ def _results(client: Any, completed: Any) -> Iterator[Any]:
     while not completed.is_empty():
         if completed.has_ready():
             _, result = next(completed)
-            failure = (
-                result[1] if isinstance(result, tuple) else result
-            )  # Dask raises some, and hands others over: alone, or as sys.exc_info()
+            # Dask raises some failures, and hands others over: alone, or as sys.exc_info() gives them
+            failure = result[1] if isinstance(result, tuple) else result
             if isinstance(failure, BaseException):
                 raise failure
             yield result
