@@ -85,7 +85,7 @@ def test_a_rate_is_known_up_to_the_next_that_failed() -> None:
     [rate] = [change for change in compare(document(), document(slower=1.01)) if change.figure == "server, tiles/s"]
     assert isinstance(rate, Change)
     assert (rate.old, rate.new) == (800, pytest.approx(800 / 1.01))
-    assert rate.noise == pytest.approx(100 * (2 * 10 / 800 + 0.03))
+    assert rate.noise == pytest.approx(100 * (2 * 10 / 800 + 0.05))
 
 
 def test_an_engine_that_is_gone_fails_the_check() -> None:
