@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .rows import PERCENTILES, by_reason
-from .tables import INDICATIVE, Cell, changes, details, number
+from .tables import INDICATIVE, Cell, changes, details, number, said_of_details
 
 Document = dict[str, Any]
 
@@ -166,7 +166,12 @@ def _speed(document: Document) -> str:
             )
         )
     columns, body = details(document)
-    return _charts(drawn) + _table("details", columns, _escaped(body))
+    said = escape(said_of_details(document))
+    return (
+        _charts(drawn)
+        + f"<h2>Clocks, and the machine's ceilings</h2><p class=faint>{said}</p>"
+        + _table("details", columns, _escaped(body))
+    )
 
 
 def _accuracy(document: Document) -> str:
@@ -279,7 +284,7 @@ def _charts(drawn: list[tuple[str, str, str]]) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{escape(line).replace(' %', '&nbsp;%')}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
