@@ -18,7 +18,18 @@ import typer
 
 from . import __version__
 from .errors import SattrtError
-from .screen import observer, print_change, print_dataset, print_engines, print_maps, print_reasons, print_table, progress_bar, updater
+from .screen import (
+    observer,
+    print_change,
+    print_dataset,
+    print_engines,
+    print_left_out,
+    print_maps,
+    print_reasons,
+    print_table,
+    progress_bar,
+    updater,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -91,16 +102,10 @@ def data(
         else:
             path = Path(source)
         dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted)
-    if dataset.left_out:
-        for name, reason in list(dataset.left_out.items())[:20]:
-            print(f"left out: {name}: {reason}")
-        if len(dataset.left_out) > 20:
-            print(f"left out: {len(dataset.left_out) - 20} more, listed in dataset.json")
-        if strict:
-            name, reason = next(iter(dataset.left_out.items()))
-            raise InputError(
-                f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict."
-            )
+    print_left_out(dataset)
+    if strict and dataset.left_out:
+        name, reason = next(iter(dataset.left_out.items()))
+        raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
     if split and dataset.split == "folders":
         raise InputError(
             f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."
@@ -257,28 +262,13 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify image files."""
-    import numpy as np
-
-    from .data.decode import read_for
-    from .errors import InputError
+    from .data.decode import read_tiles
     from .runtime import read_bundle
-    from .spec import read_bytes
 
     checked = read_bundle(bundle, require_signature)
     checked.verify()
     with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
-        spec = opened.spec
-        tiles = []
-        for path in files:
-            try:
-                tile = read_for(read_bytes(path), spec.bands)
-            except InputError as error:
-                raise InputError(f"{path}: {error}. Leave it out, or convert it." if str(path) not in str(error) else str(error)) from None
-            if tile.shape[:2] != (spec.height, spec.width):
-                size = f"{tile.shape[1]}x{tile.shape[0]}"
-                raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")
-            tiles.append(tile)
-        result = opened.predict(np.stack(tiles), reject)
+        result = opened.predict(read_tiles(files, opened.spec), reject)
         answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
         if as_json:
             predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]

@@ -93,6 +93,14 @@ def print_change(change: Change) -> None:
         print(path)
 
 
+def print_left_out(dataset: Dataset) -> None:
+    """The first of the files that can't be used, and why."""
+    for name, reason in list(dataset.left_out.items())[:20]:
+        print(f"left out: {name}: {reason}")
+    if len(dataset.left_out) > 20:
+        print(f"left out: {len(dataset.left_out) - 20} more, listed in dataset.json")
+
+
 def print_dataset(dataset: Dataset) -> None:
     """Tiles by class and split, and how they were divided."""
     counts = dataset.counts()

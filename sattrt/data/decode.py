@@ -11,8 +11,10 @@ import io
 import logging
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, orders
 from ..errors import InputError
+from ..spec import ModelSpec, read_bytes
 from .geotiff import Place, read_geotiff
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -64,6 +67,21 @@ class TileFormat:
         if not named:
             raise InputError(f"bands in another order ({', '.join(str(text) for text in tile.descriptions)})")
         return Decoded(np.ascontiguousarray(tile.pixels[:, :, self._places]), tile.place)
+
+
+def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedinteger]:
+    """Pixels of files (N, H, W, bands), for a network of this contract. InputError that names the first file that it can't take."""
+    tiles = []
+    for path in paths:
+        try:
+            tile = read_for(read_bytes(path), spec.bands)
+        except InputError as error:
+            raise InputError(f"{path}: {error}. Leave it out, or convert it." if str(path) not in str(error) else str(error)) from None
+        if tile.shape[:2] != (spec.height, spec.width):
+            size = f"{tile.shape[1]}x{tile.shape[0]}"
+            raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")
+        tiles.append(tile)
+    return np.stack(tiles)
 
 
 def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteger]:
