@@ -150,7 +150,8 @@ def map_speed(*names: str) -> str:
         rows.append(
             (
                 data["engine"],
-                f"{data['side']:,} x {data['side']:,}",
+                machine(name),
+                f"{data['side']:,} x {data['side']:,}" + (", 13 bands" if "13bands" in name else ""),
                 f"{data['map_tiles_per_second']:.0f}",
                 f"{alone:.0f}",
                 f"{100 * data['share_of_engine']:.1f} %",
@@ -159,7 +160,7 @@ def map_speed(*names: str) -> str:
                 f"{100 * data['map_accuracy']:.2f} % ({100 * data['engine_accuracy']:.2f} %)",
             )
         )
-    columns = ("engine", "scene", "map, tiles/s", "engine alone", "share of that", "time", "peak memory", "accuracy (engine's own)")
+    columns = ("engine", "CPU, 2 cores", "scene", "map, tiles/s", "engine alone", "share of that", "time", "peak memory", "accuracy (engine's own)")
     return markdown(columns, rows)
 
 
