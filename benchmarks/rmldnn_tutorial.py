@@ -5,7 +5,8 @@
 
 Keras itself builds the network and writes layers.json and the .h5 (pip install keras; its torch back end is used): the head is random, every
 convolution is frozen, every BatchNormalization trained. The split is sattrt's, 94:5:1. The weights are those of torchvision's
-ResNet-50, whose strides stand in other convolutions than Keras', so a run begins a little lower than it would with Keras' own.
+ResNet-50, so strides and epsilon are put where torchvision has them; `--strides keras` leaves them where the tutorial's layer file,
+made for Keras' own weights, has them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 CLASSES = 10
+FIRST, SECOND = (re.compile(rf"conv[345]_block1_{place}_conv") for place in (1, 2))  # of the convolutions that a stage begins with
 
 
 def main() -> None:
@@ -26,10 +30,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--strides", choices=("torchvision", "keras"), default="torchvision")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
     write_tiles(arguments.tiles, arguments.out / "data")
-    write_network(arguments.weights, arguments.out)
+    write_network(arguments.weights, arguments.out, arguments.strides)
     write_configurations(arguments.out, arguments.epochs)
     print(arguments.out)
 
@@ -46,7 +51,7 @@ def write_tiles(source: Path, out: Path) -> None:
             path.write_bytes(opened.read(tile.name))
 
 
-def write_network(weights: Path, out: Path) -> None:
+def write_network(weights: Path, out: Path, strides: str) -> None:
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
@@ -56,6 +61,7 @@ def write_network(weights: Path, out: Path) -> None:
     state = state_of(weights)
     keras.utils.set_random_seed(0)
     base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg")
+    base = as_torchvision(base) if strides == "torchvision" else base
     model = keras.Model(base.input, keras.layers.Dense(CLASSES, activation="log_softmax")(base.output))
     for layer in model.layers:
         layer.trainable = layer.__class__.__name__ in ("BatchNormalization", "Dense")
@@ -64,6 +70,27 @@ def write_network(weights: Path, out: Path) -> None:
         if role != "fc":
             set_weights(model.get_layer(name), role, state)
     model.save(out / "model_resnet50_imagenet.h5")
+
+
+def as_torchvision(model: Any) -> Any:
+    """Keras' ResNet-50 with the strides of its stages in the first 3x3 convolution, padded on all sides, and torch's epsilon."""
+    import keras
+
+    def other(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["epsilon"] = 1e-5
+        if FIRST.fullmatch(layer.name):
+            config["strides"] = 1
+        if SECOND.fullmatch(layer.name):
+            config |= {"strides": 2, "padding": "valid"}
+        return type(layer).from_config(config)
+
+    def call(layer: Any, values: Any, **others: Any) -> Any:
+        padded = keras.layers.ZeroPadding2D(1, name=f"{layer.name.removesuffix('conv')}pad") if SECOND.fullmatch(layer.name) else None
+        return layer(padded(values) if padded else values, **others)
+
+    return keras.models.clone_model(model, clone_function=other, call_function=call)
 
 
 def set_weights(layer: object, role: str, state: dict[str, np.ndarray]) -> None:

@@ -160,7 +160,17 @@ def map_speed(*names: str) -> str:
                 f"{100 * data['map_accuracy']:.2f} % ({100 * data['engine_accuracy']:.2f} %)",
             )
         )
-    columns = ("engine", "CPU, 2 cores", "scene", "map, tiles/s", "engine alone", "share of that", "time", "peak memory", "accuracy (engine's own)")
+    columns = (
+        "engine",
+        "CPU, 2 cores",
+        "scene",
+        "map, tiles/s",
+        "engine alone",
+        "share of that",
+        "time",
+        "peak memory",
+        "accuracy (engine's own)",
+    )
     return markdown(columns, rows)
 
 

@@ -3,7 +3,8 @@
     graph, network = read_network(Path("layers.json"), "config_train.json")
     network.names["layer1.0.conv1"]                    # "conv2_block1_1_conv", or whatever it is called there
 
-Layers are called by torchvision's names for them. The network: He et al., CVPR 2016, as keras.applications.ResNet50 has it (v1).
+Layers are called by torchvision's names for them. The network: He et al., CVPR 2016, as keras.applications.ResNet50 has it (v1), or as
+torchvision has it (v1.5): the stride of a stage in its first 3x3 convolution, padded on all sides, and an epsilon of 1e-5.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from typing import Any
 
 from ..errors import ContractError
 from ..model import KERAS_EPSILON
+from ..spec import KERAS_RESNET50, RESNET50
 from .layers import Graph, Layer, read_layers
 from .pixels import Pixels
 from .preprocessing import preprocessing
 
 ACTIVATIONS = {"log_softmax": "log_softmax", "log_softmax_v2": "log_softmax", "softmax": "softmax", "linear": "linear"}
 _BLOCKS, _WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
+_EPSILONS = {KERAS_RESNET50: KERAS_EPSILON, RESNET50: 1e-5}
 
 
 @dataclass(frozen=True)
 class KerasNetwork:
     """What a layer file says of a ResNet-50. All layers by torchvision's names.
 
+    architecture: KERAS_RESNET50 or RESNET50, by its epsilon.
     names: what the file calls each layer with weights. trainable: which of them are trained.
     switched_off: (layer, weight) that the file does without: biases of convolutions and head, gamma and beta of BatchNorms.
     classes, activation: of the head.
@@ -35,6 +39,7 @@ class KerasNetwork:
     restrained: what the file calls the trained layers that it puts under a regularizer or a constraint.
     """
 
+    architecture: str
     names: dict[str, str]
     trainable: frozenset[str]
     switched_off: frozenset[tuple[str, str]]
@@ -83,7 +88,10 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     height, width, channels = _input_size(inputs[0], name)
     start, own_pixels, used = preprocessing(graph, inputs[0])
     found: dict[str, Layer] = {}
-    for slot in _slots():
+    norms = (layer for layer in graph.values() if layer.kind == "BatchNormalization")
+    by_torchvision = any(_same(layer.setting("epsilon"), _EPSILONS[RESNET50]) for layer in norms)
+    architecture = RESNET50 if by_torchvision else KERAS_RESNET50
+    for slot in _slots(architecture):
         sources = {found[role].name if role else start for role in slot.after}
         there = [layer for layer in graph.values() if layer.name not in used and set(layer.inputs) == sources]
         fitting = [layer for layer in there if slot.fits(layer) and len(layer.inputs) == len(slot.after)]
@@ -104,6 +112,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     trainable = frozenset(role for role, layer in weighted.items() if layer.trainable)
     _refuse_biases_of_frozen_norms(weighted, trainable, name)
     return KerasNetwork(
+        architecture=architecture,
         names={role: layer.name for role, layer in weighted.items()},
         trainable=trainable,
         switched_off=frozenset(_switched_off(weighted)),
@@ -117,10 +126,11 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     )
 
 
-def _slots() -> Iterator[_Slot]:
+def _slots(architecture: str) -> Iterator[_Slot]:
     """Every layer, each after those that feed it; the role "" is the network's input."""
+    epsilon = _EPSILONS[architecture]
     yield _Slot("pad", {"ZeroPadding2D": {"padding": 3}}, ("",))
-    yield from _conv_norm("conv1", "bn1", "pad", filters=64, kernel_size=7, strides=2, padding="valid")
+    yield from _conv_norm("conv1", "bn1", "pad", epsilon, filters=64, kernel_size=7, strides=2, padding="valid")
     yield _relu("relu", "bn1")
     yield _Slot("pool_pad", {"ZeroPadding2D": {"padding": 1}}, ("relu",))
     yield _Slot("pool", {"MaxPooling2D": {"pool_size": 3, "strides": 2, "padding": "valid"}}, ("pool_pad",))
@@ -132,18 +142,28 @@ def _slots() -> Iterator[_Slot]:
             if number == 0:
                 beside = f"{block}.downsample.1"
                 yield from _conv_norm(
-                    f"{block}.downsample.0", beside, before, filters=4 * filters, kernel_size=1, strides=strides, padding="valid"
+                    f"{block}.downsample.0", beside, before, epsilon, filters=4 * filters, kernel_size=1, strides=strides, padding="valid"
                 )
+            late = strides == 2 and architecture == RESNET50
             yield from _conv_norm(
-                f"{block}.conv1", f"{block}.bn1", before, filters=filters, kernel_size=1, strides=strides, padding="valid"
+                f"{block}.conv1",
+                f"{block}.bn1",
+                before,
+                epsilon,
+                filters=filters,
+                kernel_size=1,
+                strides=1 if late else strides,
+                padding="valid",
             )
             yield _relu(f"{block}.relu1", f"{block}.bn1")
-            yield from _conv_norm(
-                f"{block}.conv2", f"{block}.bn2", f"{block}.relu1", filters=filters, kernel_size=3, strides=1, padding="same"
-            )
+            if late:
+                yield _Slot(f"{block}.pad", {"ZeroPadding2D": {"padding": 1}}, (f"{block}.relu1",))
+            within: dict[str, Any] = {"strides": 2, "padding": "valid"} if late else {"strides": 1, "padding": "same"}
+            shown = f"{block}.pad" if late else f"{block}.relu1"
+            yield from _conv_norm(f"{block}.conv2", f"{block}.bn2", shown, epsilon, filters=filters, kernel_size=3, **within)
             yield _relu(f"{block}.relu2", f"{block}.bn2")
             yield from _conv_norm(
-                f"{block}.conv3", f"{block}.bn3", f"{block}.relu2", filters=4 * filters, kernel_size=1, strides=1, padding="valid"
+                f"{block}.conv3", f"{block}.bn3", f"{block}.relu2", epsilon, filters=4 * filters, kernel_size=1, strides=1, padding="valid"
             )
             yield _Slot(f"{block}.add", {"Add": {}}, (beside, f"{block}.bn3"))
             yield _relu(block, f"{block}.add")
@@ -152,10 +172,10 @@ def _slots() -> Iterator[_Slot]:
     yield _Slot("fc", {"Dense": {}}, ("avgpool",))
 
 
-def _conv_norm(conv: str, norm: str, after: str, **wants: Any) -> Iterator[_Slot]:
+def _conv_norm(conv: str, norm: str, after: str, epsilon: float, **wants: Any) -> Iterator[_Slot]:
     plain = {"dilation_rate": 1, "groups": 1, "activation": "linear", "data_format": "channels_last"}
     yield _Slot(conv, {"Conv2D": wants | plain}, (after,))
-    yield _Slot(norm, {"BatchNormalization": {"epsilon": KERAS_EPSILON, "axis": 3}}, (conv,))
+    yield _Slot(norm, {"BatchNormalization": {"epsilon": epsilon, "axis": 3}}, (conv,))
 
 
 def _relu(role: str, after: str) -> _Slot:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..errors import ContractError, InputError
 from ..model import TileClassifier
-from ..spec import KERAS_RESNET50
 from .config import RmldnnConfig
 from .keras import KerasNetwork, read_network
 from .pixels import GREY, Pixels
@@ -77,7 +76,7 @@ def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Netwo
         )
     torch.manual_seed(seed)
     side = transforms.in_network(height, width)
-    model = TileClassifier(keras.classes, pixels.rgb_mean, pixels.rgb_std, side or 0, architecture=KERAS_RESNET50)
+    model = TileClassifier(keras.classes, pixels.rgb_mean, pixels.rgb_std, side or 0, architecture=keras.architecture)
     if pixels.grey:
         model.backbone.conv1 = GreyConv2d(1, 64, 7, 2, 3, bias=False)
     _as_keras_begins(model.backbone)

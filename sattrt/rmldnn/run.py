@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..errors import InputError
+from ..spec import KERAS_RESNET50, RESNET50
 from ..training.hardware import Rank, ranks
 from ..training.loop import Observer
 from .config import RmldnnConfig
@@ -25,6 +26,7 @@ from .tiles import Progress, known_by_folder, labelled, unlabelled
 from .training import Training, TrainingResult
 
 Report = list[tuple[str, str]]
+_KNOWN = {KERAS_RESNET50: "Keras'", RESNET50: "torchvision's"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _report(config: RmldnnConfig, network: Network, rank: Rank) -> Report:
     device = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
     found = [
         ("device", f"{device}, {rank.world} process{'es' * (rank.world > 1)}, {rank.threads} threads each"),
-        ("network", f"Keras' ResNet-50, {network.keras.classes} classes, {network.keras.activation}"),
+        ("network", f"{_KNOWN[network.keras.architecture]} ResNet-50, {network.keras.classes} classes, {network.keras.activation}"),
         ("parameters", f"{sum(each.numel() for each in parameters):,}"),
     ]
     if config.data.input_path:

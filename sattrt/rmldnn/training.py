@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.augment import Augmentation
 from ..data.dataset import Dataset
 from ..errors import InputError
-from ..spec import KERAS_RESNET50, ModelSpec, atomic_path, read_bytes, require_space, write_json
+from ..spec import ModelSpec, atomic_path, read_bytes, require_space, write_json
 from ..training import checkpoint, figures
 from ..training.config import TrainConfig
 from ..training.cpu import use_products
@@ -259,7 +259,7 @@ class Training:
             mean=network.pixels.rgb_mean,
             std=network.pixels.rgb_std,
             resize=network.side or 0,
-            architecture=KERAS_RESNET50,
+            architecture=self.network.keras.architecture,
             dataset_digest=data.digest if not prepared else f"{data.digest} after {', '.join(fixed)}",
             training=training,
         )

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,10 @@ from sattrt.rmldnn.keras import _same, read_network
 from sattrt.rmldnn.layers import DEFAULTS
 from sattrt.rmldnn.network import Network
 from sattrt.rmldnn.weights import save_checkpoint
-from sattrt.spec import KERAS_RESNET50
+from sattrt.spec import KERAS_RESNET50, RESNET50
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from rmldnn_tutorial import as_torchvision
 
 TOLERANCE = 1e-4
 
@@ -229,6 +233,28 @@ def test_keras_preprocessing_is_taken_in(tutorial: Path, tmp_path: Path, tiles: 
         },
     )
     np.testing.assert_allclose(answers(by_transforms, tiles), theirs, atol=TOLERANCE * max(1, np.abs(theirs).max()))
+
+
+def test_torchvisions_strides_are_known_too(tutorial: Path, tmp_path: Path, tiles: np.ndarray, expected: np.ndarray) -> None:
+    keras = keras_by_torch()
+    trained = keras.models.load_model(tutorial / "model.h5")
+    model = as_torchvision(trained)
+    model.set_weights(trained.get_weights())
+    (tmp_path / "layers.json").write_text(model.to_json())
+    model.save(tmp_path / "torchvision.h5")
+    changes = {"layers": str(tmp_path / "layers.json"), "checkpoints": {"load": str(tmp_path / "torchvision.h5")}}
+    built = network(tutorial, tmp_path, **changes)
+    assert built.keras.architecture == RESNET50
+    theirs = model.predict(tiles / np.float32(255), verbose=0)
+    np.testing.assert_allclose(answers(built, tiles), theirs, atol=TOLERANCE)
+    assert np.abs(theirs - expected).max() > 0.01  # it is another network
+    plain = TileClassifier(3, built.pixels.rgb_mean, built.pixels.rgb_std)
+    plain.load_state_dict(built.state())
+    np.testing.assert_allclose(answers(replace(built, model=plain), tiles), theirs, atol=TOLERANCE)
+    halfway = json.loads((tmp_path / "layers.json").read_text())
+    by_name(halfway, "conv4_block1_2_conv")["strides"] = [1, 1]
+    with pytest.raises(ContractError, match=r"after 'conv4_block1_2_pad' a Conv2D \(filters 256, kernel_size 3, strides 2"):
+        read_network(halfway, "c.json")
 
 
 def _through(model: Any, values: Any) -> Any:
