@@ -60,7 +60,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
         (
             (row["engine"], row["engine"]),
             *(number(row["clocks"] and row["clocks"][name]["images_per_second"], 0) for name in CLOCKS),
-            ((many := row["multi_stream"]) and many["latency_ms"]["p50"], _latencies(many)),
+            (many["latency_ms"]["p50"] if (many := row["multi_stream"]) else "", _latencies(many)),
             *(number(row["callers"].get(count), 0) for count in callers),
             number(row["fraction_of_matrix_rate"], 0, 100),
             number(row["fraction_of_memory_rate"], 0, 100),
