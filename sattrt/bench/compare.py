@@ -66,6 +66,8 @@ class Comparison:
         """One line where a figure became worse by more percent than that, or an engine is gone."""
         if self.regression > max_regression:
             return f"worse than the baseline by {self.regression:.1f} %, more than {max_regression:g} %"
+        if not self.missing and not any(math.isfinite(change.noise) for change in self.changes):
+            return "nothing of the baseline could be compared. Give both runs the same settings, longer than one turn, and the same tiles"
         return f"{', '.join(self.missing)}: in the baseline, but not measured now" if self.missing else None
 
 
@@ -91,7 +93,8 @@ def read_report(path: Path) -> object:
 def _checked(data: Any) -> Row:
     """ContractError where a report is of another schema, or damaged."""
     check_schema(data, Path("the baseline"), SCHEMA)
-    if not isinstance(data.get("engines"), list) or not all(isinstance(row, dict) and "engine" in row for row in data["engines"]):
+    rows = data.get("engines")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and isinstance(row.get("engine"), str) for row in rows):
         raise ContractError("The baseline has no list of engines. Make it again with `sattrt bench`.")
     return data  # type: ignore[no-any-return]
 
@@ -154,6 +157,8 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
 
 def _timing(engine: str, figure: str, old: list[float], new: list[float], percentile: float) -> Change:
     before, after = (float(np.percentile(taken, percentile)) for taken in (old, new))
+    if not 0 < before < math.inf:
+        raise ValueError(f"{figure} of {before}")
     errors, freedom = zip(*(_error(taken, percentile) for taken in (old, new)), strict=True)
     chance = _STUDENT[min(*freedom, len(_STUDENT) - 1)] * math.hypot(errors[0] / before, errors[1] / after)
     return Change(engine, figure, 1e3 * before, 1e3 * after, 100 * (before / after - 1), 100 * math.hypot(chance, _DRIFT))

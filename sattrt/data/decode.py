@@ -73,10 +73,11 @@ def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedint
     """Pixels of files (N, H, W, bands), for a network of this contract. InputError that names the first file that it can't take."""
     tiles = []
     for path in paths:
+        content = read_bytes(path)
         try:
-            tile = read_for(read_bytes(path), spec.bands)
+            tile = read_for(content, spec.bands)
         except InputError as error:
-            raise InputError(f"{path}: {error}. Leave it out, or convert it." if str(path) not in str(error) else str(error)) from None
+            raise InputError(f"{path}: {error}. Leave it out, or convert it.") from None
         if tile.shape[:2] != (spec.height, spec.width):
             size = f"{tile.shape[1]}x{tile.shape[0]}"
             raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")

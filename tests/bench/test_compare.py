@@ -73,6 +73,12 @@ def test_a_single_turn_tells_nothing() -> None:
     assert not offline.real
 
 
+def test_a_check_that_could_compare_nothing_fails() -> None:
+    few = document(digest="other")
+    few["engines"][0] |= {"single_stream": None, "offline": {}, "clocks": None, "server": None}
+    assert "nothing of the baseline could be compared" in str(against(document(), few).failure(50))
+
+
 def test_accuracy_is_judged_by_the_tiles_that_changed() -> None:
     few = compare(document(), document(wrong=("a", "b", "c")))[-1]
     assert few.percent == pytest.approx(-1)
@@ -103,6 +109,9 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
         ({"schema": 1}, "has schema 1; this sattrt reads schema 3"),
         ({"engines": [3]}, "no list of engines"),
         ({"engines": None}, "no list of engines"),
+        ({"engines": []}, "no list of engines"),
+        ({"engines": [{"engine": [1]}]}, "no list of engines"),
+        ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": [float("nan")] * 9, "indicative": []}}]}, "damaged"),
         ({"dataset": 3}, "baseline is damaged"),
         ({"engines": [{"engine": "e"}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"offline": 3}]}, "baseline is damaged"),
