@@ -20,11 +20,13 @@ from . import __version__
 from .errors import SattrtError
 from .screen import (
     observer,
+    print_bench,
     print_change,
     print_dataset,
     print_engines,
     print_left_out,
     print_maps,
+    print_outcome,
     print_reasons,
     print_table,
     progress_bar,
@@ -237,13 +239,7 @@ def bench(
         print(json.dumps(document))
     else:
         print_table(*table(document))
-        print(f"split: {document['dataset']['split_description']}")
-        print_reasons(document["absent"])
-        for warning in document["warnings"]:
-            print(f"note: {warning}")
-        for change in found.changes:
-            if change.real:
-                print(change)
+        print_bench(document, found)
         print(*paths, sep="\n")
     if found.fault:
         raise found.fault
@@ -382,16 +378,7 @@ def rmldnn(
         outcome = run_config(settings, out, observer(bar), report, updater(bar, "Scanning"))
     if int(os.environ.get("RANK", 0)):
         return
-    if outcome.training:
-        result = outcome.training
-        print(
-            f"accuracy {100 * result.last_accuracy:.2f} % after the last epoch, at best {100 * result.accuracy:.2f} % (epoch {result.epoch})"
-        )
-        print(*result.checkpoints, out / "best.safetensors", sep="\n")
-    if outcome.accuracy is not None:
-        print(f"accuracy {100 * outcome.accuracy:.2f} % of {outcome.tiles} tiles, loss {outcome.loss:.4f}")
-    if outcome.predictions:
-        print(outcome.predictions)
+    print_outcome(outcome, out)
 
 
 @app.command()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from rich.progress import Progress
 
+    from .bench.compare import Comparison
     from .data.dataset import Dataset
     from .map.compare import Change
     from .map.run import Mapped
+    from .rmldnn.run import Outcome
     from .runtime import Bundle
     from .training.log import Row
     from .training.loop import Observer, Plan
@@ -76,6 +79,30 @@ def _describe(plan: Plan) -> str:
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
+
+
+def print_bench(document: dict[str, Any], found: Comparison) -> None:
+    """What is to be said below the table of a bench: its split, what was not measured, warnings, what differs from the baseline."""
+    print(f"split: {document['dataset']['split_description']}")
+    print_reasons(document["absent"])
+    for warning in document["warnings"]:
+        print(f"note: {warning}")
+    for change in found.changes:
+        if change.real:
+            print(change)
+
+
+def print_outcome(outcome: Outcome, out: Path) -> None:
+    """What an rmldnn configuration came to. out: the folder of the run."""
+    if result := outcome.training:
+        print(
+            f"accuracy {100 * result.last_accuracy:.2f} % after the last epoch, at best {100 * result.accuracy:.2f} % (epoch {result.epoch})"
+        )
+        print(*result.checkpoints, out / "best.safetensors", sep="\n")
+    if outcome.accuracy is not None:
+        print(f"accuracy {100 * outcome.accuracy:.2f} % of {outcome.tiles} tiles, loss {outcome.loss:.4f}")
+    if outcome.predictions:
+        print(outcome.predictions)
 
 
 def print_maps(every: Sequence[Mapped]) -> None:

@@ -58,17 +58,21 @@ class Comparison:
     fault: ContractError | None = None
 
     @property
-    def regression(self) -> float:
-        """Percent by which the worst figure became worse, beyond the noise; 0 where none did."""
-        return max((-change.percent for change in self.changes if change.real and change.percent < 0), default=0.0)
+    def regression(self) -> Change | None:
+        """The figure that became worse by most, beyond the noise."""
+        worse = [change for change in self.changes if change.real and change.percent < 0]
+        return min(worse, key=lambda change: change.percent, default=None)
 
     def failure(self, max_regression: float) -> str | None:
-        """One line where a figure became worse by more percent than that, or an engine is gone."""
-        if self.regression > max_regression:
-            return f"worse than the baseline by {self.regression:.1f} %, more than {max_regression:g} %"
-        if not self.missing and not any(math.isfinite(change.noise) for change in self.changes):
-            return "nothing of the baseline could be compared. Give both runs the same settings, longer than one turn, and the same tiles"
-        return f"{', '.join(self.missing)}: in the baseline, but not measured now" if self.missing else None
+        """One line where a figure became worse by more percent than that, an engine is gone, or nothing could be compared."""
+        faults = []
+        if (worst := self.regression) and -worst.percent > max_regression:
+            faults.append(f"worse than the baseline by more than {max_regression:g} %: {worst}")
+        if self.missing:
+            faults.append(f"in the baseline, but not measured now: {', '.join(self.missing)}. Mend that, or make a new baseline")
+        elif not any(math.isfinite(change.noise) for change in self.changes):
+            faults.append("nothing of the baseline could be compared. Give both runs the same settings and tiles, and more than one turn")
+        return "; ".join(faults) or None
 
 
 def against(old: object, document: Row) -> Comparison:
@@ -77,7 +81,7 @@ def against(old: object, document: Row) -> Comparison:
         checked = _checked(old)
         found = Comparison(tuple(compare(checked, document)), tuple(missing(checked, document)))
     except ContractError as error:
-        document["absent"]["baseline"] = str(error)
+        document["warnings"].append(str(error))
         return Comparison(fault=error)
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:

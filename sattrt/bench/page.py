@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .rows import PERCENTILES, by_reason
-from .tables import INDICATIVE, Cell, changes, details, number, said_of_details
+from .tables import INDICATIVE, Cell, changes, details, number, rate, said_of_details
 
 Document = dict[str, Any]
 
@@ -120,7 +120,7 @@ def _engines(document: Document) -> str:
                 *(_percentile(single, f"p{percentile}") for percentile in PERCENTILES),
                 number(_best_speed(row), 0),
                 number(row["clocks"] and row["clocks"]["file_to_label"]["images_per_second"], 0),
-                (served["rate"], f"{INDICATIVE * served['indicative']}{served['rate']:,.0f}") if (served := row["server"]) else ("", ""),
+                (served["rate"], rate(served)) if (served := row["server"]) else ("", ""),
             ]
         )
     for peer in document["peers"]:

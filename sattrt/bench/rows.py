@@ -201,6 +201,7 @@ def _server(found: ServerRate | None) -> Row | None:
     latency = found.latency
     return {
         "rate": found.rate,
+        "at_least": found.at_least,
         "bound_ms": 1e3 * found.bound,
         "p99_ms": latency.milliseconds(99) if latency else None,
         "indicative": bool(latency and not latency.tells(99)),

@@ -47,6 +47,7 @@ def bench(
     Raises ContractError where no bundle fits the dataset, InputError for an empty test split, BackendError where no engine runs here.
     What fails on the way becomes a line of document["absent"]; the others are measured.
     """
+    called = names(bundles)
     reasons = [misfit(bundle.spec, dataset) for bundle in bundles]
     if all(reasons):
         raise ContractError(str(reasons[0]))
@@ -118,7 +119,7 @@ def bench(
         },
         "bundles": [
             {"name": name, "digest": bundle.digest, "same_split": dataset.digest == bundle.spec.dataset_digest}
-            for bundle, name in zip(bundles, names(bundles), strict=True)
+            for bundle, name in zip(bundles, called, strict=True)
         ],
         "engines": engines,
         "peers": peer_rows,

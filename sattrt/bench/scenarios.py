@@ -71,6 +71,11 @@ class ServerRate:
     trials: list[Trial]
 
     @property
+    def at_least(self) -> bool:
+        """Whether no rate above it failed, so that it is a lower bound."""
+        return all(trial.rate <= self.rate for trial in self.trials)
+
+    @property
     def latency(self) -> Samples | None:
         """Latencies at the rate that was found."""
         return next((Samples(1, trial.seconds) for trial in reversed(self.trials) if trial.rate == self.rate), None)

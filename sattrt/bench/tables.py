@@ -10,6 +10,7 @@ from .rows import PERCENTILES, by_reason
 Row = dict[str, Any]
 Cell = tuple[Any, str]  # the value that is sorted by, and its text
 INDICATIVE = "~"  # before a percentile that fewer than ten samples lie beyond
+AT_LEAST = "≥ "  # before a rate that no trial failed above
 CLOCKS = {"engine": "engine alone", "host_to_host": "host to host", "file_to_label": "file to label"}
 _COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s", "server/s")
 
@@ -25,9 +26,9 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
         str(len(found["flips"])),
         _latencies(single),
-        f"{best['images_per_second']:.0f} ({row['best_batch']})" if best else "",
-        f"{clocks['file_to_label']['images_per_second']:.0f}" if clocks else "",
-        f"{INDICATIVE * served['indicative']}{served['rate']:.0f}" if served else "",
+        f"{best['images_per_second']:,.0f} ({row['best_batch']})" if best else "",
+        f"{clocks['file_to_label']['images_per_second']:,.0f}" if clocks else "",
+        rate(served) if served else "",
     )
 
 
@@ -37,7 +38,7 @@ def table(document: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     for peer in document["peers"]:
         low, high = peer["interval"]
         score = f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-        shown.append((f"peer: {peer['command']}", "", score, "", "", f"{peer['images_per_second']:.0f}", "", ""))
+        shown.append((f"peer: {peer['command']}", "", score, "", "", f"{peer['images_per_second']:,.0f}", "", ""))
     shown += [(name, "not here", *[""] * (len(_COLUMNS) - 2)) for name in document["absent"]]
     used = [any(column) for column in zip(*shown, strict=True)]
     return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
@@ -96,6 +97,11 @@ def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     ]
 
 
+def rate(served: Row) -> str:
+    """What the server scenario found, marked where it is indicative, or a lower bound."""
+    return f"{INDICATIVE * served['indicative']}{AT_LEAST * served['at_least']}{served['rate']:,.0f}"
+
+
 def number(value: Any, digits: int, times: float = 1) -> Cell:
     """A figure and its text; both empty where there is none."""
     return ("", "") if value is None else (value, f"{times * value:,.{digits}f}")
@@ -145,7 +151,7 @@ def to_markdown(document: Row) -> str:
     ]
     if sizes := list(engines[0]["offline"]):
         sweep = [
-            (row["engine"], *[f"{row['offline'][size]['images_per_second']:.0f}" if size in row["offline"] else "" for size in sizes])
+            (row["engine"], *[f"{row['offline'][size]['images_per_second']:,.0f}" if size in row["offline"] else "" for size in sizes])
             for row in engines
         ]
         lines += ["", "## Images a second by batch size", "", *_markdown(("engine", *sizes), sweep)]

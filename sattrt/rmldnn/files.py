@@ -59,7 +59,8 @@ def prepare_folders(config: RmldnnConfig) -> None:
 
     InputError that names the key where one can't be written to, BackendError where predictions are asked for and h5py is not installed.
     """
-    for key, folder in (("checkpoints.save", config.save), ("data.test_output_path", config.data.test_output_path)):
+    save = config.save if config.data.input_path else None  # a test saves none
+    for key, folder in (("checkpoints.save", save), ("data.test_output_path", config.data.test_output_path)):
         try:
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)

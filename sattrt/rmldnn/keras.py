@@ -91,6 +91,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     norms = (layer for layer in graph.values() if layer.kind == "BatchNormalization")
     by_torchvision = any(_same(layer.setting("epsilon"), _EPSILONS[RESNET50]) for layer in norms)
     architecture = RESNET50 if by_torchvision else KERAS_RESNET50
+    known = "torchvision's ResNet-50 (an epsilon of 1e-05)" if by_torchvision else "Keras' ResNet-50"
     for slot in _slots(architecture):
         sources = {found[role].name if role else start for role in slot.after}
         there = [layer for layer in graph.values() if layer.name not in used and set(layer.inputs) == sources]
@@ -98,7 +99,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
         if not fitting:
             what = str(there[0]) if there else "nothing"
             raise ContractError(
-                f"{name} is not Keras' ResNet-50: after {' and '.join(sorted(map(repr, sources)))} a {slot} was expected, {what} was found. "
+                f"{name} is not {known}: after {' and '.join(sorted(map(repr, sources)))} a {slot} was expected, {what} was found. "
                 "sattrt trains no other network."
             )
         found[slot.role] = fitting[0]
@@ -106,7 +107,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     activation = _activation(graph, found["fc"], used, name)
     if left := [layer for layer in graph.values() if layer.name not in used]:
         raise ContractError(
-            f"{name} is not Keras' ResNet-50: layers that are none of its own were found, {len(left)} in all, first {left[0]}. sattrt trains no other network."
+            f"{name} is not {known}: layers that are none of its own were found, {len(left)} in all, first {left[0]}. sattrt trains no other network."
         )
     weighted = {role: layer for role, layer in found.items() if layer.kind in ("Conv2D", "BatchNormalization", "Dense")}
     trainable = frozenset(role for role, layer in weighted.items() if layer.trainable)

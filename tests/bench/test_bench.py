@@ -21,6 +21,7 @@ from sattrt.bench.tiles import TileReader
 from sattrt.bench.verdict import NAMES
 from sattrt.data.dataset import Dataset
 from sattrt.errors import BackendError, ContractError, InputError
+from sattrt.machine import cores
 from sattrt.runtime import Bundle, Engine, open_bundle
 
 
@@ -63,7 +64,7 @@ def test_a_report_is_what_its_schema_says(report: Report, tmp_path: Path) -> Non
     assert written == json.loads(json.dumps(report.document))
     compared = written | {"absent": {}, "warnings": []}
     found = against(read_report(tmp_path), compared)
-    assert (found.fault, found.missing, found.regression) == (None, (), 0)
+    assert (found.fault, found.missing, found.regression) == (None, (), None)
     assert {change["engine"] for change in compared["changes"]} == set(engines(report))
     jsonschema.validate(compared, schema)
     with pytest.raises(jsonschema.ValidationError):
@@ -189,17 +190,20 @@ def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: 
 
 def test_several_bundles_and_threads_are_measured_side_by_side(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
     few = only(bundle, "onnxruntime-fp32")
-    report = bench([few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,2", scenarios="offline", batches="1", clock_batch=1))
+    report = bench(
+        [few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,0,2", scenarios="offline", batches="1", clock_batch=1)
+    )
     assert [each["name"] for each in report.document["bundles"]] == [bundle.path.name, "copy"]
     assert set(engines(report)) == {
         f"{folder}/{engine} ({threads})"
         for folder in (bundle.path.name, "copy")
         for engine in ("torch-eager-fp32", "onnxruntime-fp32")
-        for threads in ("1 thread", "2 threads")
+        for threads in {f"{count} thread{'s' * (count != 1)}" for count in (1, 2, cores())}
     }
+    assert sorted(report.document["method"]["engine_threads"]) == sorted({1, 2, cores()})
 
 
-def test_bundles_of_one_name_are_told_apart_and_one_core_is_measured_once(bundle: Bundle) -> None:
+def test_bundles_of_one_name_are_told_apart(bundle: Bundle) -> None:
     paths = [Path("/a/x/eurosat"), Path("/a/y/eurosat"), Path("/b/y/eurosat")]
     assert names([replace(bundle, path=path) for path in paths]) == ["a/x/eurosat", "a/y/eurosat", "b/y/eurosat"]
     assert names([bundle]) == [bundle.path.name]

@@ -98,8 +98,9 @@ def test_a_server_finds_the_rate_that_holds_the_bound(bundle: Bundle) -> None:
         easy = server(engine, tiles, bound=1, highest=alone / 20, seconds=0.05, seed=0)
         assert [trial.rate for trial in easy.trials] == pytest.approx([alone / 20 * 1.3**i for i in range(6)])
         assert easy.rate == easy.trials[-1].rate
+        assert easy.at_least
         hopeless = server(engine, tiles, bound=1e-4, highest=alone, seconds=0.1, seed=0)
-        assert (hopeless.rate, hopeless.latency) == (0, None)
+        assert (hopeless.rate, hopeless.latency, hopeless.at_least) == (0, None, False)
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0.2) > 0
 
 
