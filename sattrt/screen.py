@@ -78,7 +78,8 @@ def _describe(plan: Plan) -> str:
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
-    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}"
+    slower = f"; {plan.slower}" if plan.slower else ""
+    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}{slower}"
 
 
 def print_bench(document: dict[str, Any], found: Comparison) -> None:

@@ -25,6 +25,7 @@ from ..data.dataset import Dataset
 from ..errors import InputError
 from ..spec import ModelSpec, atomic_path, read_bytes, require_space, write_json
 from ..training import checkpoint, figures
+from ..training.batchnorm import fuse_norms
 from ..training.config import TrainConfig
 from ..training.cpu import use_products
 from ..training.finish import finish
@@ -68,8 +69,10 @@ class Training:
         self.started = time.perf_counter()
         self.precision = choose_precision("auto", rank.device)
         network.model.to(rank.device).to(memory_format=torch.channels_last)
+        slower = ""
         if rank.device.type == "cpu":
             use_products(network.model)
+            slower = "" if rank.world > 1 else fuse_norms(network.model)
         else:
             torch.backends.cudnn.benchmark = True
         self.net: nn.Module = network.model
@@ -89,7 +92,7 @@ class Training:
         self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, **memory)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         count, steps = len(self.tiles), self.loader.steps
-        self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder)
+        self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder, slower)
         self.step, self.best, self.best_epoch, self.last = 0, -1.0, 0, 0.0
         self.checkpoints: list[Path] = []
 

@@ -29,6 +29,7 @@ from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import require_space, write_json
 from . import checkpoint
+from .batchnorm import fuse_norms
 from .config import TrainConfig
 from .cpu import use_products
 from .finish import finish
@@ -62,7 +63,7 @@ class Observer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run: epochs, train tiles in an epoch of how many there are, precision, device, and where it starts."""
+    """What will be run: epochs, train tiles in an epoch of how many there are, precision, device, where it starts, and what slows it down."""
 
     epochs: int
     tiles: int
@@ -73,6 +74,7 @@ class Plan:
     world: int
     first_step: int
     decoder: str
+    slower: str = ""
 
     @property
     def steps(self) -> int:
@@ -125,7 +127,7 @@ class _Run:
         if config.batch_size % rank.world:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
-        self.observer, self.stop = observer, stop
+        self.observer, self.stop, self.slower = observer, stop, ""
         # a run goes on in the precision it was begun with
         self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
         torch.manual_seed(config.seed)
@@ -139,6 +141,7 @@ class _Run:
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         else:
             use_products(self.model)
+            self.slower = "" if rank.world > 1 else fuse_norms(self.model)
         if rank.world > 1:
             self.model = synchronise_batchnorm(self.model, rank.device)
         self.optimizer = make_optimizer(self.model, config)
@@ -308,7 +311,7 @@ class _Run:
         chosen = balanced(tiles, share)
         steps = max(1, len(chosen) // config.batch_size)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
-        plan = Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, self.valid.decoder)
+        plan = Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, self.valid.decoder, self.slower)
         return plan, chosen
 
     def _speed(self) -> float:

@@ -7,9 +7,11 @@ set_learning_rate(optimizer, 0.01)
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd as sgd_step
 
 from ..model import STAGES, TileClassifier
 from .config import TrainConfig
@@ -31,13 +33,43 @@ def make_optimizer(model: TileClassifier, config: TrainConfig) -> torch.optim.Op
         for (stage, decays), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(described, config.learning_rate, momentum=config.momentum, nesterov=True, fused=True)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        sgd = MemoryOrderSGD if on_cpu else functools.partial(torch.optim.SGD, fused=True)
+        optimizer: torch.optim.SGD = sgd(described, config.learning_rate, momentum=config.momentum, nesterov=True)
         # torch leaves them unset until the first step: one that the gradient scaler skips would leave them so, and the next would read them
         for parameter in (each for group in groups.values() for each in group):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(described, config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(described, config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+
+
+class MemoryOrderSGD(torch.optim.SGD):
+    """torch's fused SGD for weights on a CPU that are channels_last: it copies a gradient whose memory is in another order than its
+    dimensions (a third of its time for ResNet-50), so it is shown all three tensors in the order of their memory."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step with the gradients that are there."""
+        for group in self.param_groups:
+            triples = [_in_memory_order(p, p.grad, self.state[p]["momentum_buffer"]) for p in group["params"] if p.grad is not None]
+            if triples:
+                parameters, gradients, buffers = map(list, zip(*triples, strict=True))
+                sgd_step(
+                    parameters,
+                    gradients,
+                    buffers,
+                    fused=True,
+                    foreach=False,
+                    **{name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")},
+                )
+
+
+def _in_memory_order(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors (N, C, H, W) as views (N, H, W, C) where all of them are channels_last; others as they are."""
+    if all(each.ndim == 4 and each.is_contiguous(memory_format=torch.channels_last) for each in tensors):
+        return tuple(each.permute(0, 2, 3, 1) for each in tensors)
+    return tensors
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -6,7 +6,7 @@ import torch
 from sattrt.model import TileClassifier, set_trainable
 from sattrt.training import checkpoint
 from sattrt.training.config import OPTIMIZERS, TrainConfig
-from sattrt.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
+from sattrt.training.optimizer import MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
 
 
 @pytest.fixture
@@ -88,3 +88,25 @@ def test_a_first_step_that_the_scaler_skips_leaves_nothing_behind(model: TileCla
         scaler.update()
     for name, value in model.named_parameters():
         assert torch.equal(value, before[name]), name
+
+
+def test_fused_sgd_in_the_order_of_memory_is_torchs_sgd(model: TileClassifier) -> None:
+    own, other = model.to(memory_format=torch.channels_last), copy.deepcopy(model)
+    fused = make_optimizer(own, TrainConfig(weight_decay=0.1, layer_decay=1.0))
+    assert type(fused) is MemoryOrderSGD
+    groups = [
+        {"params": [p for p in other.parameters() if (p.ndim > 1) is decays], "weight_decay": 0.1 * decays} for decays in (True, False)
+    ]
+    plain = torch.optim.SGD(groups, momentum=TrainConfig().momentum, nesterov=True, foreach=False)
+    set_learning_rate(fused, 0.1)
+    for group in plain.param_groups:
+        group["lr"] = 0.1
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for left, right in zip(own.parameters(), other.parameters(), strict=True):
+            left.grad = torch.randn_like(left)
+            right.grad = left.grad.clone(memory_format=torch.contiguous_format)  # in another order than the weights
+        fused.step()
+        plain.step()
+    for (name, left), right in zip(own.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(left, right, msg=name)
