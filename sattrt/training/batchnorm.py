@@ -113,7 +113,7 @@ class _Norm(torch.autograd.Function):
             relu,
             *_sizes(x),
         )
-        layer.num_batches_tracked += 1
+        layer.num_batches_tracked.add_(1)
         ctx.save_for_backward(x, of_channels, y if residual is not None else None)
         ctx.relu = relu
         return y
