@@ -17,7 +17,7 @@ from typing import Any
 
 from sattrt.machine import environment
 
-BATCH, STEPS, WARM_UP, ROUNDS = 64, 12, 4, 3
+BATCH, STEPS, WARM_UP, ROUNDS = 64, 12, 6, 5
 VARIANTS = (
     "torch as it comes, channels_last",
     "freed memory is kept",
