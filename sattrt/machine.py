@@ -91,14 +91,17 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout that sattrt runs from, with a + where files were changed; None where it was installed from elsewhere."""
+    """The git commit of the checkout that sattrt runs from, with a + where files were changed; None without one, or without git."""
     folder = Path(__file__).parents[1]
     if not (folder / ".git").exists():
         return None
-    asked = [
-        subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False).stdout.strip()
-        for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-    ]
+    try:
+        asked = [
+            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False).stdout.strip()
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except OSError:  # a checkout that was copied to where no git is
+        return None
     return asked[0] + "+" * bool(asked[1]) or None
 
 
