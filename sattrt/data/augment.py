@@ -130,10 +130,16 @@ def _cropped(images: Tensor, boxes: Tensor) -> Tensor:
     return F.grid_sample(values, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
 
 
+@cache
+def _grey(device: torch.device) -> Tensor:
+    """How much of a pixel's grey is of each colour: put on the device once, not in every step."""
+    return torch.tensor(_GREY, device=device)
+
+
 def _coloured(images: Tensor, colours: Tensor) -> Tensor:
     """As torchvision's ColorJitter, in its order without hue: brightness, contrast about the mean grey, saturation about the own grey."""
     brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in colours.T)
-    weights = torch.tensor(_GREY, device=images.device)
+    weights = _grey(images.device)
     images = (images * brightness).clamp(0, 255)
     images = torch.lerp((images @ weights).mean((1, 2)).view(-1, 1, 1, 1), images, contrast).clamp(0, 255)
     return torch.lerp((images @ weights).unsqueeze(3), images, saturation).clamp(0, 255)

@@ -25,6 +25,7 @@ from .augment import Augmentation, Views, look, same_bits
 from .cache import open_cache
 from .dataset import Dataset, Tile
 from .sources import Source, open_source
+from .transfer import to_device
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 DECODERS = ("auto", "dali", "pillow")
@@ -51,7 +52,7 @@ class _Rows:
 
     def batches(self, plan: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         for indices in plan:
-            yield torch.from_numpy(np.stack([self._row(int(i)) for i in indices])).to(self._device)
+            yield to_device(np.stack([self._row(int(i)) for i in indices]), self._device)
 
 
 class Loader:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ContractError
 from .decode import decode_rgb
+from .transfer import to_device
 
 _AHEAD = 2  # batches that are decoded while one is used
 
@@ -42,4 +43,4 @@ class PillowDecoder:
         images = [future.result() for future in futures]
         if len({image.shape for image in images}) > 1:
             raise ContractError("The tiles are not all of one size. Run `sattrt data` again.")
-        return torch.from_numpy(np.stack(images)).to(self._device)
+        return to_device(np.stack(images), self._device)
