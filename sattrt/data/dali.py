@@ -40,6 +40,9 @@ class DaliDecoder:
             num_threads=threads,
             device_id=(device.index or 0) if on_gpu else None,
             prefetch_queue_depth=2,
+            # the dynamic executor hands out its own memory, and may fill it anew before work that torch has queued has read it; the other
+            # one's batches are copied on torch's stream, and it waits for that (nvidia/dali/plugin/pytorch)
+            exec_dynamic=not on_gpu,
         )
         self._iterator: DALIGenericIterator | None = None
 
@@ -98,6 +101,7 @@ def _graph(feed: _Feed, on_gpu: bool, encoded: bool) -> Any:
     if encoded:
         files = fn.external_source(source=feed, batch=True, dtype=DALIDataType.UINT8, ndim=1)
         device = "mixed" if on_gpu else "cpu"
-        return fn.decoders.image(files, device=device, output_type=DALIImageType.RGB, adjust_orientation=False)
+        # fancy: the chroma of 4:2:0 is interpolated, as Pillow does; on a CPU DALI does so in any case, on a GPU only when told to
+        return fn.decoders.image(files, device=device, output_type=DALIImageType.RGB, adjust_orientation=False, jpeg_fancy_upsampling=True)
     pixels = fn.external_source(source=feed, batch=True, dtype=DALIDataType.INT16, ndim=3, layout="HWC")
     return pixels.gpu() if on_gpu else pixels
