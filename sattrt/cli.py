@@ -151,7 +151,9 @@ def train(
         from .training.verify import verify_resume as verify
 
         report = verify(tiles, settings or TrainConfig())
-        print(f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes of a run of {report.steps} steps")
+        print(
+            f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes of a run of {report.steps} steps on the CPU"
+        )
         return
     with progress_bar("[progress.description]{task.description}", "steps") as bar:
         result = run_training(tiles, out, settings, observer(bar))

@@ -122,6 +122,17 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return native if wanted == "auto" else wanted
 
 
+@contextlib.contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """cuDNN times its algorithms for every new shape: for training steps, whose shapes repeat; elsewhere the last batch would have it begin anew."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class StopRequest:
     """While it is open, SIGTERM and the first Ctrl-C set `asked` instead of ending the process; a second Ctrl-C ends it.
 

@@ -27,13 +27,14 @@ from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
-from ..spec import require_space, write_json
+from ..spec import ModelSpec, write_json
 from . import checkpoint
 from .batchnorm import fuse_norms
 from .config import TrainConfig
 from .cpu import use_products
 from .finish import finish
-from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks
+from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
+from .keeper import PATIENCE, Keeper
 from .log import Row, TrainLog, Window
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
 from .run import check_splits, load_last, refuse_to_overwrite, spec_of, write_samples
@@ -41,7 +42,6 @@ from .schedule import fit_in_time, learning_rate_at
 from .syncnorm import synchronise_batchnorm
 
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
-SECONDS_BETWEEN_CHECKPOINTS = 60
 DIVERGED = 1e4  # a loss of this many times that of a guess
 
 
@@ -92,9 +92,10 @@ class Result:
     stopped: bool = False
 
 
-def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Observer | None = None) -> Result:
+def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Observer | None = None, patience: float = PATIENCE) -> Result:
     """Train into the folder `out`; config None goes on from `out/last.safetensors` with the settings it was begun with.
 
+    patience: how long the end of an epoch waits with a checkpoint (`keeper.PATIENCE`); 0 is not at all.
     SIGTERM and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
     Raises InputError for an empty split, a folder that holds another run, a loss that is not finite or diverges;
     ContractError for a resume with another dataset or weights that don't fit.
@@ -109,7 +110,7 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
             config, saved = load_last(dataset, out)
         elif saved is None:
             refuse_to_overwrite(out)
-        return _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop).run()
+        return _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop, Keeper(out, patience)).run()
 
 
 class _Run:
@@ -123,11 +124,12 @@ class _Run:
         saved: checkpoint.Checkpoint | None,
         observer: Observer,
         stop: StopRequest,
+        keeper: Keeper,
     ) -> None:
         if config.batch_size % rank.world:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
-        self.observer, self.stop, self.slower = observer, stop, ""
+        self.observer, self.stop, self.keeper, self.slower = observer, stop, keeper, ""
         # a run goes on in the precision it was begun with
         self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
         torch.manual_seed(config.seed)
@@ -137,7 +139,6 @@ class _Run:
         set_trainable(self.model, config.tune)
         self.model.to(rank.device).to(memory_format=torch.channels_last)
         if rank.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         else:
             use_products(self.model)
@@ -147,7 +148,7 @@ class _Run:
         self.optimizer = make_optimizer(self.model, config)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
-        self.step, self.best, self.best_epoch, self.saved_at = 0, -1.0, 0, 0.0
+        self.step, self.best, self.best_epoch = 0, -1.0, 0
         if saved:
             self._restore(*saved)
         self.valid = self._loader(dataset.tiles("valid"), training=False)
@@ -160,7 +161,7 @@ class _Run:
 
     def run(self) -> Result:
         if self.rank.is_first:
-            require_space(self.out, self._size_on_disk())
+            self.keeper.require_space(self.model, 1 if self.config.optimizer == "sgd" else 2, bool(self.average))
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
             if self.step == 0 or not (self.out / "samples.npz").exists():
                 write_samples(self.dataset, self.out, self.config.decoder)
@@ -169,8 +170,12 @@ class _Run:
             if self.step == 0:
                 self._save_last()  # from here on every moment is one to resume from
         stopped = False
-        while self.step < self.plan.steps and not stopped:
-            stopped = self._epoch(self.step // self.plan.steps_per_epoch)
+        try:
+            while self.step < self.plan.steps and not stopped:
+                stopped = self._epoch(self.step // self.plan.steps_per_epoch)
+        except InputError:  # it has gone astray; the best network of before is worth having
+            self.keeper.write_best()
+            raise
         self.train.close()
         self.valid.close()
         self.rank.barrier()  # the others needn't wait for what the first does alone
@@ -194,7 +199,7 @@ class _Run:
                     self.observer.stepped(rows[-1], self.plan)
                     if not ends:
                         self.log.add(*rows)
-                        if stop or self._seconds() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                        if stop or self.keeper.is_due(epoch_ends=False):
                             self._save_last()
                 if stop and not ends:
                     return True
@@ -208,11 +213,13 @@ class _Run:
         if self.rank.is_first:
             self.log.add(*rows[:-1], last)
             if improved:
-                self._save_best(loss)
+                self.keeper.keep_best(self.judged.state_dict(), self._state(), self._spec(loss))
             self.observer.epoch_ended(last, improved)
-            self._save_last()
+            if stop or self.step == self.plan.steps or self.keeper.is_due(epoch_ends=True):
+                self._save_last()
         return stop and self.step < self.plan.steps
 
+    @tuned_convolutions()
     def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; the loss, and the norm of the gradient."""
         config = self.config
@@ -241,14 +248,15 @@ class _Run:
     def _validate(self) -> tuple[float, float]:
         model = self.judged
         model.eval()
-        total = torch.zeros(3, dtype=torch.float64, device=self.rank.device)
+        total, count = torch.zeros(2, dtype=torch.float64, device=self.rank.device), 0
         for images, labels in self.valid.epoch(0):
             with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            total += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels), device=loss.device)])
-        loss_sum, correct, count = self.rank.sum(*total.tolist())
-        return loss_sum / count, correct / count
+            total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+            count += len(labels)
+        loss_sum, correct, tiles = self.rank.sum(*total.tolist(), count)
+        return loss_sum / tiles, correct / tiles
 
     def _report(self, epoch: int, window: Window) -> tuple[list[Row], bool]:
         """A row for each step since the last report, and whether any rank was told to stop. InputError where the loss has gone astray."""
@@ -278,7 +286,7 @@ class _Run:
     def _astray(self, what: str, value: float, row: Row) -> InputError:
         return InputError(
             f"The {what} ({value:.3g} at step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate"
-            f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; what is in {self.out} is as it was."
+            f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; the checkpoints in {self.out} are of before."
         )
 
     def _loader(self, tiles: list[Tile], training: bool) -> Loader:
@@ -325,12 +333,13 @@ class _Run:
         images = torch.randint(0, 256, shape, device=self.rank.device).to(getattr(torch, self.dataset.dtype))
         labels = torch.arange(size, device=self.rank.device) % len(self.dataset.classes)
         warm_up, timed = (10, 20) if on_gpu else (2, 4)
-        for step in range(warm_up + timed):
-            if step == warm_up:
-                begin = time.perf_counter()
-            self._step(images, labels, 1e-3)[0].item()  # .item() waits for the device
+        for steps in (warm_up, timed):
+            begin = time.perf_counter()
+            losses = [self._step(images, labels, 1e-3)[0] for _ in range(steps)]
+            losses[-1].item()  # waits for the device, once, as training does
+            seconds = time.perf_counter() - begin
         self.model, self.optimizer, self.average = own
-        return timed * size / (time.perf_counter() - begin)
+        return timed * size / seconds
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -352,18 +361,9 @@ class _Run:
         }
 
     def _save_last(self) -> None:
-        checkpoint.save(self.out / "last.safetensors", checkpoint.collect(self.model, self.optimizer, self.average), self._state())
-        self.saved_at = self._seconds()
+        self.keeper.write(checkpoint.collect(self.model, self.optimizer, self.average), self._state())
 
-    def _size_on_disk(self) -> int:
-        """Bytes that the run will still need: best, last, and a new last beside the old one while it is written."""
-        weights = 4 * sum(tensor.numel() for tensor in self.model.state_dict().values())
-        moments = (1 if self.config.optimizer == "sgd" else 2) * sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad)
-        there = sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
-        return max(0, int(weights + 2 * (weights + moments + (weights if self.average else 0)) - there))
-
-    def _save_best(self, loss: float) -> None:
-        checkpoint.save(self.out / "best.safetensors", self.judged.state_dict(), self._state())
+    def _spec(self, loss: float) -> ModelSpec:
         summary = {
             "valid_accuracy": self.best,
             "valid_loss": loss,
@@ -377,7 +377,7 @@ class _Run:
             "precision": self.precision,
             "device": self.plan.device,
         }
-        spec_of(self.dataset, self.config.image_size, summary).write(self.out / "spec.json")
+        return spec_of(self.dataset, self.config.image_size, summary)
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         checkpoint.restore(tensors, self.model, self.optimizer, self.average, self.out / "last.safetensors")

@@ -141,6 +141,8 @@ def refuse_to_overwrite(out: Path) -> None:
     last = out / "last.safetensors"
     if last.exists() and (steps := checkpoint.steps_done(last)):
         raise InputError(f"{out} holds a run of {steps} steps already. Go on with --resume, or choose another --out.")
+    if last.exists() and (out / "best.safetensors").exists():
+        raise InputError(f"{out} holds a run with a trained network already. Go on with --resume, or choose another --out.")
     found = {path.name for path in out.glob("[!.]*")} - _OF_A_START
     if found:
         raise InputError(f"{out} holds {min(found)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")

@@ -2,7 +2,9 @@
 
     report = verify_resume(dataset, TrainConfig(), kills=3)
 
-The processes and the SIGKILLs are real; so are the settings, but for the number of tiles, the batch and the epochs.
+The processes and the SIGKILLs are real; so are the settings, but for the number of tiles, the batch, the epochs, and a checkpoint at the
+end of every one. It runs on the CPU, also where there is a GPU: there cuDNN chooses its algorithms by timing, so that no two processes
+need agree in every bit.
 """
 
 from __future__ import annotations
@@ -84,9 +86,10 @@ def _start(dataset: Dataset, config: TrainConfig, out: Path) -> BaseProcess:
 
 
 def _train(dataset: Dataset, config: TrainConfig, out: Path) -> None:
-    """What `sattrt train` does, in a process of its own; what it refuses goes into a file beside the run."""
+    """What `sattrt train` does, in a process of its own and on its CPU; what it refuses goes into a file beside the run."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing has asked for a GPU in this process yet
     try:
-        train(dataset, out, None if (out / "last.safetensors").exists() else config)
+        train(dataset, out, None if (out / "last.safetensors").exists() else config, patience=0)
     except SattrtError as error:
         _said(out).write_text(str(error))
         os._exit(1)

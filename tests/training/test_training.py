@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -22,8 +23,9 @@ from sattrt.errors import ContractError, InputError
 from sattrt.spec import ModelSpec
 from sattrt.training import checkpoint
 from sattrt.training.config import TrainConfig
+from sattrt.training.keeper import Keeper
 from sattrt.training.loop import Observer, Plan, train
-from sattrt.training.run import load_trained
+from sattrt.training.run import load_trained, spec_of
 from sattrt.training.verify import _share, verify_resume
 
 SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005, precision="fp32")
@@ -80,7 +82,8 @@ def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) ->
 
     train(dataset, tmp_path / "whole", SMALL)
     with pytest.raises(KeyboardInterrupt):
-        train(dataset, tmp_path / "broken", SMALL, Stop())
+        train(dataset, tmp_path / "broken", SMALL, Stop(), patience=0)
+    assert checkpoint.steps_done(tmp_path / "broken" / "last.safetensors") == len(dataset.tiles("train")) // 16
     result = train(dataset, tmp_path / "broken", None)
     assert result.steps == 2 * (len(dataset.tiles("train")) // 16)
     whole, _ = checkpoint.load(tmp_path / "whole" / "last.safetensors")
@@ -89,6 +92,84 @@ def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) ->
     for key in whole:
         torch.testing.assert_close(resumed[key], whole[key], msg=key)
     assert [row["step"] for row in rows(tmp_path / "broken")] == [row["step"] for row in rows(tmp_path / "whole")]
+
+
+def test_the_end_of_an_epoch_waits_with_a_checkpoint_and_loses_none(dataset: Dataset, tmp_path: Path) -> None:
+    class Watch(Observer):
+        def __init__(self, stop_after: int) -> None:
+            self.stop_after = stop_after
+            self.steps: list[int] = []
+
+        def epoch_ended(self, row: object, best: bool) -> None:
+            self.steps.append(checkpoint.steps_done(run / "last.safetensors"))
+            if len(self.steps) == self.stop_after:
+                raise KeyboardInterrupt
+
+    config, an_epoch = replace(SMALL, epochs=3, tune="head"), len(dataset.tiles("train")) // 16
+    for patience, expected in ((0.0, [0, an_epoch, 2 * an_epoch]), (math.inf, [0, 0, 0])):
+        run = tmp_path / str(patience)
+        train(dataset, run, config, watch := Watch(9), patience)
+        assert watch.steps == expected
+        assert checkpoint.steps_done(run / "last.safetensors") == 3 * an_epoch
+    run = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, run, config, Watch(2), math.inf)
+    assert checkpoint.steps_done(run / "last.safetensors") == 0
+    train(dataset, run, None)
+    for name in ("best", "last"):
+        whole, resumed = (checkpoint.load(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("0.0", "broken"))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_the_best_network_is_on_disk_before_a_last_that_knows_of_it(dataset: Dataset, tmp_path: Path) -> None:
+    tensors, spec = {"a": torch.ones(4)}, spec_of(dataset, 0, {})
+    keeper = Keeper(tmp_path)
+    keeper.write(tensors, {"step": 1})
+    keeper.keep_best(tensors, {"step": 2}, spec)
+    tensors["a"] += 1  # training goes on
+    (tmp_path / "last.safetensors").unlink()
+    (tmp_path / "last.safetensors").mkdir()  # nothing can be written there
+    with pytest.raises(InputError, match=r"last.safetensors"):
+        keeper.write(tensors, {"step": 3})
+    found, state = checkpoint.load(tmp_path / "best.safetensors")
+    assert (found["a"].tolist(), state) == ([1.0] * 4, {"step": 2})
+    assert ModelSpec.read(tmp_path / "spec.json") == spec
+
+
+def test_a_checkpoint_is_due_at_the_end_of_an_epoch_once_writing_it_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient, hasty = Keeper(tmp_path, patience=1e9), Keeper(tmp_path, patience=0)
+    assert patient.is_due(epoch_ends=True)  # how long it takes is not known yet
+    for keeper in (patient, hasty):
+        keeper.write({"a": torch.ones(4)}, {"step": 1})
+    assert (patient.is_due(epoch_ends=True), hasty.is_due(epoch_ends=True), hasty.is_due(epoch_ends=False)) == (False, True, False)
+    monkeypatch.setattr("sattrt.training.keeper.SECONDS_BETWEEN_CHECKPOINTS", 0)
+    assert patient.is_due(epoch_ends=False)
+
+
+def test_convolutions_are_tuned_in_training_steps_alone(dataset: Dataset, tmp_path: Path) -> None:
+    seen = set()
+    watch = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: seen.add((module.training, torch.backends.cudnn.benchmark)) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    try:
+        train(dataset, tmp_path / "run", replace(SMALL, epochs=1))
+    finally:
+        watch.remove()
+    assert seen == {(True, True), (False, False)}
+
+
+def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spoil(Observer):
+        def epoch_ended(self, row: object, best: bool) -> None:
+            monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+
+    with pytest.raises(InputError, match="gradient is no number"):
+        train(dataset, tmp_path / "run", replace(SMALL, tune="head"), Spoil(), math.inf)
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "run" / "best.safetensors")[1]["best_epoch"] == 1
+    load_trained(tmp_path / "run")
+    with pytest.raises(InputError, match="a trained network already"):
+        train(dataset, tmp_path / "run", SMALL)
 
 
 def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Dataset) -> None:

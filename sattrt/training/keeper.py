@@ -1,0 +1,67 @@
+"""When a run's checkpoints are written, and in which order.
+
+    keeper = Keeper(Path("run"))
+    keeper.keep_best(model.state_dict(), state, spec)     # in memory, where the weights are
+    if keeper.is_due(epoch_ends=True):
+        keeper.write(tensors, state)                      # best.safetensors and spec.json, then last.safetensors
+
+The best network goes to disk before the `last` that knows of it, so a run that is resumed misses none.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model import TileClassifier
+from ..spec import ModelSpec, require_space
+from . import checkpoint
+
+SECONDS_BETWEEN_CHECKPOINTS = 60
+# At the end of an epoch a checkpoint waits for so many times the duration of the one before, so that a tenth of the time at most goes into
+# checkpoints: on a GPU an epoch may take a second, and 380 MB safe on a disk half of one.
+PATIENCE = 10.0
+
+
+class Keeper:
+    """Writes the checkpoints of a run. patience: see `PATIENCE`; 0 lets every epoch end with a checkpoint."""
+
+    def __init__(self, out: Path, patience: float = PATIENCE) -> None:
+        self._out, self._patience = out, patience
+        self._best: tuple[dict[str, torch.Tensor], dict[str, Any], ModelSpec] | None = None
+        self._written_at, self._took = time.perf_counter(), 0.0
+
+    def require_space(self, model: TileClassifier, moments: int, averaged: bool) -> None:
+        """InputError unless the disk has room for best, last, and a new last beside the old one. moments: tensors of the optimizer a parameter."""
+        weights = 4 * sum(tensor.numel() for tensor in model.state_dict().values())
+        trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        there = sum(path.stat().st_size for path in self._out.glob("*.safetensors"))
+        require_space(self._out, max(0, weights + 2 * (weights * (1 + averaged) + moments * trained) - there))
+
+    def is_due(self, epoch_ends: bool) -> bool:
+        """Whether a checkpoint is to be written now."""
+        waited = time.perf_counter() - self._written_at
+        return waited > SECONDS_BETWEEN_CHECKPOINTS or (epoch_ends and waited >= self._patience * self._took)
+
+    def keep_best(self, tensors: dict[str, torch.Tensor], state: dict[str, Any], spec: ModelSpec) -> None:
+        """Copy the network that is the best so far, on its device; it is written with the next checkpoint."""
+        self._best = {name: value.clone() for name, value in tensors.items()}, state, spec
+
+    def write_best(self) -> None:
+        """Write the best network and its contract, if they wait for it. InputError where the disk is full."""
+        if self._best:
+            tensors, state, spec = self._best
+            checkpoint.save(self._out / "best.safetensors", tensors, state)
+            spec.write(self._out / "spec.json")
+            self._best = None
+
+    def write(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write what waits, then everything that is needed to go on. InputError where the disk is full."""
+        begin = time.perf_counter()
+        self.write_best()
+        checkpoint.save(self._out / "last.safetensors", tensors, state)
+        self._written_at = time.perf_counter()
+        self._took = self._written_at - begin
