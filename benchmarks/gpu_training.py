@@ -1,6 +1,9 @@
-"""What one GPU does with EuroSAT: speed of training, time to 97 % and to 98.57 % validation accuracy; the last line on stdout is one JSON document.
+"""What one GPU does with EuroSAT: speed of training, time to 97, 98.57 and 99 % validation accuracy; the last line on stdout is one JSON document.
 
-    python benchmarks/gpu_training.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu-training.json
+    PYTHONPATH=. python benchmarks/gpu_training.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu-training.json
+
+`quick` is to reach 98.57 % within 60 s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
+A run that fails is recorded with its reason, and the file is written anew after each of them, so nothing that was measured is lost.
 
 Needs torch, torchvision, safetensors, typer, rich, matplotlib; DALI where it is installed, else Pillow decodes. Each run is
 `sattrt train` itself in a fresh process; a run's clock starts when the process has imported torch (the first import is not
@@ -24,9 +27,11 @@ from typing import Any
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.machine import cores, environment
+from sattrt.spec import write_bytes
 from sattrt.training.config import RECIPES, TrainConfig
 
-GOALS = (0.97, 0.9857)
+GOALS = (0.97, 0.9857, 0.99)
+JUDGED = {"quick": (0.9857, 60.0), "full": (0.99, None)}  # a run's validation accuracy, and the seconds in which it has to be reached
 # name of a run -> settings over its recipe
 RUNS: dict[str, dict[str, Any]] = {
     "fast": {"recipe": "quick", "epochs": 6, "batch_size": 256, "learning_rate": 0.08},
@@ -72,12 +77,25 @@ def one_run(dataset: Dataset, config: TrainConfig, out: Path) -> dict[str, Any]:
         "epochs": watch.epochs,
         "images_per_second": statistics.median(watch.speeds[len(watch.speeds) // 4 :]),
         "seconds_to": {
-            f"{100 * goal:g} %": next((each["seconds"] for each in watch.epochs if each["valid_accuracy"] >= goal), None) for goal in GOALS
+            percent(goal): next((each["seconds"] for each in watch.epochs if each["valid_accuracy"] >= goal), None) for goal in GOALS
         },
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "calibration": json.loads((out / "spec.json").read_text())["training"]["calibration"],
         "calibration_symmetries": json.loads((out / "spec.json").read_text())["training"]["calibration_symmetries"],
     }
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def judged(name: str, run: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run has to reach, and whether it did; None where it is only measured."""
+    if name not in JUDGED:
+        return None
+    accuracy, within = JUDGED[name]
+    took = run["seconds_to"][percent(accuracy)]
+    return {"valid_accuracy": accuracy, "within_seconds": within, "met": took is not None and (within is None or took <= within)}
 
 
 def main() -> None:
@@ -89,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
     parser.add_argument("--share", type=int, help="train on this many tiles only, for two epochs")
     options = parser.parse_args()
+    surroundings = environment()
     begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
     scanned = time.perf_counter() - begin
@@ -96,6 +115,7 @@ def main() -> None:
         few = (*balanced(dataset.tiles("train"), options.share), *balanced(dataset.tiles("valid"), options.share // 4))
         dataset = replace(dataset, all_tiles=few)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.runs}
+    document = {"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": surroundings}
     with tempfile.TemporaryDirectory() as folder:
         for name, taken in found.items():
             for seed in range(options.seeds):
@@ -103,20 +123,28 @@ def main() -> None:
                 if options.share:
                     settings |= {"epochs": 2, "batch_size": 32, "image_size": 0}
                 config = TrainConfig.from_dict(settings, name)
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    taken.append(pool.submit(one_run, dataset, config, Path(folder, f"{name}-{seed}")).result())
-                report(name, seed, taken[-1])
-    text = json.dumps({"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": environment()})
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+                try:
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                        run = pool.submit(one_run, dataset, config, Path(folder, f"{name}-{seed}")).result()
+                    taken.append(run | {"goal": judged(name, run)})
+                    report(name, seed, taken[-1])
+                except Exception as error:  # of any kind, its process killed among them: the others are worth having
+                    taken.append({"config": config.to_dict(), "failed": f"{type(error).__name__}: {error}"})
+                    print(f"{name}, seed {seed} failed: {taken[-1]['failed']}", flush=True)
+                if options.out:
+                    write_bytes(options.out, json.dumps(document).encode() + b"\n")
+    print(json.dumps(document))
 
 
 def report(name: str, seed: int, run: dict[str, Any]) -> None:
     goals = ", ".join(f"{goal} in {seconds:.1f} s" if seconds else f"{goal} not reached" for goal, seconds in run["seconds_to"].items())
+    said = ""
+    if goal := run.get("goal"):
+        within = f" within {goal['within_seconds']:g} s" if goal["within_seconds"] else ""
+        said = f"; {percent(goal['valid_accuracy'])}{within}: {'met' if goal['met'] else 'missed'}"
     print(
         f"{name}, seed {seed}: {run['images_per_second']:.0f} images/s, best {100 * run['best_valid_accuracy']:.2f} % "
-        f"(eight views {100 * run['calibration_symmetries']['valid_accuracy']:.2f} %), {goals}, {run['seconds']:.1f} s in all",
+        f"(eight views {100 * run['calibration_symmetries']['valid_accuracy']:.2f} %), {goals}, {run['seconds']:.1f} s in all{said}",
         flush=True,
     )
 

@@ -1,0 +1,69 @@
+"""What the benchmarks for a GPU do where something goes wrong; what they measure needs one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_tiles
+
+from sattrt.runtime.engine import EngineRecord
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import gpu  # noqa: E402
+from gpu_training import judged  # noqa: E402
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) -> None:
+    tiles = write_tiles(tmp_path / "tiles")
+    command = [sys.executable, str(BENCHMARKS / "gpu_training.py"), "--tiles", str(tiles), "--weights", "absent.safetensors"]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "found.json"), "--runs", "fast", "quick", "--share", "48"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == json.loads(done.stdout.splitlines()[-1])
+    assert found["environment"]["cores"] > 0
+    for name in ("fast", "quick"):
+        [run] = found["runs"][name]
+        assert "absent.safetensors is not a file" in run["failed"]
+
+
+def test_quick_is_held_against_a_minute_and_full_against_its_accuracy() -> None:
+    slow = {"seconds_to": {"97 %": 30.0, "98.57 %": 61.0, "99 %": 200.0}}
+    assert [(judged(name, slow) or {}).get("met") for name in ("fast", "quick", "full")] == [None, False, True]
+    poor = {"seconds_to": {"97 %": 30.0, "98.57 %": 59.0, "99 %": None}}
+    assert [(judged(name, poor) or {}).get("met") for name in ("fast", "quick", "full")] == [None, True, False]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stage_whose_first_alarm_is_swallowed_is_stopped_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            time.sleep(1.5)
+
+    monkeypatch.setattr(gpu, "SECONDS_BETWEEN_ALARMS", 1)
+    begin = time.monotonic()
+    with pytest.raises(gpu.TooLong), gpu.at_most(1):
+        Swallows()
+        time.sleep(60)
+    assert time.monotonic() - begin < 30
+
+
+def test_the_fastest_engine_is_one_that_ran_here() -> None:
+    engines = [
+        EngineRecord("rtx", "tensorrt-rtx", "int8", "a", {}),
+        EngineRecord("slow", "onnxruntime", "fp32", "b", {"validation": {}}),
+        EngineRecord("fast", "onnxruntime", "fp16", "c", {"validation": {}}),
+    ]
+    assert gpu.fastest(tuple(engines)).name == "fast"
+    assert gpu.fastest(tuple(engines[:1])).name == "rtx"
