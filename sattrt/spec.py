@@ -131,8 +131,13 @@ def check_schema(data: Any, path: Path, schema: int) -> None:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; InputError where it is missing, ContractError where it is no JSON."""
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Parse the content of a JSON file; ContractError where it is no JSON."""
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"{path} is not readable JSON ({error}). Make it again, or restore it.") from None
 

@@ -150,7 +150,7 @@ def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
     assert "--baseline to compare with" in refusal(*words, "--max-regression", "5")
 
 
-def test_predict_answers_for_files(bundle: Bundle, tmp_path: Path) -> None:
+def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     names = []
     for i, (name, colour) in enumerate(CLASSES.items()):
         names.append(tmp_path / f"{name}.jpg")
@@ -164,6 +164,8 @@ def test_predict_answers_for_files(bundle: Bundle, tmp_path: Path) -> None:
     assert [each["class"] for each in answer["predictions"]] == expected.names
     assert [each["file"] for each in answer["predictions"]] == list(map(str, names))
     assert len(sattrt("predict", bundle.path, *names).stdout.splitlines()) == 3
+    (copy / "model.fp16.onnx").unlink()  # another engine's: as in a program of one's own
+    assert sattrt("predict", copy, names[0], "--engine", "onnxruntime-int8").returncode == 0
     assert "no engine 'int4'" in refusal("predict", bundle.path, names[0], "--engine", "int4")
     assert "nothing.jpg" in refusal("predict", bundle.path, tmp_path / "nothing.jpg")
 

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle
+from ..runtime.bundle import unlisted
 from ..runtime.ort import require_tensorrt, save_optimised
 from ..runtime.trt import load_module
-from ..spec import ModelSpec, atomic_folder, sha256_file, write_bytes, write_json
+from ..spec import ModelSpec, atomic_folder, check_schema, read_json, sha256_file, write_bytes, write_json
 from ..training.run import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig
@@ -65,8 +66,7 @@ def export(
     something else than a bundle, ContractError for artefacts that don't belong together, ParityError where an
     fp32 engine answers otherwise than the network.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is no bundle: it is not overwritten. Choose another --out.")
+    _refuse_foreign(out)
     model, spec = load_trained(run)
     if config.symmetries:
         spec = _with_symmetries(spec, run)
@@ -214,6 +214,22 @@ class _Making:
                 self._of_graphs[file] = {"graph_on": backend, "device": device, **dataclasses.asdict(verdict)}
                 break
         return self._of_graphs[file]
+
+
+def _refuse_foreign(out: Path) -> None:
+    """InputError where a folder holds anything else than a bundle: it would be lost, since a bundle is replaced as a whole."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        data = read_json(out / MANIFEST)
+        check_schema(data, out / MANIFEST, SCHEMA)
+        files = dict(data["files"])
+        if "spec.json" not in files:
+            raise ValueError
+    except (InputError, ContractError, LookupError, TypeError, ValueError):
+        raise InputError(f"{out} exists and is no bundle: it is not overwritten. Choose another --out.") from None
+    if name := unlisted(out, files):
+        raise InputError(f"{out / name} is not of the bundle there, which is replaced as a whole. Move it away, or choose another --out.")
 
 
 def _older(out: Path) -> Bundle | None:

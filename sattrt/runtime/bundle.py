@@ -3,23 +3,28 @@
     bundle = read_bundle(Path("engines/eurosat"))
     engine = bundle.open("onnxruntime-fp32")
 
-Nothing is handed to a backend before its digest was checked.
+What is checked is what is parsed: manifest, contract and golden samples are read once. A model's digest is checked before its library opens
+the file, by its path; libraries that are given bytes keep a second copy of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..spec import ModelSpec, check_schema, read_json, sha256_file
+from ..spec import ModelSpec, check_schema, parse_json, read_bytes
 from .engine import Backend, Engine, EngineRecord
 
 SCHEMA = 1
-MANIFEST = "bundle.json"
+MANIFEST, SIGNATURE = "bundle.json", "bundle.sig"
+_PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
+_EXTERNAL = b"location"  # the key under which an ONNX file names another that holds its weights
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,16 @@ class Bundle:
     def verify(self, *names: str) -> None:
         """ContractError unless these files (all, if none is named) are byte for byte as they were exported."""
         for name in names or self.files:
-            path = self.path / name
-            if not path.is_file():
-                raise ContractError(f"{path} is missing from the bundle. Export it again: sattrt export RUN --out {self.path}")
-            if sha256_file(path) != self.files.get(name):
-                raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle anew.")
+            self.read(name)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; ContractError unless it is byte for byte as it was exported."""
+        return _read(self.path, self.files, name)
+
+    def refuse_unlisted(self) -> None:
+        """ContractError where the folder holds a file that the manifest, and so a signature, does not vouch for."""
+        if name := unlisted(self.path, self.files):
+            raise ContractError(f"{self.path / name} is not of the bundle: no signature vouches for it. Move it away.")
 
     def open(self, name: str, threads: int = 0, spinning: bool = True) -> Engine:
         """Open one engine. BackendError where it can't run on this machine.
@@ -59,9 +69,13 @@ class Bundle:
         sooner; False leaves the cores to whoever else has work for them.
         """
         record = self.engine(name)
-        flags = record.record.get("flags")
+        flags, plan = record.record.get("flags"), record.backend in ("tensorrt", "tensorrt-rtx")
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
-        self.verify(record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record))
+        for file in (record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record)):
+            if _EXTERNAL in self.read(file) and not (plan and file == record.file):
+                raise ContractError(
+                    f"{self.path / file} keeps weights in another file, as no graph of sattrt's does. Don't use this bundle."
+                )
         return open_engine(record, self.path, self.spec, threads, spinning)
 
     def open_best(self, threads: int = 0, spinning: bool = True) -> Engine:
@@ -88,6 +102,8 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed
 
 def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0, spinning: bool = True) -> Engine:
     """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it."""
+    if not isinstance(threads, int) or threads < 0:
+        raise InputError(f"threads is {threads!r}. Give a number of CPU threads, or 0 for all cores.")
     path = folder / record.file
     tile = (spec.height, spec.width, len(spec.bands))
     backend = _backend(record, path, tile, threads, spinning)
@@ -102,15 +118,29 @@ def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: in
 def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
     """Read and check the manifest, the contract and every small file; first of all the signature, if one is asked for.
 
-    Errors as `open_bundle`.
+    With a signature the folder may hold nothing else than it vouches for. Errors as `open_bundle`.
     """
-    if not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out {path}")
+    content = read_manifest(path)
     if signed_by:
         from .signature import verify_signature
 
-        verify_signature(path, signed_by)
-    data = read_json(path / MANIFEST)
+        verify_signature(path, content, signed_by)
+    bundle = parse_bundle(path, content)
+    if signed_by:
+        bundle.refuse_unlisted()
+    return bundle
+
+
+def read_manifest(path: Path) -> bytes:
+    """The content of a bundle's manifest. InputError where there is none."""
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out {path}")
+    return read_bytes(path / MANIFEST)
+
+
+def parse_bundle(path: Path, content: bytes) -> Bundle:
+    """The bundle in a folder whose manifest has this content; the contract and every small file are read and checked."""
+    data = parse_json(content, path / MANIFEST)
     check_schema(data, path / MANIFEST, SCHEMA)
     claimed = data.pop("digest", None)
     if claimed != manifest_digest(data):
@@ -124,13 +154,32 @@ def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
     texts += [*files, *files.values(), source.get("run"), source.get("checkpoint_sha256")]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(engine.record, dict) for engine in engines) or not engines:
         raise ContractError(f"{path / MANIFEST} has a field of the wrong type, or no engine. Export the bundle again.")
-    for name in files:
-        if PurePosixPath(name).name != name:
-            raise ContractError(f"{path / MANIFEST} names {name!r}, a path outside the bundle. Don't use this bundle.")
-    plans = {record.file for record in engines}
-    bundle = Bundle(path, ModelSpec.read(path / "spec.json"), engines, files, source, claimed)
-    bundle.verify(*(name for name in files if name not in plans))
+    for name in (*files, *(engine.name for engine in engines)):
+        if not _PLAIN.fullmatch(name):
+            raise ContractError(f"{path / MANIFEST} names {name!r}, which is no plain name and may lie outside the bundle. Don't use it.")
+    spec = ModelSpec.from_json(parse_json(_read(path, files, "spec.json"), path / "spec.json"), path / "spec.json")
+    bundle = Bundle(path, spec, engines, files, source, claimed)
+    # those of an engine are checked as it is opened: whoever needs one should not have to wait for all, or have them
+    models = {name for engine in engines for name in (engine.file, str(engine.record.get("onnx")), *_optimised_files(engine))}
+    for name in sorted(files.keys() - models - {"spec.json"}):
+        bundle.read(name)
     return bundle
+
+
+def _read(folder: Path, files: dict[str, str], name: str) -> bytes:
+    path = folder / name
+    if name not in files or not path.is_file():
+        raise ContractError(f"{path} is missing from the bundle. Export it again: sattrt export RUN --out {folder}")
+    content = read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != files[name]:
+        raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle anew.")
+    return content
+
+
+def unlisted(folder: Path, files: Collection[str]) -> str | None:
+    """The first thing in a folder that is none of these files, nor a bundle's manifest or signature."""
+    known = {*files, MANIFEST, SIGNATURE}
+    return next((path.name for path in sorted(folder.iterdir()) if path.name not in known or not path.is_file()), None)
 
 
 def manifest_digest(data: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Who made a bundle: an Ed25519 signature over its manifest, and so over the digest of every file in it.
 
     sign(Path("engines/eurosat"), Path("key.pem"))                     # writes bundle.sig
-    verify_signature(Path("engines/eurosat"), Path("key.pub.pem"))     # ContractError unless that key signed this very manifest
+    read_bundle(Path("engines/eurosat"), Path("key.pub.pem"))          # ContractError unless that key signed this very manifest
 
 Keys are PEM files as `openssl genpkey -algorithm ed25519` writes them. Needs the package cryptography, on the machine that asks alone.
 """
@@ -13,13 +13,14 @@ from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
 from ..spec import read_bytes, write_bytes
-
-SIGNATURE = "bundle.sig"
-_MANIFEST = "bundle.json"
+from .bundle import SIGNATURE, parse_bundle, read_manifest
 
 
 def sign(folder: Path, key: Path) -> Path:
-    """Sign the manifest of a bundle with a private key; returns the path of the signature. InputError for what is no such key."""
+    """Sign a bundle with a private key; returns the path of the signature.
+
+    InputError for what is no such key, ContractError for a changed file, or one that is not of the bundle.
+    """
     serialization, ed25519, _, unsupported = _cryptography()
     try:
         private = serialization.load_pem_private_key(read_bytes(key), None)
@@ -27,12 +28,16 @@ def sign(folder: Path, key: Path) -> Path:
         raise InputError(f"{key} is no unencrypted private key in PEM ({error}). Make one: openssl genpkey -algorithm ed25519") from None
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise InputError(f"{key} is a private key of another kind. Make one: openssl genpkey -algorithm ed25519")
-    write_bytes(folder / SIGNATURE, private.sign(read_bytes(folder / _MANIFEST)))
+    manifest = read_manifest(folder)
+    bundle = parse_bundle(folder, manifest)
+    bundle.verify()
+    bundle.refuse_unlisted()
+    write_bytes(folder / SIGNATURE, private.sign(manifest))
     return folder / SIGNATURE
 
 
-def verify_signature(folder: Path, key: Path) -> None:
-    """ContractError unless the owner of this public key signed the bundle's manifest as it is; InputError for what is no such key."""
+def verify_signature(folder: Path, manifest: bytes, key: Path) -> None:
+    """ContractError unless the owner of this public key signed the bundle's manifest, as it was read; InputError for what is no such key."""
     serialization, ed25519, invalid, unsupported = _cryptography()
     try:
         public = serialization.load_pem_public_key(read_bytes(key))
@@ -43,7 +48,7 @@ def verify_signature(folder: Path, key: Path) -> None:
     if not (folder / SIGNATURE).is_file():
         raise ContractError(f"{folder} is not signed: it has no {SIGNATURE}. Don't use it, or ask its maker for a signed one.")
     try:
-        public.verify(read_bytes(folder / SIGNATURE), read_bytes(folder / _MANIFEST))
+        public.verify(read_bytes(folder / SIGNATURE), manifest)
     except invalid:
         raise ContractError(f"{folder} was not signed by the owner of {key}, or was changed since. Don't use it.") from None
 

@@ -138,6 +138,32 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(run: Path, tmp_path: Path
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "manifest", ["{}", "[1]", "{", '{"schema": 1, "files": {}, "engines": []}', '{"schema": 1, "files": 3, "engines": [1]}']
+)
+def test_a_folder_is_no_bundle_because_a_file_is_called_so(run: Path, tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "bundle.json").write_text(manifest)
+    with pytest.raises(InputError, match="no bundle"):
+        export(run, tmp_path)
+    assert (tmp_path / "bundle.json").read_text() == manifest
+
+
+@pytest.mark.parametrize("name", ["precious.txt", "notes/precious.txt"])
+def test_a_bundle_with_something_else_in_its_folder_is_not_overwritten(run: Path, copy: Path, name: str) -> None:
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"{name.partition('/')[0]} is not of the bundle there"):
+        export(run, copy)
+    assert (copy / name).read_text() == "mine"
+
+
+def test_a_bundle_that_was_changed_is_replaced(run: Path, copy: Path) -> None:
+    (copy / "MODEL_CARD.md").write_text("x")
+    (copy / "labels.txt").unlink()
+    (copy / "bundle.sig").write_bytes(b"")
+    export(run, copy, ExportConfig(precision="fp32")).bundle.verify()
+
+
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "nothing", tmp_path / "b")

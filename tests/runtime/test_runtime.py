@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,16 @@ def test_a_changed_engine_is_found_when_it_is_opened(copy: Path, bundle: Bundle)
         read_bundle(copy).verify()
 
 
+def test_an_engine_needs_no_file_of_another(copy: Path, bundle: Bundle) -> None:
+    own = bundle.engine("onnxruntime-int8").file
+    others = {str(file) for record in bundle.engines for file in (record.file, record.record["onnx"])} - {own}
+    assert others >= {"model.fp32.onnx", "model.fp16.onnx"}
+    for name in others:
+        (copy / name).unlink()
+    open_bundle(copy, "onnxruntime-int8").close()
+    open_bundle(copy, "openvino-int8").close()
+
+
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "model.fp32.onnx").unlink()
     with pytest.raises(ContractError, match=r"model.fp32.onnx is missing"):
@@ -102,6 +113,43 @@ def test_a_manifest_can_not_reach_outside(copy: Path) -> None:
     respell(copy, files=files | {"../evil": "0"})
     with pytest.raises(ContractError, match="outside the bundle"):
         open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "..", ".hidden", "a b", "a/b", 'a"b', ""])
+def test_files_and_engines_have_plain_names(copy: Path, bundle: Bundle, name: str) -> None:
+    respell(copy, files=bundle.files | {name: "0"})
+    with pytest.raises(ContractError, match="no plain name"):
+        open_bundle(copy)
+    respell(copy, files=bundle.files, engines=[asdict(replace(bundle.engine("onnxruntime-fp32"), name=name))])
+    with pytest.raises(ContractError, match="no plain name"):
+        open_bundle(copy)
+    respell(copy, engines=[asdict(replace(bundle.engine("onnxruntime-fp32"), file=name))])
+    with pytest.raises(ContractError, match="is missing from the bundle"):
+        open_bundle(copy)
+
+
+def test_a_contract_that_the_manifest_does_not_list_is_refused(copy: Path, bundle: Bundle) -> None:
+    respell(copy, files={name: digest for name, digest in bundle.files.items() if name != "spec.json"})
+    with pytest.raises(ContractError, match=r"spec.json is missing"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_in_another_file_are_refused(copy: Path, bundle: Bundle, backend: str) -> None:
+    import onnx
+
+    model = onnx.load(copy / "model.fp32.onnx")
+    onnx.save(model, copy / "outside.onnx", save_as_external_data=True, location="weights.bin")
+    reseal(copy, "model.fp32.onnx", (copy / "outside.onnx").read_bytes())
+    with pytest.raises(ContractError, match="keeps weights in another file"):
+        open_bundle(copy, f"{backend}-fp32")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("threads", [-1, "2", 2.5])
+def test_threads_are_a_number_of_them(bundle: Bundle, name: str, threads: object) -> None:
+    with pytest.raises(InputError, match="threads is "):
+        open_bundle(bundle.path, name, threads=threads)  # type: ignore[arg-type]
 
 
 def test_a_plan_without_a_gpu_is_refused_with_the_way_out(bundle: Bundle) -> None:

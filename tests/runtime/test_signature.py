@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from sattrt.errors import ContractError, InputError
 from sattrt.runtime import open_bundle
-from sattrt.runtime.signature import sign
+from sattrt.runtime.signature import sign, verify_signature
 
 
 def keys(folder: Path, name: str, private: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | None = None) -> tuple[Path, Path]:
@@ -39,6 +39,43 @@ def test_a_bundle_that_was_changed_and_sealed_again_is_refused(copy: Path, tmp_p
     open_bundle(copy, "onnxruntime-int8").close()  # digests alone can't know
     with pytest.raises(ContractError, match="changed since"):
         open_bundle(copy, "onnxruntime-int8", signed_by=public)
+
+
+def test_what_no_signature_vouches_for_is_refused(copy: Path, tmp_path: Path) -> None:
+    private, public = keys(tmp_path, "mine")
+    sign(copy, private)
+    for path in (copy / "weights.bin", copy / "more" / "weights.bin"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        name = path.relative_to(copy).parts[0]
+        open_bundle(copy, "onnxruntime-int8").close()
+        with pytest.raises(ContractError, match=f"{name} is not of the bundle"):
+            open_bundle(copy, "onnxruntime-int8", signed_by=public)
+        with pytest.raises(ContractError, match=f"{name} is not of the bundle"):
+            sign(copy, private)
+        path.unlink()
+    (copy / "more").rmdir()
+    open_bundle(copy, "onnxruntime-int8", signed_by=public).close()
+    (copy / "MODEL_CARD.md").write_text("x")
+    with pytest.raises(ContractError, match="was changed"):
+        sign(copy, private)
+
+
+def test_what_was_signed_is_what_is_read(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody writes another manifest and contract just after the signature was checked."""
+    private, public = keys(tmp_path, "mine")
+    sign(copy, private)
+    before = (copy / "bundle.json").read_bytes()
+    spec = json.loads((copy / "spec.json").read_text())
+
+    def checked_then_changed(folder: Path, manifest: bytes, key: Path) -> None:
+        verify_signature(folder, manifest, key)
+        reseal(folder, "spec.json", json.dumps(spec | {"classes": spec["classes"][::-1]}).encode())
+
+    monkeypatch.setattr("sattrt.runtime.signature.verify_signature", checked_then_changed)
+    with pytest.raises(ContractError, match=r"spec.json was changed"):
+        open_bundle(copy, "onnxruntime-int8", signed_by=public)
+    assert (copy / "bundle.json").read_bytes() != before
 
 
 def test_what_is_no_key_is_named(copy: Path, tmp_path: Path) -> None:
