@@ -9,7 +9,7 @@ with open_bundle("engines/eurosat") as engine:
 
 from .batcher import Batcher
 from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle
-from .engine import REJECTED, Engine, EngineRecord, Prediction
+from .engine import REJECTED, Engine, EngineRecord, NoNumbersError, Prediction
 from .selftest import Check, selftest
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Check",
     "Engine",
     "EngineRecord",
+    "NoNumbersError",
     "Prediction",
     "manifest_digest",
     "open_bundle",

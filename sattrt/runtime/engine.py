@@ -5,7 +5,9 @@ result = engine.predict(tiles)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -73,6 +75,10 @@ class Prediction:
     names: list[str]
 
 
+class NoNumbersError(BackendError):
+    """Answers that are NaN or infinite."""
+
+
 class Engine:
     """One compiled network, ready to answer, from any number of threads. Use it as a context manager, or call `close`.
 
@@ -81,7 +87,7 @@ class Engine:
 
     def __init__(self, record: EngineRecord, spec: ModelSpec, backend: Backend) -> None:
         self.name, self.precision, self.spec, self._record, self._backend = record.name, record.precision, spec, record.record, backend
-        self._closed = False
+        self._closed, self._calls, self._changed = False, 0, threading.Condition()
 
     @property
     def device(self) -> str:
@@ -113,21 +119,26 @@ class Engine:
         """Classify tiles of shape (N, height, width, bands) in the contract's dtype, or one of (height, width, bands).
 
         reject: give the label -1 and the name "rejected" to tiles of less confidence than `reject_threshold`.
-        Raises InputError for another dtype or shape, or no tile at all.
+        Raises InputError for another dtype or shape, or no tile at all; else as `infer`.
         """
         logits, probabilities = self.infer(self.checked(images))
         labels = logits.argmax(1)
         if reject:
-            labels = np.where(probabilities.max(1) < self.reject_threshold, -1, labels)
+            labels = np.where(probabilities.max(1) >= self.reject_threshold, labels, -1)  # what is no number is not sure enough
         names = [self.spec.classes[label] if label >= 0 else REJECTED for label in labels]
         return Prediction(labels, probabilities, logits, names)
 
     def infer(self, tiles: Tiles) -> Outputs:
-        """Logits and probabilities of tiles that are known to have the right shape and dtype."""
-        backend, size = self._open(), self.max_batch
-        if len(tiles) <= size:
-            return backend.run(tiles)
-        parts = [backend.run(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+        """Logits and probabilities of tiles that are known to have the right shape and dtype.
+
+        Raises BackendError where the engine was closed, fails, or answers with what is no number; ContractError where it answers with
+        other arrays than its contract promises.
+        """
+        size = self.max_batch
+        with self._in_use() as backend:
+            parts = [self._run(backend, tiles[start : start + size]) for start in range(0, len(tiles), size)]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate([logits for logits, _ in parts]), np.concatenate([probabilities for _, probabilities in parts])
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
@@ -135,23 +146,52 @@ class Engine:
 
         The clock is the device's own where it has one. Not for use beside `predict` from another thread.
         """
-        return self._open().resident(tiles[: self.max_batch])
+        with self._in_use() as backend:
+            call = backend.resident(tiles[: self.max_batch])
+
+        def called() -> float:
+            with self._in_use():
+                return call()
+
+        return called
 
     @property
     def max_batch(self) -> int:
         """How many tiles it takes at once; more are divided."""
         return self._backend.max_batch
 
-    def _open(self) -> Backend:
-        if self._closed:
-            raise BackendError(f"{self.name} was closed. Open it again.")
-        return self._backend
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[Backend]:
+        with self._changed:
+            if self._closed:
+                raise BackendError(f"{self.name} was closed. Open it again.")
+            self._calls += 1
+        try:
+            yield self._backend
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    def _run(self, backend: Backend, tiles: Tiles) -> Outputs:
+        logits, probabilities = backend.run(tiles)
+        wanted = (len(tiles), len(self.spec.classes))
+        for answer in (logits, probabilities):
+            if answer.shape != wanted or answer.dtype != np.float32:
+                raise ContractError(
+                    f"{self.name} answers with {answer.dtype} {answer.shape} where {wanted} of float32 belong. Export the bundle again."
+                )
+            if not np.isfinite(answer).all():
+                raise NoNumbersError(f"{self.name} answers with what is no number. Use an engine of another precision, or export again.")
+        return logits, probabilities
 
     def close(self) -> None:
-        """Free the engine's memory. Closing it twice does no harm."""
-        if not self._closed:
-            self._closed = True
-            self._backend.close()
+        """Free the engine's memory, once the calls that are under way have been answered. Closing it twice does no harm."""
+        with self._changed:
+            first, self._closed = not self._closed, True
+            self._changed.wait_for(lambda: not self._calls)
+            if first:
+                self._backend.close()
 
     def __enter__(self) -> Self:
         return self

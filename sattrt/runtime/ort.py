@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
 MAX_BATCH, _TUNED_BATCH = 256, 64
+_PRELOADING, _preloaded = threading.Lock(), False
 
 
 class OnnxRuntimeBackend:
@@ -57,11 +59,10 @@ class OnnxRuntimeBackend:
             require_tensorrt()
             providers.insert(0, ("TensorrtExecutionProvider", _tensorrt_options(precision, tensorrt)))
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't find
-                if len(providers) > 1:
-                    onnxruntime.preload_dlls()
-                self._session = onnxruntime.InferenceSession(path, options, providers=providers)
-            self._session.disable_fallback()  # it would go on elsewhere, and `device` would be wrong
+            if len(providers) > 1:
+                _preload(onnxruntime)
+            # a fallback would print, and go on elsewhere: `device` would be wrong
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=False)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             if len(providers) > 1:  # the GPU may be full, or TensorRT refuse the graph
                 raise BackendError(f"ONNX Runtime can't open {path} here ({error}). Use another engine, or free the GPU.") from None
@@ -69,12 +70,15 @@ class OnnxRuntimeBackend:
         outputs = {output.name: output for output in self._session.get_outputs()}
         inputs = [(each.name, each.type) for each in self._session.get_inputs()]
         if inputs not in ([("input", "tensor(uint8)")], [("input", "tensor(uint16)")]) or any(
-            name not in outputs or len(outputs[name].shape) != 2 or outputs[name].type != "tensor(float)"
+            name not in outputs
+            or len(outputs[name].shape) != 2
+            or not isinstance(outputs[name].shape[1], int)
+            or outputs[name].type != "tensor(float)"
             for name in ("logits", "probabilities")
         ):
             raise ContractError(f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again.")
         self.tile, self.dtype = tuple(self._session.get_inputs()[0].shape[1:]), inputs[0][1][len("tensor(") : -1]
-        self.classes = int(outputs["logits"].shape[-1])
+        self.classes = int(outputs["logits"].shape[1])
         # a provider that failed to start is dropped without an error: say what really runs
         running = self._session.get_providers()[0]
         if tensorrt and not running.startswith("Tensorrt"):
@@ -144,6 +148,16 @@ def this_place() -> dict[str, str]:
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     provider = "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
     return {"onnxruntime": onnxruntime.__version__, "cpu": hashlib.sha256(flags.encode()).hexdigest(), "provider": provider}
+
+
+def _preload(onnxruntime: Any) -> None:
+    """Load CUDA's libraries, once. What it can't find it prints; stdout is the program's own, so for that moment it goes nowhere."""
+    global _preloaded
+    with _PRELOADING:
+        if not _preloaded:
+            with contextlib.redirect_stdout(io.StringIO()):
+                onnxruntime.preload_dlls()
+            _preloaded = True
 
 
 def _module() -> Any:

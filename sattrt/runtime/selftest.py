@@ -7,6 +7,7 @@ for check in selftest(read_bundle(Path("engines/eurosat"))):
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, ContractError
-from ..spec import read_bytes
 from .bundle import Bundle
+from .engine import EngineRecord
 
 GOLDEN = "golden.npz"
 # how far a logit may lie from the recorded one, as a share of the largest: another CPU sums in another order, and rounds elsewhere
@@ -50,7 +51,7 @@ def selftest(bundle: Bundle, threads: int = 0) -> list[Check]:
         expected = golden[record.name if recorded else "torch-fp32"]
         allowed = TOLERANCES.get(record.precision, 0.0) * float(np.abs(expected).max())
         if not recorded:  # an engine that was not run at export: against the trained network, by what its graph was off at most
-            allowed += float(record.record.get("validation", {}).get("largest_error", 0.0))
+            allowed += _largest_error(record)
         largest = float(np.abs(logits - expected).max())
         flips = int((logits.argmax(1) != expected.argmax(1)).sum())
         against = "those recorded at export" if recorded else "those of the trained network"
@@ -59,15 +60,23 @@ def selftest(bundle: Bundle, threads: int = 0) -> list[Check]:
     return checks
 
 
+def _largest_error(record: EngineRecord) -> float:
+    validation = record.record.get("validation", {})
+    found = validation.get("largest_error", 0.0) if isinstance(validation, dict) else None
+    if not isinstance(found, int | float) or not 0 <= found < math.inf:
+        raise ContractError(f"{record.name} has a record of its validation without a largest error. Export the bundle again.")
+    return float(found)
+
+
 def _golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     path = bundle.path / GOLDEN
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
+        with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as file:
             golden = {name: file[name] for name in file.files}
         wanted = (len(golden["tiles"]), len(bundle.spec.classes))
         for name in {"torch-fp32", *golden} - {"tiles", "labels"}:
             if golden[name].shape != wanted or golden[name].dtype != np.float32 or not np.isfinite(golden[name]).all() or not wanted[0]:
                 raise ValueError
-    except (LookupError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError):
+    except (LookupError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, MemoryError):
         raise ContractError(f"{path} holds no golden samples. Export the bundle again.") from None
     return golden

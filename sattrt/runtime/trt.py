@@ -161,7 +161,7 @@ class TensorRTBackend:
 
     def close(self) -> None:
         """Free the engine and its memory on the GPU."""
-        with self._memory.current():
+        with self._turn, self._memory.current():
             for name in ("_context", "_engine", "_runtime"):  # in this order; what failed to load has not all of them
                 self.__dict__.pop(name, None)
         self._memory.close()

@@ -2,7 +2,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -278,3 +280,43 @@ def test_a_closed_engine_says_so(bundle: Bundle) -> None:
     engine.close()
     with pytest.raises(BackendError, match="was closed"):
         engine.predict(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_closing_waits_for_the_calls_under_way(bundle: Bundle, name: str) -> None:
+    engine, images, begun = bundle.open(name, threads=1), np.zeros((300, 64, 64, 3), np.uint8), threading.Event()
+
+    def call() -> str:
+        while True:
+            try:
+                engine.predict(images)
+                begun.set()
+            except BackendError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(3) as threads:
+        said = [threads.submit(call) for _ in range(2)]
+        begun.wait()
+        closings = [threads.submit(engine.close), engine.close()]
+        assert {each.result(timeout=60) for each in said} == {f"{name} was closed. Open it again."}
+        assert closings[0].result(timeout=60) is None
+
+
+def test_what_is_measured_on_the_device_keeps_the_engine_open_too(bundle: Bundle) -> None:
+    with bundle.open("onnxruntime-int8", threads=1) as engine:
+        call = engine.resident(np.zeros((2, 64, 64, 3), np.uint8))
+        assert call() > 0
+    with pytest.raises(BackendError, match="was closed"):
+        call()
+
+
+def test_opening_leaves_stdout_to_the_program(bundle: Bundle) -> None:
+    before, seen = sys.stdout, set()
+    with ThreadPoolExecutor(3) as threads:
+        opened = [threads.submit(bundle.open, "onnxruntime-int8", 1) for _ in range(12)]
+        while not all(each.done() for each in opened):
+            seen.add(sys.stdout)
+    for each in opened:
+        each.result().close()
+    assert seen <= {before}
+    assert sys.stdout is before

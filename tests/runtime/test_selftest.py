@@ -1,9 +1,11 @@
 import io
+import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import reseal
+from conftest import reseal, respell
 
 from sattrt.errors import ContractError
 from sattrt.runtime import Bundle, read_bundle, selftest
@@ -28,6 +30,25 @@ def test_an_engine_that_answers_otherwise_is_found(copy: Path) -> None:
     checks = {check.engine: check for check in selftest(read_bundle(copy))}
     assert checks["onnxruntime-fp32"].passed is False
     assert checks["onnxruntime-fp16"].passed is True
+
+
+@pytest.mark.parametrize("validation", [None, [], "abc", {"largest_error": "abc"}, {"largest_error": float("inf")}, {"largest_error": -1}])
+def test_a_record_without_a_largest_error_is_refused(copy: Path, bundle: Bundle, validation: object) -> None:
+    record = bundle.engine("onnxruntime-int8")
+    unrecorded = replace(record, name="unrecorded", record=record.record | {"validation": validation})
+    respell(copy, engines=[asdict(unrecorded)])
+    with pytest.raises(ContractError, match="unrecorded has a record of its validation without a largest error"):
+        selftest(read_bundle(copy))
+
+
+def test_golden_samples_that_promise_more_than_memory_are_refused(copy: Path) -> None:
+    header, content = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**14, 64, 64, 3)})
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("tiles.npy", header.getvalue())
+    reseal(copy, "golden.npz", content.getvalue())
+    with pytest.raises(ContractError, match="no golden samples"):
+        selftest(read_bundle(copy))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])

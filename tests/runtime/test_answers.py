@@ -1,0 +1,92 @@
+"""Graphs that open, and answer with what the contract does not promise: one line each, by either backend on a CPU."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import reseal
+from onnx import TensorProto, helper, numpy_helper
+
+from sattrt.deploy.gate import judge
+from sattrt.errors import ContractError, ParityError
+from sattrt.runtime import Bundle, Engine, NoNumbersError, open_bundle
+
+TILES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+# the mean of a tile, times a weight a class
+LOGITS = [
+    helper.make_node("Cast", ["input"], ["values"], to=TensorProto.FLOAT),
+    helper.make_node("ReduceMean", ["values"], ["mean"], axes=[1, 2], keepdims=0),
+    helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+]
+SOFTMAX = helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)
+
+
+def graph(nodes: list, weights: object = 0.01, logits: tuple = ("n", 3), probabilities: tuple = ("m", 3)) -> bytes:
+    """An ONNX file of these nodes, with these shapes promised for its outputs."""
+    constants = {"weights": np.broadcast_to(np.float32(weights), (3, 3)), "zero": np.array([0]), "two": np.array([2]), "one": np.array([1])}
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.UINT8, ("batch", 64, 64, 3))],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in (("logits", logits), ("probabilities", probabilities))
+        ],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def few(name: str) -> list:
+    return [*LOGITS, helper.make_node("Slice", ["logits", "zero", "two", name], ["probabilities"])]
+
+
+TWICE = [
+    *LOGITS[:2],
+    helper.make_node("Concat", ["mean", "mean"], ["means"], axis=0),
+    helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+    SOFTMAX,
+]
+SYMBOLIC = [
+    helper.make_node("Cast", ["input"], ["values"], to=TensorProto.FLOAT),
+    helper.make_node("Flatten", ["values"], ["flat"]),
+    helper.make_node("NonZero", ["flat"], ["places"]),
+    helper.make_node("Cast", ["places"], ["logits"], to=TensorProto.FLOAT),
+    SOFTMAX,
+]
+FLAT = [*LOGITS, helper.make_node("ReduceMean", ["logits"], ["probabilities"], axes=[1], keepdims=0)]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        graph(SYMBOLIC, logits=("batch", "classes"), probabilities=("batch", "classes")),
+        graph(TWICE),
+        graph(few("one"), probabilities=("batch", 2)),
+        graph(FLAT, probabilities=("batch",)),
+    ],
+    ids=["no number of classes", "twice the tiles", "two of three probabilities", "one probability a tile"],
+)
+def test_answers_of_another_shape_are_refused(copy: Path, name: str, content: bytes) -> None:
+    reseal(copy, "model.fp32.onnx", content)
+    with pytest.raises(ContractError), open_bundle(copy, name) as engine:
+        engine.predict(TILES)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_answers_that_are_no_numbers_are_no_answers(copy: Path, name: str, weight: float) -> None:
+    reseal(copy, "model.fp32.onnx", graph([*LOGITS, SOFTMAX], weight))
+    with open_bundle(copy, name) as engine:
+        with pytest.raises(NoNumbersError, match="what is no number"):
+            engine.predict(TILES)
+        with pytest.raises(ParityError, match="what is no number"):
+            judge(engine, TILES, np.zeros(2, int), np.zeros((2, 3), np.float32), 0.0)
+
+
+def test_a_probability_that_is_no_number_is_rejected(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = np.zeros((2, 3), np.float32), np.array([[np.nan] * 3, [0, 0, 1]], np.float32)
+    monkeypatch.setattr(Engine, "infer", lambda self, tiles: answers)
+    with open_bundle(bundle.path, "onnxruntime-int8") as engine:
+        assert engine.predict(TILES, reject=True).labels[0] == -1
