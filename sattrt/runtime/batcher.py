@@ -6,8 +6,10 @@ with open_bundle("engines/eurosat") as engine, Batcher(engine, latency=0.02) as 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -32,19 +34,21 @@ class Batcher:
 
     latency: seconds from request to answer that are aimed at; the engine's own time is measured and taken off. A machine that is asked
     for more than it can do answers later than that: requests queue up, none is dropped. max_batch: tiles in a batch. reject: as in
-    `Engine.predict`. Leaving the context, or `close`, answers what is queued; the engine stays open.
+    `Engine.predict`. Leaving the context, `close`, the end of the program, or that nobody knows the Batcher any more: each answers what
+    is queued and stops its thread; the engine stays open.
+
+    One thread answers all: what a done-callback of a future does holds up the next batch, and it can `submit`, but not wait in `predict`.
+    A fork has no such thread, nor those of the engine: open both after it.
     """
 
     def __init__(self, engine: Engine, latency: float = 0.02, max_batch: int = 64, reject: bool = False) -> None:
-        if not latency >= 0 or max_batch < 1:
-            raise InputError(f"A Batcher takes a latency of 0 s or more and a batch of 1 or more, not {latency} and {max_batch}.")
-        self._engine, self._latency, self._max_batch, self._reject = engine, latency, max_batch, reject
-        self._waiting: deque[_Request] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._seconds = 0.0  # that a batch took of late
-        self._worker = threading.Thread(target=self._work, name="sattrt batcher", daemon=True)
-        self._worker.start()
+        if not 0 <= latency <= threading.TIMEOUT_MAX:
+            raise InputError(f"A Batcher takes a latency of 0 s or more, and an end of it, not {latency}.")
+        if not isinstance(max_batch, int) or max_batch < 1:
+            raise InputError(f"A Batcher takes batches of a whole number of tiles, 1 or more, not {max_batch}.")
+        self._engine, self._queue = engine, _Queue(engine, latency, max_batch, reject)
+        # the queue's thread does not know its Batcher, which can be collected; as the program ends, a thread inside a backend would abort it
+        self._close = weakref.finalize(self, self._queue.close)
 
     def submit(self, tile: Tiles) -> Future[Prediction]:
         """Queue one uint8 tile (height, width, bands); the future's result is its prediction, N = 1.
@@ -54,24 +58,17 @@ class Batcher:
         checked = self._engine.checked(tile)
         if len(checked) != 1:
             raise InputError(f"A Batcher takes one tile at a time, not {len(checked)}. Give them one by one, or use engine.predict.")
-        request = _Request(checked.copy())  # the caller may write over its own
-        with self._changed:
-            if self._closed:
-                raise InputError("The Batcher is closed. Make a new one.")
-            self._waiting.append(request)
-            self._changed.notify()
-        return request.answer
+        return self._queue.put(_Request(checked.copy()))  # the caller may write over its own
 
     def predict(self, tile: Tiles) -> Prediction:
-        """As `submit`, and wait for the answer."""
+        """As `submit`, and wait for the answer. Also raises InputError in a done-callback, which the answer would wait for."""
+        if self._queue.is_own_thread():
+            raise InputError("A done-callback can't wait in predict(): the Batcher goes on when it returns. Use submit() there.")
         return self.submit(tile).result()
 
     def close(self) -> None:
         """Answer what is queued, then stop."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._worker.join()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -79,22 +76,67 @@ class Batcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+
+class _Queue:
+    """The requests that wait, and the thread that answers them."""
+
+    def __init__(self, engine: Engine, latency: float, max_batch: int, reject: bool) -> None:
+        self._engine, self._latency, self._max_batch, self._reject = engine, latency, max_batch, reject
+        self._waiting: deque[_Request] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds = 0.0  # that a batch took of late
+        self._worker = threading.Thread(target=self._work, name="sattrt batcher", daemon=True)
+        self._worker.start()
+
+    def put(self, request: _Request) -> Future[Prediction]:
+        """Queue a request; its future. InputError once it is closed."""
+        with self._changed:
+            if self._closed:
+                raise InputError("The Batcher is closed. Make a new one.")
+            self._waiting.append(request)
+            self._changed.notify()
+        return request.answer
+
+    def close(self) -> None:
+        """Answer what is queued, then stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if not self.is_own_thread():
+            self._worker.join()
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is called by the thread that answers, as a done-callback is."""
+        return threading.current_thread() is self._worker
+
     def _work(self) -> None:
-        while popped := self._next():
-            batch = [request for request in popped if request.answer.set_running_or_notify_cancel()]
-            if not batch:
-                continue
-            begin = time.monotonic()
-            try:
-                found = self._engine.predict(np.concatenate([request.tile for request in batch]), self._reject)
-            except BaseException as error:  # the requests get it; the next batch may fare better
-                for request in batch:
+        batch: list[_Request] = []
+        try:
+            while batch := self._next():
+                self._answer([request for request in batch if request.answer.set_running_or_notify_cancel()])
+        except BaseException as error:  # of a done-callback that wants to end the program: nobody is left to answer, so nobody waits
+            with self._changed:
+                self._closed = True
+            for request in (*batch, *self._waiting):
+                with contextlib.suppress(BaseException):  # answered already, or of another such callback
                     request.answer.set_exception(error)
-                continue
-            self._seconds = max(time.monotonic() - begin, 0.9 * self._seconds)
-            for i, request in enumerate(batch):
-                one = slice(i, i + 1)
-                request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
+            raise
+
+    def _answer(self, batch: list[_Request]) -> None:
+        if not batch:
+            return
+        begin = time.monotonic()
+        try:
+            found = self._engine.predict(np.concatenate([request.tile for request in batch]), self._reject)
+        except BaseException as error:  # the requests get it; the next batch may fare better
+            for request in batch:
+                request.answer.set_exception(error)
+            return
+        self._seconds = max(time.monotonic() - begin, 0.9 * self._seconds)
+        for i, request in enumerate(batch):
+            one = slice(i, i + 1)
+            request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
 
     def _next(self) -> list[_Request]:
         """The next batch; none once it is closed and all is answered."""

@@ -15,6 +15,7 @@ from .engine import Outputs, Tiles
 
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_KEPT = 64  # primitives that OpenVINO keeps prepared; by itself it keeps those of every batch size that it ever saw
 
 
 class OpenVinoBackend:
@@ -37,7 +38,7 @@ class OpenVinoBackend:
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
-        settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT)}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
