@@ -6,6 +6,7 @@ found.failure(max_regression=5)        # what a check has to say, or None
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def against(old: object, document: Row) -> Comparison:
     except ContractError as error:
         document["warnings"].append(str(error))
         return Comparison(fault=error)
+    if others := other_tiles(checked, document):
+        document["warnings"].append(f"Accuracy was not compared, of {', '.join(others)}: the baseline was measured on other tiles.")
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:
         document["warnings"].append(f"In the baseline, but not measured now: {', '.join(found.missing)}.")
@@ -97,6 +100,10 @@ def read_report(path: Path) -> object:
 def _checked(data: Any) -> Row:
     """ContractError where a report is of another schema, or damaged."""
     check_schema(data, Path("the baseline"), SCHEMA)
+    try:
+        json.dumps(data, allow_nan=False)
+    except ValueError:
+        raise ContractError("The baseline is damaged: a figure of it is no number. Make it again with `sattrt bench`.") from None
     rows = data.get("engines")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and isinstance(row.get("engine"), str) for row in rows):
         raise ContractError("The baseline has no list of engines. Make it again with `sattrt bench`.")
@@ -114,10 +121,25 @@ def compare(old: Row, new: Row) -> list[Change]:
             for row in new["engines"]
             for before in old["engines"]
             if before["engine"] == row["engine"]
-            for change in _changes(before, row, old["dataset"]["digest"] == new["dataset"]["digest"])
+            for change in _changes(before, row, _same_tiles(old, new, before, row))
         ]
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ContractError(f"The baseline is damaged ({type(error).__name__}: {error}). Make it again with `sattrt bench`.") from None
+
+
+def other_tiles(old: Row, new: Row) -> list[str]:
+    """Names of the engines whose accuracies in both runs are of different tiles."""
+    return [
+        row["engine"]
+        for row in new["engines"]
+        for before in old["engines"]
+        if before["engine"] == row["engine"] and not _same_tiles(old, new, before, row)
+    ]
+
+
+def _same_tiles(old: Row, new: Row, before: Row, after: Row) -> bool:
+    same: bool = old["dataset"]["digest"] == new["dataset"]["digest"] and before["accuracy"]["tiles"] == after["accuracy"]["tiles"]
+    return same
 
 
 def missing(old: Row, new: Row) -> list[str]:
@@ -150,7 +172,9 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
     if old["server"] and new["server"] and old["server"]["bound_ms"] == new["server"]["bound_ms"]:
         found += _rate(name, old["server"], new["server"])
     before, after = old["accuracy"], new["accuracy"]
-    if same_tiles and before["tiles"] == after["tiles"]:
+    if not 0 <= before["accuracy"] <= 1:
+        raise ValueError(f"accuracy of {before['accuracy']}")
+    if same_tiles:
         wrong_before, wrong_after = set(before["wrong"]), set(after["wrong"])
         lost, gained = len(wrong_after - wrong_before), len(wrong_before - wrong_after)
         points = 100 * (after["accuracy"] - before["accuracy"])
@@ -179,12 +203,23 @@ def _error(seconds: list[float], percentile: float) -> tuple[float, int]:
 
 
 def _rate(engine: str, old: Row, new: Row) -> list[Change]:
-    """The rates that the server scenario found, if both found one; each is known up to the next higher one that failed."""
-    if not old["rate"] or not new["rate"]:
+    """The rates that the server scenario found; each is known up to the next higher one that failed.
+
+    Where none failed it is a lower bound: a fall from one is no smaller than it looks, nor a rise to one.
+    """
+    if old["rate"] < 0:
+        raise ValueError(f"a server rate of {old['rate']}")
+    if not old["rate"]:
         return []
-    steps = [
-        min((trial["rate"] for trial in each["trials"] if trial["rate"] > each["rate"]), default=math.inf) / each["rate"] - 1
-        for each in (old, new)
-    ]
     percent = 100 * (new["rate"] / old["rate"] - 1)
+    steps = [_step(each) for each in (old, new)]
+    bound = 0 if percent < 0 else 1
+    if steps[bound] == math.inf:
+        steps[bound] = 0.0
     return [Change(engine, "server, tiles/s", old["rate"], new["rate"], percent, 100 * (sum(steps) + _DRIFT))]
+
+
+def _step(server: Row) -> float:
+    """How far the next rate that failed lies above the one that was found, as a share of it; 0 above no rate at all: all of them failed."""
+    rate = server["rate"]
+    return min((trial["rate"] for trial in server["trials"] if trial["rate"] > rate), default=math.inf) / rate - 1 if rate else 0.0

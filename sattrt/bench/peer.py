@@ -95,8 +95,9 @@ def _run(words: list[str], command: str, path: Path, limit: float) -> tuple[floa
 
 def _labels(command: str, text: str, classes: tuple[str, ...], count: int) -> NDArray[np.int64]:
     known = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
+    longest = sorted(known, key=len, reverse=True)  # of the classes "Sea" and "Sea Lake" the one that is meant
     words = [line.split("\t")[0].strip() for line in text.splitlines() if line.strip()]
-    found = [known.get(word, known.get(word.partition(" ")[0])) for word in words]
+    found = [next((known[name] for name in longest if f"{word} ".startswith(f"{name} ")), None) for word in words]
     if len(found) != count or None in found:
         odd = next((word for word, label in zip(words, found, strict=True) if label is None), f"{len(found)} lines")
         raise InputError(

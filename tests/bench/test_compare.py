@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: s
         "server": {"rate": 800 / slower, "bound_ms": 50.0, "trials": [{"rate": rate / slower} for rate in (1000, 500, 750, 800, 810)]},
     }
     return {"schema": 3, "dataset": {"digest": digest}, "engines": [row], "absent": {}, "warnings": []}
+
+
+def served(rate: float, *trials: float) -> dict[str, Any]:
+    """A report whose server scenario held that rate, and tried those."""
+    made = document()
+    made["engines"][0]["server"] |= {"rate": rate, "trials": [{"rate": each} for each in (rate, *trials)]}
+    return made
 
 
 def test_a_run_held_against_itself_differs_in_nothing() -> None:
@@ -109,6 +117,31 @@ def test_a_rate_is_known_up_to_the_next_that_failed() -> None:
     assert rate.noise == pytest.approx(100 * (2 * 10 / 800 + 0.05))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "percent", "noise", "real"),
+    [
+        (served(800, 810), served(0, 1000, 500, 31), -100, 100 * (10 / 800 + 0.05), True),  # all of them failed
+        (served(800), served(80, 81), -90, 100 * (1 / 80 + 0.05), True),  # a fall from a lower bound
+        (served(800), served(700), -12.5, None, False),  # to a lower bound: it may be none
+        (served(80, 81), served(800), 900, 100 * (1 / 80 + 0.05), True),
+        (served(800), served(800), 0, None, False),
+    ],
+)
+def test_a_rate_that_no_trial_failed_above_is_a_lower_bound(
+    old: dict[str, Any], new: dict[str, Any], percent: float, noise: float | None, real: bool
+) -> None:
+    found = against(old, new)
+    [rate] = [change for change in found.changes if change.figure == "server, tiles/s"]
+    assert rate.percent == pytest.approx(percent)
+    assert rate.noise == (pytest.approx(noise) if noise else math.inf)
+    assert rate.real == real
+    assert (found.failure(5) is not None) == (real and percent < 0)
+
+
+def test_a_rate_that_was_none_before_is_not_compared() -> None:
+    assert not [change for change in compare(served(0, 5), served(800, 810)) if change.figure == "server, tiles/s"]
+
+
 def test_an_engine_that_is_gone_fails_the_check() -> None:
     new = document()
     new["engines"][0]["engine"] = "other"
@@ -131,6 +164,11 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
         ({"engines": [{"engine": "e"}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"offline": 3}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"accuracy": None}]}, "baseline is damaged"),
+        ({"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": float("nan"), "wrong": []}}]}, "is no number"),
+        ({"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": 98.0, "wrong": []}}]}, "accuracy of 98"),
+        ({"engines": served(float("inf"))["engines"]}, "is no number"),
+        ({"engines": served(float("nan"), 900)["engines"]}, "is no number"),
+        ({"engines": served(-5)["engines"]}, "a server rate of -5"),
         ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": "x", "indicative": []}}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": [0.0] * 9, "indicative": []}}]}, "baseline is damaged"),
     ],
@@ -155,3 +193,6 @@ def test_a_baseline_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 def test_accuracies_on_other_tiles_are_not_compared() -> None:
     figures = [change.figure for change in compare(document(), document(wrong=("a",), digest="other"))]
     assert figures == [*TIMINGS, "server, tiles/s"]
+    new = document(wrong=("a",), digest="other")
+    against(document(), new)
+    assert new["warnings"] == ["Accuracy was not compared, of e: the baseline was measured on other tiles."]

@@ -30,6 +30,11 @@ def test_a_foreign_program_is_timed_without_its_start(answer: str) -> None:
     assert peer.start_seconds > 0.05
 
 
+def test_of_two_class_names_the_longer_that_fits_is_meant() -> None:
+    answer = "('Sea 0.9', 'Sea Lake 0.9', 'Sea Lake')[tile[0, 0, 0] % 3]"
+    assert run_peer(program(answer), TILES, ("Sea", "Sea Lake"), 60).labels.tolist() == [0, 1, 1, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
