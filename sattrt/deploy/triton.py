@@ -7,20 +7,24 @@ Source: Triton's model configuration, https://github.com/triton-inference-server
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import ContractError, InputError
 from ..runtime import Bundle, EngineRecord
 from ..spec import ModelSpec, atomic_folder, write_bytes
 
-# Triton's backend and the file it looks for; it has none for TensorRT-RTX, and tells OpenVINO no precision
-BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "openvino": ("openvino", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
+# Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
+# bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged
+BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
 _QUEUE_MICROSECONDS = 2000
 
 
 def write_triton(bundle: Bundle, folder: Path) -> list[str]:
-    """Write the repository into `folder`, which must be absent, empty, or hold one written before; returns the names of its models."""
+    """Write the repository into `folder`, which must be absent, empty, or hold one written before; returns the names of its models.
+
+    ContractError for a changed file, or a plan without a largest batch.
+    """
     marker = folder / ".sattrt"
     if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another folder.")
@@ -31,13 +35,13 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
             flags = record.record.get("flags")
             if isinstance(flags, list) and "STRIP_PLAN" in flags:  # Triton would not put its weights in
                 continue
-            if record.backend not in BACKENDS or (record.backend, record.precision) == ("openvino", "bf16"):
+            if record.backend not in BACKENDS:
                 continue
             name = f"{bundle.path.resolve().name}-{record.name}"
             (target / name / "1").mkdir(parents=True)
             write_bytes(target / name / "config.pbtxt", model_config(name, bundle.spec, record).encode())
-            shutil.copyfile(bundle.path / "labels.txt", target / name / "labels.txt")
-            shutil.copyfile(bundle.path / record.file, target / name / "1" / BACKENDS[record.backend][1])
+            write_bytes(target / name / "labels.txt", bundle.read("labels.txt"))
+            write_bytes(target / name / "1" / BACKENDS[record.backend][1], bundle.read(record.file))
             names.append(name)
     return names
 
@@ -48,9 +52,12 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
     if kind == "UINT16" and record.backend == "tensorrt":  # a plan takes the same memory as bytes
         kind, values = "UINT8", 2 * values
     backend, file = BACKENDS[record.backend]
-    largest = record.record["profile"]["max"] if "profile" in record.record else 64
+    profile = record.record.get("profile", {"max": 64})
+    largest = profile.get("max") if isinstance(profile, dict) else None
+    if not isinstance(largest, int) or largest < 1:
+        raise ContractError(f"{record.name} has a record without its largest batch. Export the bundle again.")
     preferred = sorted({max(1, largest // 4), largest})
-    return f"""name: "{name}"
+    return f"""name: {json.dumps(name, ensure_ascii=False)}
 backend: "{backend}"
 default_model_filename: "{file}"
 max_batch_size: {largest}

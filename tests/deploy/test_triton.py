@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import venv
 from pathlib import Path
@@ -6,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sattrt.deploy.triton import write_triton
-from sattrt.errors import InputError
-from sattrt.runtime import Bundle
+from sattrt.deploy.triton import model_config, write_triton
+from sattrt.errors import ContractError, InputError
+from sattrt.runtime import Bundle, EngineRecord, read_bundle
 
 PARSE = """
 import json, sys
@@ -36,9 +38,11 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_repository_is_what_tritons_own_schema_says(schema: Path, bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / 'of "ours"', copy_function=os.link)
+    bundle = read_bundle(tmp_path / 'of "ours"')
     names = write_triton(bundle, tmp_path / "models")
     assert f"{bundle.path.name}-onnxruntime-int8" in names
-    assert not [name for name in names if "rtx" in name or "bf16" in name]
+    assert not [name for name in names if "rtx" in name or "openvino" in name]
     done = subprocess.run([schema, "-c", PARSE, tmp_path / "models"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parsed: dict[str, Any] = json.loads(done.stdout)
@@ -56,6 +60,24 @@ def test_the_repository_is_what_tritons_own_schema_says(schema: Path, bundle: Bu
         assert (folder / config["output"][1]["label_filename"]).read_text().split() == list(bundle.spec.classes)
         assert config["dynamic_batching"] == {"preferred_batch_size": [16, 64], "max_queue_delay_microseconds": "2000"}
         assert config["max_batch_size"] == 64
+
+
+def test_a_changed_file_is_not_served(copy: Path, bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("labels.txt", "model.fp32.onnx"):
+        whole, opened = (copy / name).read_bytes(), read_bundle(copy)
+        (copy / name).unlink()
+        (copy / name).write_bytes(whole[:-1])
+        with pytest.raises(ContractError, match=rf"{name} was changed"):
+            write_triton(opened, tmp_path / "models")
+        assert not (tmp_path / "models").exists()
+        (copy / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("profile", [None, [], {}, {"max": None}, {"max": 0}, {"max": "8"}])
+def test_a_plan_without_a_largest_batch_is_refused(bundle: Bundle, profile: object) -> None:
+    record = EngineRecord("tensorrt-fp16", "tensorrt", "fp16", "a.plan", {"profile": profile})
+    with pytest.raises(ContractError, match="without its largest batch"):
+        model_config("m", bundle.spec, record)
 
 
 def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: Path) -> None:
