@@ -11,6 +11,8 @@ import numpy as np
 
 from sattrt.runtime import open_bundle
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python engines/embed.py BUNDLE [TILES.npy]")
 folder = Path(sys.argv[1])
 tiles = np.load(sys.argv[2]) if len(sys.argv) > 2 else np.load(folder / "golden.npz")["tiles"]
 

@@ -20,15 +20,18 @@ int main(int argc, char** argv) try {
     const ov::element::Type type = model.input("input").get_element_type();  // u8, or u16 for digital numbers
     const size_t bytes = shape[1] * shape[2] * shape[3] * type.size();
     auto tiles = read_tiles(argv[3], bytes);
-    shape[0] = tiles.size() / bytes;
+    const size_t count = tiles.size() / bytes;
 
     auto request = model.create_infer_request();
-    request.set_tensor("input", ov::Tensor(type, shape, tiles.data()));
-    request.infer();
-    const ov::Tensor answer = request.get_tensor("probabilities");
-    if (answer.get_shape() != ov::Shape{shape[0], names.size()})
-        throw std::runtime_error(bundle + " has another number of classes than its labels.txt. Export it again.");
-    print_answers(names, answer.data<float>(), shape[0]);
+    for (size_t first = 0; first < count; first += LARGEST_BATCH) {
+        shape[0] = std::min(LARGEST_BATCH, count - first);
+        request.set_tensor("input", ov::Tensor(type, shape, tiles.data() + first * bytes));
+        request.infer();
+        const ov::Tensor answer = request.get_tensor("probabilities");
+        if (answer.get_shape() != ov::Shape{shape[0], names.size()})
+            throw std::runtime_error(bundle + " has another number of classes than its labels.txt. Export it again.");
+        print_answers(names, answer.data<float>(), shape[0]);
+    }
 } catch (const std::exception& error) {
     std::cerr << "embed_openvino: " << error.what() << '\n';
     return 1;

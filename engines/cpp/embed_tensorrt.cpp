@@ -47,7 +47,8 @@ int main(int argc, char** argv) try {
     nvinfer1::Dims shape = engine->getTensorShape("input");  // (batch, height, width, bands)
     const size_t bytes = volume(shape), classes = volume(engine->getTensorShape("probabilities"));
     if (classes != names.size()) throw std::runtime_error(bundle + " has another number of classes than its labels.txt. Export it again.");
-    const auto largest = static_cast<size_t>(engine->getProfileShape("input", 0, nvinfer1::OptProfileSelector::kMAX).d[0]);
+    const auto most = static_cast<size_t>(engine->getProfileShape("input", 0, nvinfer1::OptProfileSelector::kMAX).d[0]);
+    const size_t largest = std::min(LARGEST_BATCH, most);
     const auto tiles = read_tiles(argv[3], bytes);
     const size_t count = tiles.size() / bytes;
 

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+constexpr size_t LARGEST_BATCH = 256;  // as sattrt cuts them: more at once take more memory, and are no faster
+
 inline std::vector<char> read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     if (!file) throw std::runtime_error(path + " can't be read. Check the path.");
@@ -27,6 +29,7 @@ inline std::vector<std::string> read_labels(const std::string& bundle) {
 
 // Raw tiles, one after another, each of `bytes` bytes.
 inline std::vector<uint8_t> read_tiles(const std::string& path, size_t bytes) {
+    if (!bytes) throw std::runtime_error("The model takes tiles of no fixed size. Give one that sattrt exported.");
     const std::vector<char> content = read_file(path);
     if (content.empty() || content.size() % bytes)
         throw std::runtime_error(path + " holds no whole number of tiles of " + std::to_string(bytes) + " bytes. Cut tiles of that size.");

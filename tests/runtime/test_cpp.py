@@ -30,11 +30,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("model", "engine"), [("model.fp32.onnx", "openvino-fp32"), ("model.int8-cpu.onnx", "openvino-int8")])
 def test_the_cpp_example_gives_the_golden_answers(program: Path, bundle: Bundle, tmp_path: Path, model: str, engine: str) -> None:
     golden = np.load(bundle.path / "golden.npz")
-    golden["tiles"].tofile(tmp_path / "tiles.raw")
+    np.resize(golden["tiles"], (520, 64, 64, 3)).tofile(tmp_path / "tiles.raw")  # batches of 256, 256 and 8
     done = subprocess.run([program, bundle.path, model, tmp_path / "tiles.raw"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = [line.split("\t") for line in done.stdout.splitlines()]
-    logits = golden[engine].astype(np.float64)
+    logits = np.resize(golden[engine], (520, 3)).astype(np.float64)
     powers = np.exp(logits - logits.max(1, keepdims=True))
     assert [name for name, _ in answers] == [bundle.spec.classes[label] for label in logits.argmax(1)]
     np.testing.assert_allclose(
@@ -60,6 +60,19 @@ def test_the_tensorrt_example_gives_the_golden_answers(program: Path, bundle: Bu
         assert done.returncode == 0, done.stderr
         names = [bundle.spec.classes[label] for label in golden["torch-fp32"].argmax(1)]
         assert [line.split("\t")[0] for line in done.stdout.splitlines()] == names
+
+
+def test_the_cpp_example_refuses_a_model_of_tiles_without_a_size(program: Path, bundle: Bundle, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(bundle.path / "model.fp32.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "height"
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    (tmp_path / "tiles.raw").write_bytes(b"123")
+    done = subprocess.run([program, tmp_path, "model.onnx", tmp_path / "tiles.raw"], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "no fixed size" in done.stderr
 
 
 def test_the_cpp_example_refuses_what_is_no_tile(program: Path, bundle: Bundle, tmp_path: Path) -> None:
