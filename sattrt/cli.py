@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,7 @@ app = typer.Typer(
     help="Labelled satellite tiles in, a fast, checked inference engine out.",
 )
 
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's; newer typer has a click of its own, under another name
 DatasetFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt data` wrote.", show_default=False)]
 Signed = Annotated[
     Path | None, typer.Option("--require-signature", help="Public key; refuse a bundle that its owner did not sign.", show_default=False)
@@ -56,9 +57,17 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     try:
-        app()
+        sys.exit(app(prog_name="sattrt", standalone_mode=False))
     except SattrtError as error:
         sys.exit(f"sattrt: {error}")
+    except _UsageError as error:  # exit code 2 is a regression's alone
+        if error.ctx and len(sys.argv) == 1:
+            print(error.ctx.get_help())
+            sys.exit(1)
+        path = error.ctx.command_path if error.ctx else "sattrt"
+        sys.exit(f"sattrt: {' '.join(error.format_message().split()).rstrip('.')}. See {path} --help")
+    except typer.Abort:  # Ctrl-C
+        sys.exit("Aborted.")
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -344,9 +353,9 @@ def sign(
     key: Annotated[Path, typer.Option(help="Ed25519 private key in PEM: openssl genpkey -algorithm ed25519", show_default=False)],
 ) -> None:
     """Sign a bundle, so that others can ask for it with --require-signature."""
-    from .runtime.signature import sign as run_sign
+    from .runtime import sign_bundle
 
-    print(run_sign(bundle, key))
+    print(sign_bundle(bundle, key))
 
 
 @app.command()

@@ -170,6 +170,28 @@ def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -
     assert "nothing.jpg" in refusal("predict", bundle.path, tmp_path / "nothing.jpg")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("bench", "b", "--max-regresion", "5"), "No such option: --max-regresion"),
+        (("bench", "b", "--max-regression", "x"), "Invalid value for '--max-regression'"),
+        (("bench",), "Missing argument"),
+        (("predict", "b", "t.png", "--engine"), "requires an argument"),
+        (("fly",), "No such command 'fly'"),
+    ],
+)
+def test_a_mistyped_command_is_no_regression(arguments: tuple[str, ...], says: str) -> None:
+    message = refusal(*arguments)
+    assert says in message
+    assert message.endswith("--help")
+
+
+def test_without_a_command_there_is_help() -> None:
+    done = sattrt()
+    assert (done.returncode, done.stderr) == (1, "")
+    assert all(stage in done.stdout for stage in STAGES)
+
+
 def test_doctor_says_what_an_absence_costs_and_what_mends_it() -> None:
     done = sattrt("doctor")
     assert done.returncode == 0, done.stderr
