@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError
-from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle
-from ..runtime.bundle import unlisted
+from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
 from ..runtime.ort import require_tensorrt, save_optimised
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, atomic_folder, check_schema, read_json, sha256_file, write_bytes, write_json

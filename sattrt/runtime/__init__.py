@@ -8,7 +8,7 @@ with open_bundle("engines/eurosat") as engine:
 """
 
 from .batcher import Batcher
-from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle
+from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle, sign_bundle, unlisted
 from .engine import REJECTED, Engine, EngineRecord, NoNumbersError, Prediction
 from .selftest import Check, selftest
 
@@ -28,4 +28,6 @@ __all__ = [
     "open_engine",
     "read_bundle",
     "selftest",
+    "sign_bundle",
+    "unlisted",
 ]

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..spec import ModelSpec, check_schema, parse_json, read_bytes
+from ..spec import ModelSpec, check_schema, parse_json, read_bytes, write_bytes
 from .engine import Backend, Engine, EngineRecord
+from .signature import SIGNATURE, sign, verify_signature
 
 SCHEMA = 1
-MANIFEST, SIGNATURE = "bundle.json", "bundle.sig"
+MANIFEST = "bundle.json"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
 _EXTERNAL = b"location"  # the key under which an ONNX file names another that holds its weights
 
@@ -122,13 +123,24 @@ def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
     """
     content = read_manifest(path)
     if signed_by:
-        from .signature import verify_signature
-
         verify_signature(path, content, signed_by)
     bundle = parse_bundle(path, content)
     if signed_by:
         bundle.refuse_unlisted()
     return bundle
+
+
+def sign_bundle(path: Path, key: Path) -> Path:
+    """Sign a bundle with a private key; returns the path of the signature.
+
+    InputError for what is no such key, ContractError for a changed file, or one that is not of the bundle.
+    """
+    content = read_manifest(path)
+    bundle = parse_bundle(path, content)
+    bundle.verify()
+    bundle.refuse_unlisted()
+    write_bytes(path / SIGNATURE, sign(content, key))
+    return path / SIGNATURE
 
 
 def read_manifest(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """Who made a bundle: an Ed25519 signature over its manifest, and so over the digest of every file in it.
 
-    sign(Path("engines/eurosat"), Path("key.pem"))                     # writes bundle.sig
+    sign_bundle(Path("engines/eurosat"), Path("key.pem"))              # writes bundle.sig
     read_bundle(Path("engines/eurosat"), Path("key.pub.pem"))          # ContractError unless that key signed this very manifest
 
 Keys are PEM files as `openssl genpkey -algorithm ed25519` writes them. Needs the package cryptography, on the machine that asks alone.
@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..spec import read_bytes, write_bytes
-from .bundle import SIGNATURE, parse_bundle, read_manifest
+from ..spec import read_bytes
+
+SIGNATURE = "bundle.sig"
 
 
-def sign(folder: Path, key: Path) -> Path:
-    """Sign a bundle with a private key; returns the path of the signature.
-
-    InputError for what is no such key, ContractError for a changed file, or one that is not of the bundle.
-    """
+def sign(manifest: bytes, key: Path) -> bytes:
+    """The signature of a bundle's manifest by a private key. InputError for what is no such key."""
     serialization, ed25519, _, unsupported = _cryptography()
     try:
         private = serialization.load_pem_private_key(read_bytes(key), None)
@@ -28,12 +26,8 @@ def sign(folder: Path, key: Path) -> Path:
         raise InputError(f"{key} is no unencrypted private key in PEM ({error}). Make one: openssl genpkey -algorithm ed25519") from None
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise InputError(f"{key} is a private key of another kind. Make one: openssl genpkey -algorithm ed25519")
-    manifest = read_manifest(folder)
-    bundle = parse_bundle(folder, manifest)
-    bundle.verify()
-    bundle.refuse_unlisted()
-    write_bytes(folder / SIGNATURE, private.sign(manifest))
-    return folder / SIGNATURE
+    signature: bytes = private.sign(manifest)
+    return signature
 
 
 def verify_signature(folder: Path, manifest: bytes, key: Path) -> None:

@@ -226,6 +226,8 @@ def test_the_embedding_example_runs_on_it(bare_python: Path, bundle: Bundle, tmp
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("onnxruntime-fp32 on ")
         assert len(done.stdout.splitlines()) == lines
+    done = subprocess.run([bare_python, ROOT / "engines" / "embed.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "usage: python engines/embed.py BUNDLE [TILES.npy]\n")
 
 
 def test_importing_the_runtime_loads_no_other_part() -> None:

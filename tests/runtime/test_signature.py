@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from sattrt.errors import ContractError, InputError
-from sattrt.runtime import open_bundle
-from sattrt.runtime.signature import sign, verify_signature
+from sattrt.runtime import open_bundle, sign_bundle
+from sattrt.runtime.signature import verify_signature
 
 
 def keys(folder: Path, name: str, private: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | None = None) -> tuple[Path, Path]:
@@ -24,7 +24,7 @@ def test_only_what_the_owner_of_the_key_signed_is_opened(copy: Path, tmp_path: P
     (private, public), (_, stranger) = keys(tmp_path, "mine"), keys(tmp_path, "other")
     with pytest.raises(ContractError, match="not signed"):
         open_bundle(copy, "onnxruntime-int8", signed_by=public)
-    sign(copy, private)
+    sign_bundle(copy, private)
     open_bundle(copy, "onnxruntime-int8", signed_by=public).close()
     open_bundle(copy, "onnxruntime-int8").close()
     with pytest.raises(ContractError, match="not signed by the owner"):
@@ -33,7 +33,7 @@ def test_only_what_the_owner_of_the_key_signed_is_opened(copy: Path, tmp_path: P
 
 def test_a_bundle_that_was_changed_and_sealed_again_is_refused(copy: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path, "mine")
-    sign(copy, private)
+    sign_bundle(copy, private)
     spec = json.loads((copy / "spec.json").read_text())
     reseal(copy, "spec.json", json.dumps(spec | {"classes": spec["classes"][::-1]}).encode())
     open_bundle(copy, "onnxruntime-int8").close()  # digests alone can't know
@@ -43,7 +43,7 @@ def test_a_bundle_that_was_changed_and_sealed_again_is_refused(copy: Path, tmp_p
 
 def test_what_no_signature_vouches_for_is_refused(copy: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path, "mine")
-    sign(copy, private)
+    sign_bundle(copy, private)
     for path in (copy / "weights.bin", copy / "more" / "weights.bin"):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
@@ -52,19 +52,19 @@ def test_what_no_signature_vouches_for_is_refused(copy: Path, tmp_path: Path) ->
         with pytest.raises(ContractError, match=f"{name} is not of the bundle"):
             open_bundle(copy, "onnxruntime-int8", signed_by=public)
         with pytest.raises(ContractError, match=f"{name} is not of the bundle"):
-            sign(copy, private)
+            sign_bundle(copy, private)
         path.unlink()
     (copy / "more").rmdir()
     open_bundle(copy, "onnxruntime-int8", signed_by=public).close()
     (copy / "MODEL_CARD.md").write_text("x")
     with pytest.raises(ContractError, match="was changed"):
-        sign(copy, private)
+        sign_bundle(copy, private)
 
 
 def test_what_was_signed_is_what_is_read(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody writes another manifest and contract just after the signature was checked."""
     private, public = keys(tmp_path, "mine")
-    sign(copy, private)
+    sign_bundle(copy, private)
     before = (copy / "bundle.json").read_bytes()
     spec = json.loads((copy / "spec.json").read_text())
 
@@ -72,7 +72,7 @@ def test_what_was_signed_is_what_is_read(copy: Path, tmp_path: Path, monkeypatch
         verify_signature(folder, manifest, key)
         reseal(folder, "spec.json", json.dumps(spec | {"classes": spec["classes"][::-1]}).encode())
 
-    monkeypatch.setattr("sattrt.runtime.signature.verify_signature", checked_then_changed)
+    monkeypatch.setattr("sattrt.runtime.bundle.verify_signature", checked_then_changed)
     with pytest.raises(ContractError, match=r"spec.json was changed"):
         open_bundle(copy, "onnxruntime-int8", signed_by=public)
     assert (copy / "bundle.json").read_bytes() != before
@@ -84,9 +84,9 @@ def test_what_is_no_key_is_named(copy: Path, tmp_path: Path) -> None:
     mine, mine_public = keys(tmp_path, "mine")
     for wrong in (tmp_path / "text.pem", private, tmp_path / "nothing.pem", mine_public):
         with pytest.raises(InputError, match=wrong.name):
-            sign(copy, wrong)
+            sign_bundle(copy, wrong)
     assert not (copy / "bundle.sig").exists()
-    sign(copy, mine)
+    sign_bundle(copy, mine)
     for wrong in (tmp_path / "text.pem", public, tmp_path / "nothing.pem", mine):
         with pytest.raises(InputError, match=wrong.name):
             open_bundle(copy, signed_by=wrong)
