@@ -9,7 +9,9 @@ file repeats it for people.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +26,20 @@ from .optimizer import MovingAverage
 
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors, and the run's state
 # what the state of a run that can go on has to hold
-STATE = (
-    "config",
-    "classes",
-    "dataset_digest",
-    "dataset_order",
-    "epochs",
-    "tiles",
-    "step",
-    "best_accuracy",
-    "best_epoch",
-    "precision",
-    "seconds",
-    "scaler",
-)
+STATE: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "classes": list,
+    "dataset_digest": str,
+    "dataset_order": str,
+    "epochs": int,
+    "tiles": int,
+    "step": int,
+    "best_accuracy": (int, float),
+    "best_epoch": int,
+    "precision": str,
+    "seconds": (int, float),
+    "scaler": dict,
+}
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -51,32 +53,42 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) ->
     write_json(path.with_suffix(".json"), state)
 
 
-def load(path: Path, needed: tuple[str, ...] = ()) -> Checkpoint:
+def load(path: Path, needed: Iterable[str] = ()) -> Checkpoint:
     """Tensors and state of a checkpoint; `needed`: keys that the state must have. InputError where there is none, ContractError where it is not ours."""
+    with _opened(path) as file:
+        state = _state(file, needed)
+        # copies: what safetensors gives is the file mapped into memory, whose place on the disk is taken until the last of it is gone
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, state  # noqa: SIM118 - not a dict
+
+
+def read_state(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
+    """The state alone; raises as `load` does."""
+    with _opened(path) as file:
+        return _state(file, needed)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist. Train first: sattrt train DATASET --out {path.parent}")
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, _state(file, needed)  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            yield file
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise ContractError(f"{path} is not a sattrt checkpoint, or is damaged ({error}). Train again, or restore it.") from None
 
 
-def steps_done(path: Path) -> int:
-    """Optimizer steps that a checkpoint was written after; 0 too where there is none, or none that can be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            return int(_state(file, ("step",))["step"])
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
-        return 0
-
-
-def _state(file: Any, needed: tuple[str, ...]) -> dict[str, Any]:
+def _state(file: Any, needed: Iterable[str]) -> dict[str, Any]:
     state = json.loads((file.metadata() or {})["sattrt"])
-    if not isinstance(state, dict) or not isinstance(state.get("classes", []), list):
+    if not isinstance(state, dict):
         raise ValueError("its state is not one")
-    if missing := [key for key in needed if key not in state]:
-        raise ValueError(f"its state lacks {missing[0]!r}")
+    for key in needed:
+        if key not in state:
+            raise ValueError(f"its state lacks {key!r}")
+        value = state[key]
+        sound = isinstance(value, STATE[key]) and not isinstance(value, bool) and not (isinstance(value, int) and value < 0)
+        if not sound or (isinstance(value, list) and not all(isinstance(name, str) for name in value)):
+            raise ValueError(f"its state has {str(value)[:50]!r} as {key!r}")
     return state
 
 

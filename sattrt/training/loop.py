@@ -34,10 +34,11 @@ from .config import TrainConfig
 from .cpu import use_products
 from .finish import finish
 from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
+from .hold import held
 from .keeper import PATIENCE, Keeper
 from .log import Row, TrainLog, Window
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
-from .run import check_splits, load_last, refuse_to_overwrite, spec_of, write_samples
+from .run import check_splits, config_of, load_last, refuse_to_overwrite, spec_of, write_samples
 from .schedule import fit_in_time, learning_rate_at
 from .syncnorm import synchronise_batchnorm
 
@@ -97,20 +98,23 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
 
     patience: how long the end of an epoch waits with a checkpoint (`keeper.PATIENCE`); 0 is not at all.
     SIGTERM and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
-    Raises InputError for an empty split, a folder that holds another run, a loss that is not finite or diverges;
+    Raises InputError for an empty split, a folder that holds another run or that one is at work in, a loss that is not finite or diverges;
     ContractError for a resume with another dataset or weights that don't fit.
     """
     started = time.perf_counter()
-    saved = None
-    if config is None:
-        config, saved = load_last(dataset, out)
+    saved, resume = None, config is None
+    config = config or config_of(out)
     check_splits(dataset)
-    with ranks(config.threads) as rank, StopRequest() as stop:
-        if saved is None and rank.restarted and (out / "last.safetensors").exists():  # the launcher repeats the command it was given
-            config, saved = load_last(dataset, out)
-        elif saved is None:
+    with ranks(config.threads) as rank, StopRequest() as stop, held(out, rank) as hold:
+        if resume or (hold.begun_here and (out / "last.safetensors").exists()):  # the launcher repeats the command it was given
+            saved = load_last(dataset, out)
+            config = config_of(out)
+        else:
             refuse_to_overwrite(out)
-        return _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop, Keeper(out, patience)).run()
+        hold.begin()
+        run = _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop, Keeper(out, patience))
+        del saved  # or it would be kept in memory beside what was made of it
+        return run.run()
 
 
 class _Run:

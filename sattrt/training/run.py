@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..data.dataset import Dataset, balanced
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, check_state
-from ..spec import ModelSpec, atomic_path, read_bytes
+from ..spec import ModelSpec, atomic_path, read_bytes, read_json
 from . import checkpoint
 from .config import TrainConfig
 
@@ -126,26 +126,42 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
     return model.eval(), spec
 
 
-def load_last(dataset: Dataset, run: Path) -> tuple[TrainConfig, checkpoint.Checkpoint]:
-    """What a run needs to go on, and the settings it was begun with. ContractError where it was trained on something else."""
+def config_of(run: Path) -> TrainConfig:
+    """The settings that a run was begun with."""
     path = run / "last.safetensors"
-    tensors, state = checkpoint.load(path, checkpoint.STATE)
+    return TrainConfig.from_dict(checkpoint.read_state(path, checkpoint.STATE)["config"], str(path))
+
+
+def load_last(dataset: Dataset, run: Path) -> checkpoint.Checkpoint:
+    """What a run needs to go on. ContractError where it was trained on something else."""
+    tensors, state = checkpoint.load(run / "last.safetensors", checkpoint.STATE)
     check_same_data(state, dataset, run)
-    return TrainConfig.from_dict(state["config"], str(path)), (tensors, state)
+    return tensors, state
 
 
 def refuse_to_overwrite(out: Path) -> None:
     """A new run takes a folder that is absent, empty, or left by a run that did not make a single step."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file, not a folder. Choose another --out.")
     last = out / "last.safetensors"
-    if last.exists() and (steps := checkpoint.steps_done(last)):
+    try:
+        steps = checkpoint.read_state(last, ["step"])["step"] if last.exists() else 0
+    except (ContractError, InputError):
+        raise InputError(f"{last} can't be read as a checkpoint: it is not overwritten. Restore it, or choose another --out.") from None
+    if steps:
         raise InputError(f"{out} holds a run of {steps} steps already. Go on with --resume, or choose another --out.")
     if last.exists() and (out / "best.safetensors").exists():
         raise InputError(f"{out} holds a run with a trained network already. Go on with --resume, or choose another --out.")
-    found = {path.name for path in out.glob("[!.]*")} - _OF_A_START
-    if found:
-        raise InputError(f"{out} holds {min(found)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
+    found = {path.name for path in out.glob("[!.]*")}
+    strange = found - _OF_A_START if _begun(out / "config.json") else found
+    if strange:
+        raise InputError(f"{out} holds {min(strange)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
+
+
+def _begun(config: Path) -> bool:
+    """Whether a run wrote this, which is the first that it writes."""
+    try:
+        return "ran_with" in read_json(config)
+    except (ContractError, InputError, TypeError):
+        return False
 
 
 def check_splits(dataset: Dataset) -> None:

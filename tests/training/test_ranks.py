@@ -70,7 +70,7 @@ def test_a_rank_that_dies_ends_the_run_and_is_named(dataset_folder: Path, tmp_pa
     assert process.returncode != 0
     assert "rank      : 1 (local_rank: 1)" in said
     assert "Signal 9 (SIGKILL)" in said
-    assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") > 0
+    assert checkpoint.read_state(tmp_path / "run" / "last.safetensors")["step"] > 0
 
 
 def test_a_restart_goes_on_from_the_last_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
@@ -81,6 +81,18 @@ def test_a_restart_goes_on_from_the_last_checkpoint(dataset_folder: Path, tmp_pa
     assert ", from step " in (tmp_path / "said").read_text()
     steps = 12 * (len(Dataset.read(dataset_folder).tiles("train")) // 16)
     assert [row["step"] for row in read_log(tmp_path / "run" / "log.csv")] == list(range(1, steps + 1))
+
+
+def test_a_restart_does_not_go_on_with_the_run_of_another_launch(dataset_folder: Path, run: Path, tmp_path: Path) -> None:
+    before = (run / "last.safetensors").stat()
+    command = launch(dataset_folder, tmp_path, 4, "--max-restarts", "1")
+    command[command.index("--nproc-per-node") + 1] = "1"
+    command[command.index("--out") + 1] = str(run)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ON_CPU)
+    assert done.returncode != 0
+    assert done.stderr.count("Go on with --resume") == 2, done.stderr  # the first start and the second
+    assert "best validation accuracy" not in done.stdout
+    assert (run / "last.safetensors").stat() == before
 
 
 def gradients(rank: int, world: int, folder: str) -> None:

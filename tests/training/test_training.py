@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tiles
+from safetensors.torch import save_file
 
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
@@ -23,6 +24,8 @@ from sattrt.errors import ContractError, InputError
 from sattrt.spec import ModelSpec
 from sattrt.training import checkpoint
 from sattrt.training.config import TrainConfig
+from sattrt.training.hardware import Rank
+from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.loop import Observer, Plan, train
 from sattrt.training.run import load_trained, spec_of
@@ -38,7 +41,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Dataset) -> None:
     wanted = {"best.safetensors", "best.json", "last.safetensors", "last.json", "config.json", "log.csv", "samples.npz", "spec.json"}
-    wanted |= {"curves.png", "curves.svg", "confusion.png", "worst.png", "tensorboard"}
+    wanted |= {"curves.png", "curves.svg", "confusion.png", "worst.png", "tensorboard", ".lock"}
     assert {path.name for path in run.iterdir()} == wanted
     spec = ModelSpec.read(run / "spec.json")
     assert (spec.classes, spec.mean, spec.dataset_digest) == (dataset.classes, dataset.mean, dataset.digest)
@@ -198,7 +201,7 @@ def test_a_loss_that_runs_away_stops_the_run(dataset: Dataset, tmp_path: Path, m
     monkeypatch.setattr("sattrt.training.loop.DIVERGED", 0.1)  # any loss at the start is larger
     with pytest.raises(InputError, match="The loss diverges"):
         train(dataset, tmp_path / "run", SMALL)
-    assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") == 0
+    assert checkpoint.read_state(tmp_path / "run" / "last.safetensors")["step"] == 0
     monkeypatch.undo()
     train(dataset, tmp_path / "run", replace(SMALL, epochs=1))  # nothing is lost, so the folder can be taken
 
@@ -302,12 +305,51 @@ def test_a_disk_that_fills_up_on_the_way_keeps_the_last_checkpoint(tmp_path: Pat
 
 
 def test_a_folder_of_something_else_is_not_written_into(dataset: Dataset, tmp_path: Path) -> None:
+    for name, content in (("config.json", "{}"), ("log.csv", "mine")):  # as a run calls its files
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=f"'{name}', which is not of a run"):
+            train(dataset, tmp_path, SMALL)
+        (tmp_path / name).unlink()
     (tmp_path / "spec.json").write_text("mine")
     with pytest.raises(InputError, match=r"'spec.json', which is not of a run"):
         train(dataset, tmp_path, SMALL)
     assert (tmp_path / "spec.json").read_text() == "mine"
     with pytest.raises(InputError, match="is a file"):
         train(dataset, tmp_path / "spec.json", SMALL)
+
+
+@pytest.mark.parametrize("content", [b"mine", b"", None])
+def test_a_checkpoint_that_can_not_be_read_is_not_overwritten(dataset: Dataset, tmp_path: Path, content: bytes | None) -> None:
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(content) if content is not None else save_file({"a": torch.ones(1)}, last)
+    before = last.read_bytes()
+    with pytest.raises(InputError, match=r"last.safetensors can't be read as a checkpoint: it is not overwritten"):
+        train(dataset, tmp_path, SMALL)
+    assert last.read_bytes() == before
+
+
+def test_a_folder_that_a_run_is_at_work_in_is_not_taken(dataset: Dataset, run: Path) -> None:
+    with held(run, Rank(0, 1, torch.device("cpu"), 1)):
+        for config in (SMALL, None):
+            with pytest.raises(InputError, match=f"Another process is training into {run}. Wait"):
+                train(dataset, run, config)
+    with pytest.raises(InputError, match="Go on with --resume"):
+        train(dataset, run, SMALL)
+
+
+def test_a_checkpoint_that_was_read_leaves_its_place_on_the_disk(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(100_000)}, {"step": 1})
+    tensors, _ = checkpoint.load(tmp_path / "last.safetensors")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert tensors["a"].sum() == 100_000
+
+
+@pytest.mark.parametrize("change", [{"step": "x"}, {"step": -1}, {"step": True}, {"config": []}, {"classes": [1]}, {"seconds": None}])
+def test_a_state_of_the_wrong_types_is_refused(dataset: Dataset, tmp_path: Path, change: dict) -> None:
+    sound = {key: (kind[1] if isinstance(kind, tuple) else kind)() for key, kind in checkpoint.STATE.items()}
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, sound | change)
+    with pytest.raises(ContractError, match=f"its state has .* as '{next(iter(change))}'"):
+        train(dataset, tmp_path, None)
 
 
 @pytest.mark.parametrize("state", [[], {}, {"classes": None}])
@@ -331,7 +373,7 @@ def test_a_gradient_that_is_no_number_leaves_the_checkpoint_as_it_was(
 
     with pytest.raises(InputError, match="gradient is no number"):
         train(dataset, tmp_path / "run", config, Spoil())
-    assert checkpoint.steps_done(tmp_path / "run" / "last.safetensors") == 0
+    assert checkpoint.read_state(tmp_path / "run" / "last.safetensors")["step"] == 0
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
