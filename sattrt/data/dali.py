@@ -5,7 +5,9 @@ DALI's own shuffling is not used: an explicit list of tiles can begin anywhere, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,16 @@ Read = Callable[[int], bytes | NDArray[np.uint16]]
 class DaliDecoder:
     """Decodes lists of tiles; `read` gives the encoded tile of an index, and says by InputError what is wrong with it.
 
-    encoded: whether `read` gives the bytes of a file, or the pixels themselves, uint16 (H, W, bands).
+    encoded: whether `read` gives the bytes of a file, or the pixels themselves, uint16 (H, W, bands). name_of: what a tile is called in errors.
     """
 
     name = "DALI"
 
-    def __init__(self, read: Read, device: torch.device, batch_size: int, threads: int, encoded: bool = True) -> None:
-        self._feed, self._encoded = _Feed(read), encoded
+    def __init__(
+        self, read: Read, device: torch.device, batch_size: int, threads: int, encoded: bool = True, name_of: Callable[[int], str] = str
+    ) -> None:
+        self._feed, self._encoded, self._name_of = _Feed(read), encoded, name_of
+        self._one_by_one = partial(DaliDecoder, read, device, 1, threads, encoded)
         on_gpu = device.type == "cuda"
         self._pipeline = _graph(
             feed=self._feed,
@@ -55,24 +60,36 @@ class DaliDecoder:
             else:
                 self._iterator.reset()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            raise self._explained(error) from None
-        while True:
+            raise self._explained(error, plan[0]) from None
+        for indices in plan:
             try:
                 images = next(self._iterator)[0]["images"]
                 # DALI's plugin for torch knows no uint16: the same 16 bits
                 yield images if self._encoded else images.view(torch.uint16)
-            except StopIteration:
-                return
             except RuntimeError as error:
-                raise self._explained(error) from None
+                raise self._explained(error, indices) from None
+        with contextlib.suppress(StopIteration):  # which the iterator has to have said before it begins anew
+            next(self._iterator)
 
-    def _explained(self, error: RuntimeError) -> SattrtError:
+    def _explained(self, error: RuntimeError, indices: NDArray[np.int64]) -> SattrtError:
+        """What the user can do about a failure at the tiles of these indices."""
         if self._feed.failure:
             return self._feed.failure
         text = " ".join(str(error).split())
         if "decode" in text or "nvImageCodec" in text or "uniform shape" in text:
-            return InputError(f"DALI can't decode the tiles ({text[:200]}). Run `sattrt data` again.")
+            tile = self._name_of(self._culprit(indices))
+            return InputError(f"DALI can't decode {tile} ({text[:200]}). Set decoder = \"pillow\", or take it out and run `sattrt data` again.")
         return BackendError(f"DALI can't run here ({text[:200]}). Check the driver with `sattrt doctor`.")
+
+
+    def _culprit(self, indices: NDArray[np.int64]) -> int:
+        """The first that can't be decoded alone either; the first of all, where each can."""
+        done = 0
+        if len(indices) > 1:
+            with contextlib.suppress(SattrtError):
+                for _ in self._one_by_one().batches(np.split(indices, len(indices))):
+                    done += 1
+        return int(indices[done % len(indices)])
 
 
 class _Feed:

@@ -28,7 +28,7 @@ from .geotiff import Place, read_geotiff
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_SIDE = 4096
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF's tags
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it can't read is a fault of the file, and said so; not logged as well
 
 
@@ -125,8 +125,11 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
                 raise InputError(f"too large ({image.width}x{image.height}; at most {MAX_SIDE} a side)")
             if image.mode != "RGB":
                 raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(_ORIENTATION, 1) != 1:  # which Pillow follows and DALI does not
+                raise InputError(f"turned by its orientation tag ({tags[_ORIENTATION]}; store its pixels as they are to be seen)")
             # Pillow would keep the upper half of 16-bit channels without a word
-            if max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(image.tile):
+            if max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(image.tile):
                 raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
             return np.asarray(image)
     except UnidentifiedImageError:

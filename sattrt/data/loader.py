@@ -183,7 +183,7 @@ class Loader:
             try:
                 from .dali import DaliDecoder
 
-                return DaliDecoder(read, self._device, batch_size, threads, encoded=self._source is not None)
+                return DaliDecoder(read, self._device, batch_size, threads, self._source is not None, lambda index: self._tiles[index].name)
             except ImportError as error:
                 if decoder == "dali":
                     raise BackendError(

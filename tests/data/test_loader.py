@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EUROSAT
+from PIL import Image
 
 from sattrt.data.augment import Augmentation
 from sattrt.data.dataset import Dataset
@@ -105,6 +106,17 @@ def test_a_tile_changed_since_the_scan_is_named(tiles: Path) -> None:
     (tiles / "Field" / "Field_3.jpg").write_bytes((tiles / "Field" / "Field_4.jpg").read_bytes())
     with pytest.raises(InputError, match=r"Field_3.jpg .*changed since"):
         pixels(training(dataset, batch_size=4))
+
+
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_a_tile_that_dali_can_not_decode_is_named(tiles: Path, cache_gb: float) -> None:
+    exif = Image.Exif()
+    exif[274] = 1
+    Image.open(tiles / "Field" / "Field_3.jpg").save(tiles / "Field" / "odd.webp", lossless=True, exif=exif)
+    dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
+    with pytest.raises(InputError, match=r'DALI can\'t decode Field/odd.webp .*decoder = "pillow"'):
+        pixels(training(dataset, batch_size=4, decoder="dali", cache_gb=cache_gb))
+    assert len(pixels(training(dataset, batch_size=37, decoder="pillow"))) == 37
 
 
 def test_tiles_that_are_gone_are_named(tiles: Path) -> None:

@@ -133,6 +133,15 @@ def test_what_can_not_be_used_is_left_out_with_its_reason(tiles: Path) -> None:
     assert len(dataset.all_tiles) == 36
 
 
+def test_a_tile_that_a_tag_turns_is_left_out(tiles: Path) -> None:
+    pixels = Image.open(tiles / "Field" / "Field_0.jpg")
+    for orientation in (1, 6):
+        pixels.save(tiles / "Field" / f"turned_{orientation}.tif", tiffinfo={274: orientation})
+    assert scan(tiles, RULE, workers=1).left_out == {
+        "Field/turned_6.tif": "turned by its orientation tag (6; store its pixels as they are to be seen)"
+    }
+
+
 def test_an_empty_class_is_named(tiles: Path) -> None:
     (tiles / "Desert").mkdir()
     with pytest.raises(InputError, match="'Desert' has no usable tile"):
