@@ -105,8 +105,8 @@ def data(
     from .errors import InputError
     from .machine import cores
 
-    rule = SplitRule.parse(split or "94:5:1", seed)
-    wanted = parse_bands(bands) if bands and bands != "all" else None
+    rule = SplitRule.parse("94:5:1" if split is None else split, seed)
+    wanted = parse_bands(bands) if bands is not None and bands != "all" else None
     with progress_bar("[progress.description]{task.description}", "files") as bar:
         if source == "eurosat" and not Path(source).exists():
             path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
@@ -117,7 +117,7 @@ def data(
     if strict and dataset.left_out:
         name, reason = next(iter(dataset.left_out.items()))
         raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
-    if split and dataset.split == "folders":
+    if split is not None and dataset.split == "folders":
         raise InputError(
             f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."
         )

@@ -196,8 +196,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole."""
-    path, token = Path(os.path.abspath(path)), secrets.token_hex(4)
+    """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole. InputError where a file is in its place."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another --out.")
+    path, token = Path(os.path.realpath(path)), secrets.token_hex(4)  # what a link leads to is replaced, not the link
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)

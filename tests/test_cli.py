@@ -99,6 +99,8 @@ def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None
     (tmp_path / "cut.zip").write_bytes(content[: len(content) // 2])
     assert "cut.zip is damaged or cut short" in refusal("data", tmp_path / "cut.zip", "--out", out)
     assert "--split" in refusal("data", tiles, "--out", out, "--split", "most:some")
+    assert "--split" in refusal("data", tiles, "--out", out, "--split", "")
+    assert "--bands" in refusal("data", tiles, "--out", out, "--bands", "")
     assert not out.exists()
     assert not (tmp_path.parent / "evil").exists()
 

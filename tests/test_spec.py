@@ -73,6 +73,20 @@ def test_a_failure_while_writing_keeps_the_old_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["b"]
 
 
+def test_a_folder_replaces_no_file_and_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"file is a file.*--out"), atomic_folder(tmp_path / "file"):
+        pass
+    (tmp_path / "old").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    with atomic_folder(tmp_path / "link") as folder:
+        write_bytes(folder / "x", b"new")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "old" / "x").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "old"]
+
+
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/a.*--out"):

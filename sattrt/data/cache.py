@@ -21,7 +21,7 @@ from ..errors import ContractError, InputError
 from ..spec import atomic_path, require_space, sha256_file
 from .dataset import Cache, Dataset
 from .decode import TileFormat
-from .sources import open_source
+from .sources import Source, open_source
 from .workers import each_file
 
 NAME = "tiles.npy"
@@ -29,12 +29,13 @@ NAME = "tiles.npy"
 
 @dataclasses.dataclass(frozen=True)
 class _Decoding:
-    """Name and content of a file to its pixels; InputError where it is not what was scanned."""
+    """A file of a source to its pixels; InputError where it is not what was scanned."""
 
     kind: TileFormat
     sha256: dict[str, str]
 
-    def __call__(self, name: str, content: bytes) -> NDArray[np.unsignedinteger]:
+    def __call__(self, source: Source, name: str) -> NDArray[np.unsignedinteger]:
+        content = source.read(name)
         if hashlib.sha256(content).hexdigest() != self.sha256[name]:
             raise InputError(f"{name} has changed since it was scanned. Run `sattrt data` again.")
         return self.kind.read(content).pixels

@@ -78,9 +78,10 @@ class DaliDecoder:
         text = " ".join(str(error).split())
         if "decode" in text or "nvImageCodec" in text or "uniform shape" in text:
             tile = self._name_of(self._culprit(indices))
-            return InputError(f"DALI can't decode {tile} ({text[:200]}). Set decoder = \"pillow\", or take it out and run `sattrt data` again.")
+            return InputError(
+                f'DALI can\'t decode {tile} ({text[:200]}). Set decoder = "pillow", or take it out and run `sattrt data` again.'
+            )
         return BackendError(f"DALI can't run here ({text[:200]}). Check the driver with `sattrt doctor`.")
-
 
     def _culprit(self, indices: NDArray[np.int64]) -> int:
         """The first that can't be decoded alone either; the first of all, where each can."""

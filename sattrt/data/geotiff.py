@@ -52,6 +52,10 @@ def read_geotiff(content: bytes, max_side: int) -> GeoTile:
                     raise InputError(
                         f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
                     )
+                if (size := opened.width * opened.height * opened.count) > 3 * max_side**2:  # before anything of that size is made
+                    raise InputError(
+                        f"too large ({size / 1e6:.0f} million values; at most {3 * max_side**2 / 1e6:.0f} million, as in the largest RGB)"
+                    )
                 if set(opened.dtypes) != {"uint16"}:
                     raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
                 pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))

@@ -92,6 +92,10 @@ class Loader:
         self._source: Source | None = None
         self._dataset = dataset
         if dataset.dtype == "uint8":
+            if not Path(dataset.source).exists():
+                raise InputError(
+                    f"The tiles are no longer at {dataset.source}. Put them back, or run `sattrt data` again with their new place."
+                )
             self._source = open_source(Path(dataset.source))
         else:
             self._cache = open_cache(dataset)

@@ -97,7 +97,8 @@ def touching(tiles: Sequence[Tile], places: Sequence[Place | None]) -> list[Pair
     placed = [(tile, place) for tile, place in zip(tiles, places, strict=True) if place]
     if not placed:
         return []
-    wide, high = (2.2 * max(getattr(place, half) for _, place in placed) for half in ("half_width", "half_height"))
+    # a tenth of a millimetre at least: next to nothing can't be counted in
+    wide, high = (max(2.2 * max(getattr(place, half) for _, place in placed), 1e-9) for half in ("half_width", "half_height"))
     cells: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (_, place) in enumerate(placed):
         cells[int(place.longitude // wide), int(place.latitude // high)].append(i)

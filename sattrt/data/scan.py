@@ -10,9 +10,11 @@ A spatial split draws for whole blocks of longitude instead, so that neighbours 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,11 +30,12 @@ from .dataset import SPLITS, Dataset, Leaks, Tile
 from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
 from .geotiff import GeoTile, Place, read_geotiff
 from .neighbours import near_duplicates, thumbnail, touching
-from .sources import Source, open_source
+from .sources import Source, Unreadable, open_source
 from .workers import each_file
 
 BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
 _SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_UNSHOWN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of control characters, bytes that are no UTF-8, line ends and such
 _ASKED, _TRIED, _SHOWN_PAIRS = 9, 200, 20
 
 
@@ -117,7 +120,8 @@ def scan(
     _refuse_empty(layout, tiles, left_out)
     in_train = [look for look, tile in zip(good, tiles, strict=True) if tile.split == "train"]
     if not in_train:
-        raise InputError(f"The train split of {source_path} is empty. Choose another --split, or add tiles.")
+        mend = "Add a train/ folder to it" if layout.split_folders else "Choose another --split, or add tiles"
+        raise InputError(f"The train split of {source_path} is empty. {mend}.")
     mean, std = _normalisation(in_train, float(np.iinfo(kind.dtype).max))
     return Dataset(
         source=str(source_path.resolve()),
@@ -151,8 +155,8 @@ class _Layout:
     def of(cls, source: Source) -> _Layout:
         files = source.names()
         for name in (*files, *source.folders(), *source.irregular):
-            if not name.isprintable():
-                raise InputError(f"{source.path} holds the name {name!a}, which is not readable text in UTF-8. Rename it.")
+            if any(unicodedata.category(character) in _UNSHOWN for character in name):
+                raise InputError(f"{source.path} holds the name {name!a}, which is not text that can be shown. Rename it.")
         images = [name for name in files if posixpath.splitext(name)[1].lower() in EXTENSIONS]
         if not images:
             raise InputError(f"{source.path} holds no image ({', '.join(sorted(EXTENSIONS))}). Give a folder of class folders.")
@@ -160,7 +164,7 @@ class _Layout:
         depth = depths.most_common(1)[0][0]
         if depth < 2:
             raise InputError(f"{source.path} has its images in no class folder. Put those of each class in a folder of its own.")
-        left_out = dict.fromkeys(source.irregular, "not a regular file")
+        left_out = dict(source.irregular)
         left_out |= dict.fromkeys(set(files).difference(images), "not an image file")
         left_out |= {name: "not in a class folder" for name in images if name.count("/") + 1 != depth}
         names = [name for name in images if name not in left_out]
@@ -225,7 +229,10 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
 
 def _are_spectral(source: Source, tiffs: list[str]) -> bool:
     """Whether more of some TIFF files are 16-bit GeoTIFF than 8-bit RGB; a damaged one is neither."""
-    contents = [source.read(name) for name in tiffs[:: max(1, len(tiffs) // _ASKED)]]
+    contents = []
+    for name in tiffs[:: max(1, len(tiffs) // _ASKED)]:
+        with contextlib.suppress(Unreadable):
+            contents.append(source.read(name))
     rgb = sum(_can_be_read(decode_rgb, content) for content in contents)
     return 2 * rgb < len(contents) and sum(_can_be_read(partial(read_geotiff, max_side=MAX_SIDE), content) for content in contents) > rgb
 
@@ -244,7 +251,11 @@ class _Looking:
 
     kind: TileFormat
 
-    def __call__(self, name: str, content: bytes) -> _Look:
+    def __call__(self, source: Source, name: str) -> _Look:
+        try:
+            content = source.read(name)
+        except Unreadable as error:
+            return _Look(name, "", 0, fault=error.fault)
         known = _Look(name, hashlib.sha256(content).hexdigest(), len(content))
         try:
             tile = self.kind.read(content)

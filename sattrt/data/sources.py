@@ -23,17 +23,34 @@ import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections import deque
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Generic, Self, TypeVar, cast
 
 from ..errors import InputError
-from ..spec import unwritable
 
 MAX_BYTES = 100 * 10**6
 _UNIX = 3  # of zip's systems, the one whose members have a mode
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+# what zipfile and tarfile raise for bytes that are not as they should be; the last three for names and sizes that make no sense
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
+
+
+class Unreadable(InputError):
+    """A file of a source that can't be read, while others can; `fault` is the reason alone, in a few words."""
+
+    fault = ""
 
 
 class Source(ABC):
@@ -43,9 +60,9 @@ class Source(ABC):
     opens_cheaply = True
 
     @property
-    def irregular(self) -> tuple[str, ...]:
-        """Names of what is no file: pipes, devices, links that lead nowhere."""
-        return ()
+    def irregular(self) -> dict[str, str]:
+        """Names of what is not looked into, with the reason: pipes, devices, links that lead nowhere, or where one was already."""
+        return {}
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -57,7 +74,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Content of a file. InputError where it can't be read."""
+        """Content of a file. Unreadable where it can't be read."""
 
     def close(self) -> None:  # noqa: B027 - a folder has nothing to close
         """Let go of the archive."""
@@ -102,27 +119,52 @@ class FolderSource(Source):
         return sorted(self._walked[1])
 
     @property
-    def irregular(self) -> tuple[str, ...]:
+    def irregular(self) -> dict[str, str]:
         return self._walked[2]
 
     @cached_property
-    def _walked(self) -> tuple[list[str], list[str], tuple[str, ...]]:
-        """Names of the files, of the folders, and of what is neither."""
+    def _walked(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """Names of the files, of the folders, and of what is neither, with the reason.
+
+        Each folder is walked once, by its own name before that of a link to it: linked to each other they would be walked for ever.
+        """
         found: list[str] = []
         below: list[str] = []
-        for root, folders, files in os.walk(self.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if _visible(name) and not _leads_back(root, name))
-            base = Path(root).relative_to(self.path)
-            below += [(base / name).as_posix() for name in folders]
-            found += [(base / name).as_posix() for name in files if _visible(name)]
-        irregular = tuple(name for name in found if not os.path.isfile(self.path / name))
-        return [name for name in found if name not in irregular], below, irregular
+        irregular: dict[str, str] = {}
+        top, walked, waiting = os.path.realpath(self.path), set[str](), deque([Path()])
+        while waiting:
+            linked = waiting.popleft()
+            real = os.path.realpath(self.path / linked)
+            if real in walked or (linked.parts and os.path.commonpath([real, top]) == real):
+                irregular[linked.as_posix()] = "a link to a folder that is looked into already"
+                continue
+            below += [linked.as_posix()] * bool(linked.parts)
+            for root, folders, files in os.walk(self.path / linked):
+                walked.add(os.path.realpath(root))
+                base = Path(root).relative_to(self.path)
+                folders[:] = sorted(filter(_visible, folders))
+                links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+                waiting += [base / name for name in links]
+                folders[:] = [name for name in folders if name not in links and os.path.realpath(os.path.join(root, name)) not in walked]
+                below += [(base / name).as_posix() for name in folders]
+                for name in filter(_visible, files):
+                    if os.path.isfile(os.path.join(root, name)):
+                        found.append((base / name).as_posix())
+                    else:
+                        irregular[(base / name).as_posix()] = "not a regular file"
+        return found, below, irregular
 
     def read(self, name: str) -> bytes:
+        path = self.path / name
         try:
-            return (self.path / name).read_bytes()
+            with open(path, "rb") as file:
+                _refuse_huge(self.path, name, os.fstat(file.fileno()).st_size)
+                return file.read()
+        except FileNotFoundError:
+            raise _unreadable(f"{path} is gone. Put it back, or run `sattrt data` again.", "gone") from None
         except OSError as error:
-            raise InputError(f"Can't read {self.path / name}: {error.strerror}. Check its permissions, or take it out.") from None
+            fault = f"can't be read: {error.strerror}"
+            raise _unreadable(f"{path} {fault}. Check its permissions, or take it out and run `sattrt data` again.", fault) from None
 
 
 Member = TypeVar("Member", bound=zipfile.ZipInfo | tarfile.TarInfo)
@@ -151,7 +193,7 @@ class ArchiveSource(Source, Generic[Member]):
         try:
             return self._members[name]
         except KeyError:
-            raise InputError(f"{name} is no longer in {self.path}. Run `sattrt data` again.") from None
+            raise _unreadable(f"{name} is no longer in {self.path}. Run `sattrt data` again.", "gone") from None
 
 
 class ZipSource(ArchiveSource[zipfile.ZipInfo]):
@@ -171,7 +213,7 @@ class ZipSource(ArchiveSource[zipfile.ZipInfo]):
         try:
             return self._zip.read(member)
         except (*_DAMAGED, OSError) as error:
-            raise _damaged(self.path, error, name) from None
+            raise _unreadable(str(_damaged(self.path, error, name)), f"damaged or cut short in the archive ({error})") from None
 
     def close(self) -> None:
         self._zip.close()
@@ -184,17 +226,16 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
         self._file, self.opens_cheaply = _plain_tar(path)
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             members = tar.getmembers()
-        end = os.fstat(self._file.fileno()).st_size
         for member in members:
             _refuse_mode(path, member.name, member.mode | (0 if member.isfile() or member.isdir() else stat.S_IFLNK))
-            if member.offset_data + member.size > end:
-                raise InputError(f"{path} is cut short at {member.name!r}. Fetch it again.")
         files = {member.name: member for member in members if member.isfile()}
         super().__init__(path, files, [member.name for member in members if member.isdir()])
 
     def read(self, name: str) -> bytes:
         member = self._member(name)
         _refuse_huge(self.path, name, member.size)
+        if member.issparse():
+            raise _unreadable(f"{self.path} holds {name!r} with holes in it. Pack it again without --sparse.", "packed with holes in it")
         return os.pread(self._file.fileno(), member.size, member.offset_data)
 
     def close(self) -> None:
@@ -221,8 +262,11 @@ def _plain_tar(path: Path) -> tuple[IO[bytes], bool]:
                     shutil.copyfileobj(packed, plain, 1 << 20)
                 plain.flush()
             except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise unwritable(Path(tempfile.gettempdir(), path.name), error) from None
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise InputError(
+                        f"The disk is full: {path} is unpacked into {tempfile.gettempdir()} to be read. Free some space there, or set TMPDIR "
+                        "to a folder with more."
+                    ) from None
                 raise
             plain.seek(0)
             return plain, False
@@ -253,15 +297,16 @@ def _refuse_mode(path: Path, name: str, mode: int) -> None:
 
 def _refuse_huge(path: Path, name: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise InputError(f"{path} holds {name!r} of {size / 1e6:.0f} MB, which is no tile. Take it out; at most {MAX_BYTES / 1e6:.0f} MB.")
+        fault = f"{size / 1e6:.0f} MB, which is no tile (at most {MAX_BYTES / 1e6:.0f} MB)"
+        raise _unreadable(f"{path} holds {name!r} of {fault}. Take it out.", fault)
+
+
+def _unreadable(text: str, fault: str) -> Unreadable:
+    error = Unreadable(text)
+    error.fault = fault
+    return error
 
 
 def _damaged(path: Path, error: Exception, name: str = "") -> InputError:
     where = f" at {name!r}" if name else ""
     return InputError(f"{path} is damaged or cut short{where} ({error}). Fetch it again.")
-
-
-def _leads_back(root: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in, and so would be walked for ever."""
-    target, here = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
-    return os.path.islink(os.path.join(root, name)) and os.path.commonpath([target, here]) == target

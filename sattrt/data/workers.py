@@ -1,7 +1,7 @@
 """Every file of a source in turn, read and worked on by several processes.
 
 for result in each_file(source, names, work, workers=2):
-    ...                                    # work(name, content), in the order of the names
+    ...                                    # work(source, name), in the order of the names
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .sources import Source, open_source
 _CHUNK = 256
 
 Result = TypeVar("Result")
-_of_this_process: tuple[Source, Callable[[str, bytes], Any]] | None = None
+_of_this_process: tuple[Source, Callable[[Source, str], Any]] | None = None
 
 
-def each_file(source: Source, names: list[str], work: Callable[[str, bytes], Result], workers: int) -> Iterator[Result]:
-    """What `work` makes of each file's name and content; in this process alone where there are few, or an archive opens slowly.
+def each_file(source: Source, names: list[str], work: Callable[[Source, str], Result], workers: int) -> Iterator[Result]:
+    """What `work` makes of each file, by its source and name; in this process alone where there are few, or an archive opens slowly.
 
     work: goes to other processes, so it must be something that can be pickled.
     """
     if workers < 2 or len(names) < 2 * _CHUNK or not source.opens_cheaply:
-        yield from (work(name, source.read(name)) for name in names)
+        yield from (work(source, name) for name in names)
         return
     # forkserver: no locks or threads of the parent are inherited, and it costs less than spawn for each worker
     with ProcessPoolExecutor(workers, get_context("forkserver"), _open, (source.path, work)) as pool:
@@ -44,7 +44,7 @@ def each_file(source: Source, names: list[str], work: Callable[[str, bytes], Res
             raise
 
 
-def _open(path: Path, work: Callable[[str, bytes], Any]) -> None:
+def _open(path: Path, work: Callable[[Source, str], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     global _of_this_process  # an archive's directory is read once a process, not once a file
     _of_this_process = open_source(path), work
@@ -53,4 +53,4 @@ def _open(path: Path, work: Callable[[str, bytes], Any]) -> None:
 def _do(names: list[str]) -> list[Any]:
     assert _of_this_process is not None
     source, work = _of_this_process
-    return [work(name, source.read(name)) for name in names]
+    return [work(source, name) for name in names]

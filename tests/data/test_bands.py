@@ -17,9 +17,9 @@ from sattrt.bands import EUROSAT as EUROSAT_ORDER
 from sattrt.data.cache import write_cache
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.decode import read_for
-from sattrt.data.geotiff import read_geotiff
+from sattrt.data.geotiff import Place, read_geotiff
 from sattrt.data.loader import Loader
-from sattrt.data.neighbours import near_duplicates, thumbnail
+from sattrt.data.neighbours import near_duplicates, thumbnail, touching
 from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, adapted_to_bands, load_weights
@@ -322,3 +322,23 @@ def refused(work: Any, *given: object, **settings: object) -> str:
     with pytest.raises(InputError) as caught:
         work(*given, **settings)
     return str(caught.value)
+
+
+def test_a_geotiff_of_too_many_values_is_not_decoded(tmp_path: Path) -> None:
+    import rasterio
+
+    with rasterio.open(
+        tmp_path / "t.tif", "w", driver="GTiff", width=4096, height=4096, count=64, dtype="uint16", sparse_ok=True, tiled=True
+    ):
+        pass
+    content = (tmp_path / "t.tif").read_bytes()
+    assert len(content) < 10**6
+    with pytest.raises(InputError, match=r"too large \(1074 million values; at most 50 million"):
+        read_geotiff(content, 4096)
+
+
+def test_places_of_next_to_no_size_can_be_compared() -> None:
+    tiles = [Tile(str(i), 0, split, str(i), 1) for i, split in enumerate(("train", "valid", "test"))]
+    dots = [Place(9 + i, 45, 1e-18, 0) for i in (0, 0, 1)]
+    assert touching(tiles, dots) == []
+    assert touching(tiles, [Place(9 + i, 45, 1e-18, 1e-18) for i in (0, 0, 1)]) == [("0", "1")]

@@ -121,8 +121,12 @@ def test_a_tile_that_dali_can_not_decode_is_named(tiles: Path, cache_gb: float) 
 
 def test_tiles_that_are_gone_are_named(tiles: Path) -> None:
     dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
+    gone = tiles / dataset.tiles("train")[3].name
+    gone.unlink()
+    with pytest.raises(InputError, match=f"{gone} is gone. Put it back, or run `sattrt data` again"):
+        pixels(training(dataset))
     shutil.rmtree(tiles)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match=f"no longer at {tiles}. Put them back, or run `sattrt data` again with their new place"):
         training(dataset)
 
 

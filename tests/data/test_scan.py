@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -140,6 +141,43 @@ def test_a_tile_that_a_tag_turns_is_left_out(tiles: Path) -> None:
     assert scan(tiles, RULE, workers=1).left_out == {
         "Field/turned_6.tif": "turned by its orientation tag (6; store its pixels as they are to be seen)"
     }
+
+
+def test_what_an_archive_holds_damaged_or_too_large_is_left_out(tiles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for tile in sorted(tiles.rglob("*.jpg")):
+            archive.write(tile, tile.relative_to(tiles))
+        archive.writestr("Field/large.jpg", bytes(101 * 10**6), zipfile.ZIP_DEFLATED)
+        place = archive.getinfo("Water/Water_3.jpg").header_offset + 200
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+    dataset = scan(path, RULE, workers=1)
+    assert len(dataset.all_tiles) == 35
+    assert dataset.left_out["Field/large.jpg"] == "101 MB, which is no tile (at most 100 MB)"
+    assert "damaged or cut short in the archive (Bad CRC-32" in dataset.left_out["Water/Water_3.jpg"]
+
+
+def test_a_file_too_large_for_a_tile_is_not_read(tiles: Path) -> None:
+    with open(tiles / "Field" / "large.jpg", "wb") as file:
+        file.truncate(8 * 10**9)  # of holes
+    assert scan(tiles, RULE, workers=1).left_out == {"Field/large.jpg": "8000 MB, which is no tile (at most 100 MB)"}
+
+
+def test_invisible_characters_of_a_script_may_be_in_names_and_control_characters_not(tiles: Path) -> None:
+    (tiles / "Field").rename(tiles / "\u7530\u3000\u7551\u00a0\u200d")
+    assert scan(tiles, RULE, workers=1).classes[-1] == "\u7530\u3000\u7551\u00a0\u200d"
+    (tiles / "Water").rename(tiles / "Wa\x1bter")
+    with pytest.raises(InputError, match=r"Wa.x1bter.*not text that can be shown"):
+        scan(tiles, RULE, workers=1)
+
+
+def test_folders_without_train_are_told_to_add_it(tiles: Path, tmp_path: Path) -> None:
+    for split in ("valid", "test"):
+        shutil.copytree(tiles, tmp_path / "folders" / split)
+    with pytest.raises(InputError, match=r"train split .* is empty. Add a train/ folder"):
+        scan(tmp_path / "folders", RULE, workers=1)
 
 
 def test_an_empty_class_is_named(tiles: Path) -> None:

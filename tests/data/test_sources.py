@@ -1,10 +1,15 @@
 import contextlib
 import io
+import resource
+import signal
+import struct
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import CLASSES
 
 from sattrt.data.sources import open_source
 from sattrt.errors import InputError
@@ -119,3 +124,66 @@ def test_a_name_that_stands_twice_is_read_once(tmp_path: Path) -> None:
     with open_source(tmp_path / "t.zip") as source:
         assert source.names() == ["a/x.jpg"]
         assert source.read("a/x.jpg") == b"new"
+
+
+def test_names_and_sizes_that_make_no_sense_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "t.zip"
+    for name, other in (("a/x\u00e9.jpg", b"a/x\xff\xff.jpg"), ("a", b"")):  # flagged as UTF-8, but none; no name at all
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(name, b"tile")
+        content = path.read_bytes()
+        assert len(other) in (0, len(name.encode()))
+        path.write_bytes(content.replace(name.encode(), other) if other else no_name(content))
+        with pytest.raises(InputError, match=r"t.zip is damaged or cut short"), open_source(path) as source:
+            source.read("")
+    header = tarfile.TarInfo("a/x.jpg").tobuf()
+    for size in (b"\x80" + b"\xff" * 11, b"\x80\0\0\0" + b"\x7f" * 8):
+        spoilt = header[:124] + size + header[136:148] + b" " * 8 + header[156:]
+        path.with_suffix(".tar").write_bytes(spoilt[:148] + b"%06o\0 " % sum(spoilt) + spoilt[156:] + bytes(1024))
+        with pytest.raises(InputError, match=r"t.tar is damaged or cut short"):
+            open_source(path.with_suffix(".tar"))
+
+
+def no_name(content: bytes) -> bytes:
+    """A zip of the one member "a" without its name."""
+    local, central, end = (content.index(mark) for mark in (b"PK\3\4", b"PK\1\2", b"PK\5\6"))
+    file, directory = content[local:central], content[central:end]
+    file = file[:26] + bytes(2) + file[28:30] + file[31:]
+    directory = directory[:28] + bytes(2) + directory[30:46] + directory[47:]
+    return file + directory + content[end : end + 12] + struct.pack("<II", len(directory), len(file)) + content[end + 20 :]
+
+
+def test_folders_that_are_linked_to_each_other_are_walked_once(tiles: Path) -> None:
+    for name in CLASSES:
+        for other in (*CLASSES, "."):
+            (tiles / name / f"to {other}").symlink_to(tiles / other)
+    with open_source(tiles) as source:
+        assert len(source.names()) == 36
+        assert source.folders() == sorted(CLASSES)
+        assert source.irregular == {
+            f"{name}/to {other}": "a link to a folder that is looked into already" for name in CLASSES for other in (*CLASSES, ".")
+        }
+
+
+def test_a_small_place_for_temporary_files_is_named(tiles: Path, tmp_path: Path) -> None:
+    archive = pack(tiles, tmp_path / "t.tar.gz")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"t.tar.gz is unpacked into .*TMPDIR"):
+            open_source(archive)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_tar_with_holes_is_not_read_as_one_without(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with open(tmp_path / "a" / "x.jpg", "wb") as file:
+        file.truncate(10**6)
+        file.seek(10**5)
+        file.write(b"tile")
+    subprocess.run(["tar", "--sparse", "-cf", "t.tar", "a"], cwd=tmp_path, check=True)
+    with open_source(tmp_path / "t.tar") as source, pytest.raises(InputError, match="without --sparse"):
+        source.read("a/x.jpg")
