@@ -28,6 +28,7 @@ from .spec import DTYPES, KERAS_RESNET50, RESNET50
 TUNES = ("all", "head", "bn")
 KERAS_EPSILON = 1.001e-5  # of every BatchNorm in Keras' ResNet-50
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")  # from the input to the head
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 # what torch and safetensors raise for a file that is damaged or none of theirs
 _UNREADABLE = (
     SafetensorError,
@@ -150,10 +151,18 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], name: str | Pa
     if unknown := [key for key in state if key not in own]:
         raise ContractError(f"{name} has the unknown key {unknown[0]!r}. {way_out}")
     for key, value in state.items():
+        _require_plain(key, value, name)
         if value.shape != own[key].shape:
             raise ContractError(f"{name}: {key!r} has the shape {tuple(value.shape)}, not {tuple(own[key].shape)}. {way_out}")
         if not value.isfinite().all():
             raise ContractError(f"{name}: {key!r} holds values that are not finite. Use another checkpoint.")
+
+
+def _require_plain(key: str, value: Tensor, name: str | Path) -> None:
+    """ContractError for a tensor without values, a sparse or a quantised one, or one of eight bits, whose scale would be lost."""
+    if value.is_meta or value.layout != torch.strided or value.dtype not in _NUMBERS:
+        kind = "meta" if value.is_meta else "sparse" if value.layout != torch.strided else str(value.dtype).removeprefix("torch.")
+        raise ContractError(f"{name}: {key!r} is a {kind} tensor. Save all as dense float32 tensors on the CPU.")
 
 
 def set_trainable(model: TileClassifier, tune: str) -> None:
@@ -177,16 +186,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"--weights {path} is not a file. Give a .safetensors or .pth file, 'imagenet' or 'none'.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
         reason = reason or "not a file of tensors alone"
         raise InputError(f"{path} can't be read as weights ({reason}). Give a .safetensors file, or a .pth state dict.") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict of tensors. Save model.state_dict() and give that.")
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise InputError(f"{path} holds no state dict of tensors by name. Save model.state_dict() and give that.")
+    for key, value in state.items():
+        _require_plain(key, value, path)
     return state
 
 

@@ -54,5 +54,5 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     """The content of a TOML file; nothing for None. InputError where it is no TOML."""
     try:
         return tomllib.loads(read_bytes(path).decode()) if path else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the text, its encoding, the digits of a number, or brackets in brackets
         raise InputError(f"{path} is not TOML ({error}). Write lines such as: epochs = 20") from None

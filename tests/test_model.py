@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from sattrt.errors import ContractError, InputError
-from sattrt.model import TileClassifier, load_weights, set_trainable, set_training_mode
+from sattrt.model import TileClassifier, check_state, load_weights, set_trainable, set_training_mode
 
 
 @pytest.fixture
@@ -72,6 +72,19 @@ def test_weights_that_do_not_fit_are_named(model: TileClassifier, tmp_path: Path
     assert "not finite" in refused(state | {"bn1.bias": torch.full((64,), float("nan"))})
 
 
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "meta", "sparse"])
+def test_tensors_that_hold_no_common_numbers_are_named(model: TileClassifier, tmp_path: Path, kind: str) -> None:
+    state = model.backbone.state_dict()
+    odd = {"meta": lambda: state["conv1.weight"].to("meta"), "sparse": lambda: state["conv1.weight"].to_sparse()}
+    state["conv1.weight"] = odd[kind]() if kind in odd else state["conv1.weight"].to(getattr(torch, kind))
+    path = tmp_path / ("w.safetensors" if kind.startswith("float8") else "w.pth")
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    with pytest.raises(ContractError, match=f"'conv1.weight' is a {kind} tensor. Save all as dense float32"):
+        load_weights(model, str(path))
+    with pytest.raises(ContractError, match=kind):
+        check_state(model.backbone.state_dict(), state, path)
+
+
 def test_files_that_are_no_weights_are_named(model: TileClassifier, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
@@ -80,8 +93,9 @@ def test_files_that_are_no_weights_are_named(model: TileClassifier, tmp_path: Pa
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "text.pth").write_text("hello")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({1: torch.ones(1)}, tmp_path / "numbered.pth")
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
-    for name in ("nothing.pth", "text.safetensors", "text.pth", "list.pth", "evil.pth"):
+    for name in ("nothing.pth", "text.safetensors", "text.pth", "list.pth", "numbered.pth", "evil.pth"):
         with pytest.raises(InputError, match=name):
             load_weights(model, str(tmp_path / name))
     assert not (tmp_path / "was executed").exists()

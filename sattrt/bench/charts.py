@@ -40,6 +40,7 @@ _STYLE: Any = {
     "legend.fontsize": 7.5,
     "legend.labelcolor": _INK,
     "lines.linewidth": 1.6,
+    "text.parse_math": False,  # a $ in a name is a $
 }
 _WIDTH = 4.7  # inches: text is readable where the page is as narrow as a phone
 

@@ -62,7 +62,7 @@ class Loader:
     augmentation: shuffle, drop what does not fill a batch on every rank, and vary each tile. Without it: every tile
     once, in order, divided among the ranks.
     decoder: "dali", "pillow", or "auto", which is DALI where it is installed. cache_gb: the most memory that decoded
-    tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch.
+    tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch. kept_gb: what it takes.
     Raises BackendError where the decoder is not installed; InputError where a tile is no longer what was scanned.
     """
 
@@ -106,7 +106,9 @@ class Loader:
             self._row_of = {tile.name: row for row, tile in enumerate(dataset.all_tiles)}
         # an evaluating rank needs its share alone; where training shuffles, any tile may come to any rank
         self._mine = np.arange(len(tiles)) if augmentation else np.arange(rank, len(tiles), world)
-        self._keeps: bool = len(self._mine) * math.prod(self._shape) * self._dtype.itemsize <= cache_gb * 1e9
+        size = len(self._mine) * math.prod(self._shape) * self._dtype.itemsize / 1e9
+        self._keeps: bool = size <= cache_gb
+        self.kept_gb = size if self._keeps else 0.0
         self._kept: torch.Tensor | None = None
         self._decoder = self._open(decoder, max(batch_size, _DECODED_AT_ONCE if self._keeps else 0), threads)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +16,9 @@ from ..errors import InputError
 from ..spec import atomic_path
 
 _BLUE, _ORANGE, _GREY, _RED = "#1f6f8b", "#d9822b", "#8a8f98", "#b3362b"
+
+
+_as_it_is = mpl.rc_context({"text.parse_math": False})  # a $ in a name is a $
 
 
 def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
@@ -71,6 +75,7 @@ def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list
     return paths
 
 
+@_as_it_is
 def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: Sequence[str], folder: Path) -> None:
     """Counts of true class (rows) by answer (columns) on the validation split; shades are shares of the row."""
     count = len(classes)
@@ -92,6 +97,7 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], class
     _save(figure, folder / "confusion.png")
 
 
+@_as_it_is
 def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Sequence[bool], path: Path) -> None:
     """Tiles (N, H, W, 3) with their captions, eight in a row; wrong answers have a red frame."""
     across = min(8, len(images))
@@ -113,6 +119,8 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """A running mean over a fiftieth of the values, shorter at the ends."""
+    if not len(values):
+        return values
     width = max(1, len(values) // 50)
     window = np.ones(width)
     finite = np.nan_to_num(values, posinf=0, neginf=0)

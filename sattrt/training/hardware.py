@@ -62,8 +62,7 @@ class Rank:
 @contextlib.contextmanager
 def ranks(threads: int = 0) -> Iterator[Rank]:
     """The rank that torchrun's environment describes, or the only one; joins and leaves the process group."""
-    world, number, local = (int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    world, number, local, local_world = _from_launcher()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < gpus < local_world:
         raise InputError(f"{local_world} processes were started for {gpus} GPUs. Use torchrun --nproc-per-node {gpus}.")
@@ -93,6 +92,26 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _from_launcher() -> tuple[int, int, int, int]:
+    """How many processes there are, and which this is; its number, and how many there are, on this machine. InputError where that makes no sense."""
+    given = {key: os.environ.get(key) for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    way_out = "Start several processes with torchrun, or a single one without these variables."
+    if (given["WORLD_SIZE"] is None) != (given["RANK"] is None):
+        there, lacking = ("RANK", "WORLD_SIZE") if given["RANK"] is not None else ("WORLD_SIZE", "RANK")
+        raise InputError(f"The environment has {there}={given[there]}, but no {lacking}. {way_out}")
+    try:
+        world, number = int(given["WORLD_SIZE"] or 1), int(given["RANK"] or 0)
+        local, local_world = int(given["LOCAL_RANK"] or 0), int(given["LOCAL_WORLD_SIZE"] or world)
+    except ValueError as error:
+        raise InputError(f"A process's number in the environment is none ({error}). {way_out}") from None
+    if not (0 <= number < world and 0 <= local < local_world <= world):
+        said = ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
+        raise InputError(f"The environment describes no process among others ({said}). {way_out}")
+    if world > 1 and (missing := [key for key in ("MASTER_ADDR", "MASTER_PORT") if not given[key]]):
+        raise InputError(f"The environment has WORLD_SIZE={world}, but no {missing[0]}. {way_out}")
+    return world, number, local, local_world
 
 
 def _store() -> Store:

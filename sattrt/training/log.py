@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..errors import ContractError
 from ..spec import read_bytes, unwritable, write_bytes
 
 
@@ -38,15 +39,18 @@ FIELDS = [field.name for field in dataclasses.fields(Row)]
 
 
 class TrainLog:
-    """Appends rows; after a resume at step n the rows past it are dropped, since those steps are made again."""
+    """Appends rows; after a resume at step n the rows past it are dropped, since those steps are made again.
+
+    ContractError where the log to go on with is not one.
+    """
 
     def __init__(self, run: Path, resume_at: int) -> None:
         self._path = path = run / "log.csv"
-        kept = []
-        if resume_at and path.exists():
-            for line in csv.DictReader(io.StringIO(read_bytes(path).decode())):
-                if (line["step"] or "").isdigit() and int(line["step"]) <= resume_at:
-                    kept.append(line)
+        kept = (
+            [line for line in _lines(path) if line["step"].isdecimal() and int(line["step"]) <= resume_at]
+            if resume_at and path.exists()
+            else []
+        )
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -101,9 +105,33 @@ class Window:
 
 
 def read_log(path: Path) -> list[dict[str, float | None]]:
-    """Rows of a log, numbers as numbers, absent ones None."""
-    lines = csv.DictReader(io.StringIO(read_bytes(path).decode()))
-    return [{key: float(value) if value else None for key, value in line.items()} for line in lines]
+    """Rows of a log, numbers as numbers, absent ones None. InputError where there is none, ContractError where it is not one."""
+    try:
+        return [
+            {key: None if not value and key.startswith("valid_") else float(value) for key, value in line.items()} for line in _lines(path)
+        ]
+    except ValueError as error:
+        raise _no_log(path, error) from None
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    """Lines of a log as texts by field; the last one may be half, of a run that was killed, and is left out then."""
+    try:
+        lines = list(csv.reader(io.StringIO(read_bytes(path).decode())))
+    except (ValueError, csv.Error) as error:
+        raise _no_log(path, error) from None
+    if not lines or lines[0] != FIELDS:
+        raise _no_log(path, f"its first line is not {','.join(FIELDS)}")
+    whole = [line for number, line in enumerate(lines[1:], 2) if len(line) == len(FIELDS) or number < len(lines)]
+    if odd := [line for line in whole if len(line) != len(FIELDS)]:
+        raise _no_log(path, f"a line has {len(odd[0])} fields, not {len(FIELDS)}")
+    return [dict(zip(FIELDS, line, strict=True)) for line in whole]
+
+
+def _no_log(path: Path, why: object) -> ContractError:
+    return ContractError(
+        f"{path} is not the log of a run, or is damaged ({why}). Restore it, or move it away: --resume goes on without it."
+    )
 
 
 def _events(folder: Path, resume_at: int) -> Any:

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.augment import mix
+from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader
-from ..errors import ContractError, InputError
+from ..errors import BackendError, ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
 from . import checkpoint
@@ -134,8 +134,14 @@ class _Run:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
         self.observer, self.stop, self.keeper, self.slower = observer, stop, keeper, ""
-        # a run goes on in the precision it was begun with
-        self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
+        try:  # a run goes on in the precision it was begun with
+            self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
+        except BackendError:
+            if saved is None:
+                raise
+            raise BackendError(
+                f"{out} was begun in {saved[1]['precision']}, which this machine lacks. Go on where it was begun, or start anew with another --out."
+            ) from None
         torch.manual_seed(config.seed)
         self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size, dtype=dataset.dtype)
         if saved is None:
@@ -155,9 +161,9 @@ class _Run:
         self.step, self.best, self.best_epoch = 0, -1.0, 0
         if saved:
             self._restore(*saved)
-        self.valid = self._loader(dataset.tiles("valid"), training=False)
+        self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
         self.plan, tiles = self._plan(saved[1] if saved else None)
-        self.train = self._loader(tiles, training=True)
+        self.train = self._loader(tiles, config.cache_gb - self.valid.kept_gb, config.augmentation)
         self.net: nn.Module = self.model
         if rank.world > 1:
             gpu = [rank.device.index] if rank.device.type == "cuda" else None
@@ -293,19 +299,19 @@ class _Run:
             f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; the checkpoints in {self.out} are of before."
         )
 
-    def _loader(self, tiles: list[Tile], training: bool) -> Loader:
+    def _loader(self, tiles: list[Tile], cache_gb: float, augmentation: Augmentation | None = None) -> Loader:
         return Loader(
             self.dataset,
             tiles,
             batch_size=self.config.batch_size // self.rank.world,
             device=self.rank.device,
-            augmentation=self.config.augmentation if training else None,
+            augmentation=augmentation,
             seed=self.config.seed,
             rank=self.rank.number,
             world=self.rank.world,
             threads=self.rank.threads,
             decoder=self.config.decoder,
-            cache_gb=self.config.cache_gb,
+            cache_gb=cache_gb,
         )
 
     def _plan(self, state: dict[str, Any] | None) -> tuple[Plan, list[Tile]]:

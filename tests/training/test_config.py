@@ -5,6 +5,7 @@ import pytest
 from sattrt.errors import BackendError, InputError
 from sattrt.machine import cpu_has_bf16
 from sattrt.training.config import RECIPES, TrainConfig
+from sattrt.training.hardware import ranks
 from sattrt.training.schedule import fit_in_time, learning_rate_at
 
 
@@ -27,6 +28,8 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
         ("learning_rate = nan", "learning_rate is nan"),
         ("minutes = -1", "minutes is -1"),
         ("epochs", "is not TOML"),
+        pytest.param(f"epochs = {'1' * 5000}", "is not TOML", id="many digits"),
+        pytest.param(f"epochs = {'[' * 5000}", "is not TOML", id="many brackets"),
         ("recipe = 'slow'", "recipe is 'slow'; choose one of default, quick, full"),
         ("optimizer = 'lion'", "optimizer is 'lion'"),
         ("schedule = 'linear'", "schedule is 'linear'"),
@@ -89,3 +92,23 @@ def test_schedules_follow_the_epochs() -> None:
     assert rates(schedule="exponential", gamma=0.5)[::10] == [1, 0.5, 0.25, 0.125]
     assert rates(schedule="step", gamma=0.1, step_epochs=2)[5::10] == pytest.approx([1, 1, 0.1, 0.1])
     assert set(rates(schedule="constant")) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "number in the environment is none"),
+        ({"RANK": "1"}, "RANK=1, but no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but no RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "no process among others"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "no process among others"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "WORLD_SIZE=2, but no MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_describes_no_process_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match=f"{message}.*torchrun"), ranks(1):
+        pass

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,14 +21,15 @@ from safetensors.torch import save_file
 
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
-from sattrt.errors import ContractError, InputError
+from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.spec import ModelSpec
-from sattrt.training import checkpoint
+from sattrt.training import checkpoint, figures
 from sattrt.training.config import TrainConfig
-from sattrt.training.hardware import Rank
+from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
-from sattrt.training.loop import Observer, Plan, train
+from sattrt.training.log import FIELDS, TrainLog, read_log
+from sattrt.training.loop import Observer, Plan, _Run, train
 from sattrt.training.run import load_trained, spec_of
 from sattrt.training.verify import _share, verify_resume
 
@@ -350,6 +352,59 @@ def test_a_state_of_the_wrong_types_is_refused(dataset: Dataset, tmp_path: Path,
     checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, sound | change)
     with pytest.raises(ContractError, match=f"its state has .* as '{next(iter(change))}'"):
         train(dataset, tmp_path, None)
+
+
+def test_a_run_in_a_precision_that_is_not_here_says_where_it_goes_on(dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    state = checkpoint.read_state(run / "last.safetensors") | {"precision": "fp16"}  # which no CPU has
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, state)
+    with pytest.raises(BackendError, match=f"{tmp_path} was begun in fp16, which this machine lacks. Go on where") as raised:
+        train(dataset, tmp_path, None)
+    assert "Set precision" not in str(raised.value)
+
+
+def test_a_finished_run_without_its_log_can_be_drawn_again(dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("log.csv", "*.png"))
+    assert train(dataset, tmp_path / "run", None).steps > 0
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert rows(tmp_path / "run") == []
+
+
+def test_tiles_that_are_kept_share_one_budget(dataset: Dataset, tmp_path: Path) -> None:
+    gigabytes = {split: len(dataset.tiles(split)) * 64 * 64 * 3 / 1e9 for split in ("train", "valid")}
+    for cache_gb, kept in ((sum(gigabytes.values()), True), (max(gigabytes.values()), False)):
+        with ranks(1) as rank, StopRequest() as stop:
+            begun = _Run(dataset, tmp_path, replace(SMALL, cache_gb=cache_gb + 1e-9), rank, 0.0, None, Observer(), stop)
+        assert (begun.valid.keeps, begun.train.keeps) == (True, kept)
+
+
+HEAD = ",".join(FIELDS)
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch,loss\n1,2\n", b"\xff\xfe", f"{HEAD}\n1,2\n{'1,' * 8}1\n".encode(), b"a" * 200_000])
+def test_a_log_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(ContractError, match=r"log.csv is not the log of a run.*move it away"):
+        TrainLog(tmp_path, 3)
+    with pytest.raises(ContractError, match=r"log.csv is not the log of a run"):
+        read_log(tmp_path / "log.csv")
+    assert (tmp_path / "log.csv").read_bytes() == content
+
+
+def test_a_log_goes_on_after_half_a_line(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(f"{HEAD}\n1,1,0,0,0,0,0,,\n1,2,0,0,0,0,0,0.5,0.5\n1,3,0")
+    TrainLog(tmp_path, 3)
+    assert [(row["step"], row["valid_loss"]) for row in read_log(tmp_path / "log.csv")] == [(1, None), (2, 0.5)]
+    (tmp_path / "log.csv").write_text(f"{HEAD}\n1,,0,0,0,0,0,,\n")
+    with pytest.raises(ContractError, match="not the log of a run"):
+        read_log(tmp_path / "log.csv")
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    names = ["cost $\\frac$ x", "$_$"]
+    figures.confusion(np.array([0, 1]), np.array([0, 1]), names, tmp_path)
+    figures.contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), names, [True, False], tmp_path / "worst.png")
+    assert (tmp_path / "confusion.png").exists()
+    assert (tmp_path / "worst.png").exists()
 
 
 @pytest.mark.parametrize("state", [[], {}, {"classes": None}])
