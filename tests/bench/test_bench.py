@@ -12,6 +12,7 @@ import pytest
 from conftest import BENCHED, QUICK
 
 from sattrt.accuracy import evaluate, selective_curve, wilson
+from sattrt.bench import charts
 from sattrt.bench.ceiling import work_per_tile
 from sattrt.bench.compare import against, read_report
 from sattrt.bench.contenders import names
@@ -31,6 +32,12 @@ def engines(report: Report) -> dict[str, dict[str, Any]]:
 
 def only(bundle: Bundle, *names: str) -> Bundle:
     return replace(bundle, engines=tuple(record for record in bundle.engines if record.name in names))
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    row = {"engine": "a", "accuracy": {"confusion": [[1, 0], [0, 1]]}}
+    document = {"dataset": {"classes": ["cost $\\frac$ x", "$_$"]}, "engines": [row]}
+    assert charts.confusion(document, "a").startswith("<svg")
 
 
 def test_wilson_is_wilsons() -> None:

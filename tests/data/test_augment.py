@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from sattrt.data.augment import Augmentation, Views, look, mix
 
@@ -39,8 +40,13 @@ def test_crops_stay_within_the_tile_and_above_their_smallest_area() -> None:
     boxes = Augmentation(crop=0.3).draw(np.random.default_rng(1), 1000, True).boxes
     assert boxes is not None
     half_width, half_height, x, y = boxes.T
-    assert ((half_width + x.abs()).max(), (half_height + y.abs()).max()) <= (1.0001, 1.0001)
-    assert (half_width * half_height).min() > 0.25
+    for half, centre in ((half_width, x), (half_height, y)):
+        assert half.min() > 0
+        assert (half + centre.abs()).max() <= 1.0001
+        assert ((half + centre.abs())[half < 0.9]).max() > 0.99  # and reach its edges
+    assert 0.25 < (half_width * half_height).min() < 0.35
+    ratios = half_width / half_height
+    assert (0.74 < ratios.min() < 0.8, 1.25 < ratios.max() < 1.34) == (True, True)
 
 
 def test_neutral_colours_change_nothing_and_others_do() -> None:
@@ -50,6 +56,15 @@ def test_neutral_colours_change_nothing_and_others_do() -> None:
     torch.testing.assert_close(bright, (tile.float() * 1.3).clamp(0, 255))
     grey = look(tile, Views(still(2), None, torch.tensor([[1.0, 1.0, 0.0]] * 2)))
     torch.testing.assert_close(grey[..., 0], grey[..., 2])
+
+
+def test_colours_vary_as_those_of_torchvision() -> None:
+    factors = torch.tensor([[1.2, 0.6, 1.3], [0.8, 1.4, 0.7], [1.0, 1.3, 1.0]])
+    shown = look(TILES[:3], Views(still(3), None, factors))
+    for tile, found, (brightness, contrast, saturation) in zip(TILES, shown, factors.tolist(), strict=False):
+        expected = adjust_brightness(tile.permute(2, 0, 1) / 255, brightness)
+        expected = adjust_saturation(adjust_contrast(expected, contrast), saturation)
+        torch.testing.assert_close(found, 255 * expected.permute(1, 2, 0), atol=0.1, rtol=0)
 
 
 def test_what_is_switched_off_draws_nothing() -> None:

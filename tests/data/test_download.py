@@ -19,6 +19,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     limit = len(CONTENT)
     status = 200
+    busy = 0  # answers that are 503 first
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -31,6 +32,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.ranges.append(wanted)
+        if self.server.busy:
+            self.server.busy -= 1
+            self.send_error(503)
+            return
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
         if self.server.status != 200 or start >= len(CONTENT):
             self.send_error(416 if self.server.status == 200 else self.server.status)
@@ -91,6 +96,15 @@ def test_a_server_that_refuses_is_quoted(server: Server, tmp_path: Path) -> None
     server.status = 404
     with pytest.raises(InputError, match="404"):
         fetch(archive(server), tmp_path)
+
+
+def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.busy = 1
+    assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, None]
+    server.busy = 1
+    with pytest.raises(InputError, match="503"):
+        fetch(archive(server, b"other"), tmp_path, tries=1)
 
 
 def test_no_network_is_one_line(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_what_can_not_be_used_is_left_out_with_its_reason(tiles: Path) -> None:
         "alpha.png": (jpeg((9, 9, 9), 1, mode="RGBA"), r"wrong mode \(RGBA"),
         "palette.png": (jpeg((9, 9, 9), 1, mode="P"), r"wrong mode \(P"),
         "wide.jpg": (jpeg((9, 9, 9), 1, size=(100, 80)), "wrong size.*100x80.*64x64"),
+        "long.png": (jpeg((9, 9, 9), 1, size=(8, 4097), mode="P"), r"too large \(8x4097; at most 4096"),
         "twin.jpg": (good, "duplicate of Field/Field_0.jpg"),
         "notes.txt": (b"hello", "not an image file"),
     }
