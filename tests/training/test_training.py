@@ -373,7 +373,7 @@ def test_tiles_that_are_kept_share_one_budget(dataset: Dataset, tmp_path: Path) 
     gigabytes = {split: len(dataset.tiles(split)) * 64 * 64 * 3 / 1e9 for split in ("train", "valid")}
     for cache_gb, kept in ((sum(gigabytes.values()), True), (max(gigabytes.values()), False)):
         with ranks(1) as rank, StopRequest() as stop:
-            begun = _Run(dataset, tmp_path, replace(SMALL, cache_gb=cache_gb + 1e-9), rank, 0.0, None, Observer(), stop)
+            begun = _Run(dataset, tmp_path, replace(SMALL, cache_gb=cache_gb + 1e-9), rank, 0.0, None, Observer(), stop, Keeper(tmp_path))
         assert (begun.valid.keeps, begun.train.keeps) == (True, kept)
 
 
