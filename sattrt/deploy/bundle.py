@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..errors import BackendError, ContractError, InputError
+from ..errors import BackendError, ContractError, InputError, ParityError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
 from ..runtime.ort import require_tensorrt, save_optimised
 from ..runtime.trt import load_module
@@ -63,7 +63,7 @@ def export(
 
     on_progress: called with a line before each step. Raises InputError for a missing run or a target that is
     something else than a bundle, ContractError for artefacts that don't belong together, ParityError where an
-    fp32 engine answers otherwise than the network.
+    fp32 engine answers otherwise than the network; under best_effort it is left out, and only where no engine is left that is an error.
     """
     _refuse_foreign(out)
     model, spec = load_trained(run)
@@ -79,6 +79,8 @@ def export(
         making = _Making(folder, spec, samples, expected, graphs, config, None if config.rebuild else _older(out), on_progress)
         for backend in BACKENDS:
             making.add(backend)
+        if making.failed and not making.engines:
+            raise ParityError(f"No engine is left: {' | '.join(f'{name}: {why}' for name, why in making.failed.items())}")
         order = list(dict.fromkeys((*config.precisions, *FALL_BACK)))
         engines = sorted(making.engines, key=lambda engine: order.index(engine.precision))  # stable: backends keep theirs
         used = {name for engine in engines for name in (engine.file, engine.record["onnx"], engine.record.get("optimised", {}).get("file"))}
@@ -128,6 +130,11 @@ class _Making:
                 verdict = self._judged(engine)
             except BackendError as error:
                 self.skipped[name] = str(error)
+                continue
+            except ParityError as error:  # a fault of one backend: the engines of others are worth having
+                self.failed[name] = str(error)
+                if not self.config.best_effort:
+                    raise
                 continue
             if verdict.get("passed", True):
                 self.engines.append(dataclasses.replace(engine, record={**engine.record, "validation": verdict}))

@@ -53,8 +53,10 @@ class OnnxRuntimeBackend:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         providers: list[Any] = ["CPUExecutionProvider"]
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            # TF32 would round fp32 engines to 10 bits without a word; without it fp16 would be kept from the tensor cores
-            providers.insert(0, ("CUDAExecutionProvider", {} if precision == "fp16" else {"use_tf32": "0"}))
+            # TF32 would round fp32 engines to 10 bits without a word; without it fp16 would be kept from the tensor cores. Algorithms are
+            # chosen by cuDNN's rules: to time them all for every batch size that comes takes up to seconds, in the middle of the work
+            choice = {"cudnn_conv_algo_search": "HEURISTIC"}
+            providers.insert(0, ("CUDAExecutionProvider", choice if precision == "fp16" else {**choice, "use_tf32": "0"}))
         if tensorrt:
             require_tensorrt()
             providers.insert(0, ("TensorrtExecutionProvider", _tensorrt_options(precision, tensorrt)))

@@ -188,6 +188,16 @@ def test_an_export_that_fails_keeps_the_old_bundle(run: Path, bundle: Bundle, tm
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_an_engine_that_differs_is_left_out_under_best_effort(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sattrt.deploy.gate.FP32_ERROR", 0.0)  # no engine sums in quite the order of torch
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp32,fp16", best_effort=True))
+    assert "onnxruntime-fp32" in report.failed
+    assert {engine.precision for engine in report.bundle.engines} == {"fp16"}
+    with pytest.raises(ParityError, match=r"No engine is left: onnxruntime-fp32: .*differs"):
+        export(run, tmp_path / "c", ExportConfig(precision="fp32", best_effort=True))
+    assert not (tmp_path / "c").exists()
+
+
 def test_any_batch_can_be_asked_for(run: Path, tmp_path: Path) -> None:
     import onnxruntime
 
