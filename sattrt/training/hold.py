@@ -25,6 +25,8 @@ try:
 except ImportError:  # not a Unix: there is no lock then
     fcntl = None  # type: ignore[assignment]
 
+LOCK = ".lock"
+
 
 class Hold:
     """A folder that is held. begun_here: whether this launch, the same on all ranks, began the run in it."""
@@ -41,13 +43,19 @@ class Hold:
 
 @contextlib.contextmanager
 def held(out: Path, rank: Rank) -> Iterator[Hold]:
-    """The folder for this run alone, made where it is missing; the first rank holds it for all. InputError where it is taken, or is no folder."""
+    """The folder for this run alone, made where it is missing, and removed where nothing came into it; the first rank
+    holds it for all. InputError where it is taken, or is no folder."""
+    is_new = not out.exists()
     file = _open(out) if rank.is_first else None
     try:
         [begun] = rank.sum(float(file is not None and os.pread(file, 1000, 0) == launch().encode()))
         yield Hold(file, rank.restarted and begun > 0)
     finally:
         if file is not None:
+            with contextlib.suppress(OSError):
+                if is_new and os.listdir(out) == [LOCK]:  # nothing came of it
+                    (out / LOCK).unlink()
+                    out.rmdir()
             os.close(file)
 
 
@@ -69,15 +77,20 @@ def _open(out: Path) -> int:
         raise InputError(f"{out} is a file, not a folder. Choose another --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise unwritable(out, error) from None
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(file)
-            raise InputError(f"Another process is training into {out}. Wait for its end, or choose another --out.") from None
-        # a disk that knows no locks
+    if _is_taken(file):
+        os.close(file)
+        raise InputError(f"Another process is training into {out}. Wait for its end, or choose another --out.")
     return file
+
+
+def _is_taken(file: int) -> bool:
+    if not fcntl:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)  # else it is a disk that knows no locks
+    return os.fstat(file).st_nlink == 0  # another process has just let go of the folder, and removed it
