@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import write_tiles
 
-from sattrt.runtime.engine import EngineRecord
+from sattrt import machine
+from sattrt.runtime import Bundle
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -59,11 +60,7 @@ def test_a_stage_whose_first_alarm_is_swallowed_is_stopped_by_the_next(monkeypat
     assert time.monotonic() - begin < 30
 
 
-def test_the_fastest_engine_is_one_that_ran_here() -> None:
-    engines = [
-        EngineRecord("rtx", "tensorrt-rtx", "int8", "a", {}),
-        EngineRecord("slow", "onnxruntime", "fp32", "b", {"validation": {}}),
-        EngineRecord("fast", "onnxruntime", "fp16", "c", {"validation": {}}),
-    ]
-    assert gpu.fastest(tuple(engines)).name == "fast"
-    assert gpu.fastest(tuple(engines[:1])).name == "rtx"
+def test_the_fastest_engine_is_one_that_opens_here(bundle: Bundle) -> None:
+    found = gpu.fastest(bundle)
+    bundle.open(found.name).close()
+    assert (found.backend, found.precision) == ("onnxruntime", "int8") or machine.gpu()
