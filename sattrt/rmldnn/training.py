@@ -29,7 +29,7 @@ from ..training.batchnorm import fuse_norms
 from ..training.config import TrainConfig
 from ..training.cpu import use_products
 from ..training.finish import finish
-from ..training.hardware import DTYPES, Rank, choose_precision
+from ..training.hardware import DTYPES, Rank, choose_precision, tuned_convolutions
 from ..training.log import Row, TrainLog, Window, read_log
 from ..training.loop import STEPS_BETWEEN_REPORTS, Observer, Plan
 from ..training.run import write_samples
@@ -73,8 +73,6 @@ class Training:
         if rank.device.type == "cpu":
             use_products(network.model)
             slower = "" if rank.world > 1 else fuse_norms(network.model)
-        else:
-            torch.backends.cudnn.benchmark = True
         self.net: nn.Module = network.model
         if rank.world > 1:
             synchronise_batchnorm(network.model, rank.device)
@@ -172,6 +170,7 @@ class Training:
             self._save(epoch, loss, improved, logits)
             self.observer.epoch_ended(last, improved)
 
+    @tuned_convolutions()
     def _step(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; this rank's part of the loss, and the norm of the gradient."""
         transforms = self.config.data.transforms
