@@ -133,7 +133,10 @@ def at_most(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        finally:  # also where one more came in that very moment
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def too_long(number: int, frame: object) -> None:
