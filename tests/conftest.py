@@ -234,3 +234,10 @@ def network(folder: Path, tmp_path: Path, kind: str = "test", **changes: Any) ->
 def by_name(layers: dict[str, Any], name: str) -> dict[str, Any]:
     """The config of one layer of a layer file."""
     return next(layer["config"] for layer in layers["config"]["layers"] if layer["config"]["name"] == name)
+
+
+def steps_done(path: Path) -> int:
+    """Optimizer steps that a checkpoint was written after; 0 too where there is none yet."""
+    from sattrt.training.checkpoint import read_state
+
+    return int(read_state(path, ["step"])["step"]) if path.exists() else 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from conftest import steps_done
 from torch.nn.parallel import DistributedDataParallel
 
 from sattrt.data.dataset import Dataset
@@ -35,7 +36,7 @@ def launch(dataset_folder: Path, tmp_path: Path, epochs: int, *options: str) -> 
 def kill_rank(number: int, run: Path) -> None:
     """SIGKILL to the process of a rank, once the run has a checkpoint with steps in it."""
     end = time.monotonic() + 180
-    while not checkpoint.steps_done(run / "last.safetensors"):
+    while not steps_done(run / "last.safetensors"):
         assert time.monotonic() < end, "the run did not begin"
         time.sleep(0.1)
     for entry in Path("/proc").glob("[0-9]*"):

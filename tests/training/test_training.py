@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiles
+from conftest import steps_done, write_tiles
 from safetensors.torch import save_file
 
 from sattrt.data.dataset import Dataset
@@ -88,7 +88,7 @@ def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) ->
     train(dataset, tmp_path / "whole", SMALL)
     with pytest.raises(KeyboardInterrupt):
         train(dataset, tmp_path / "broken", SMALL, Stop(), patience=0)
-    assert checkpoint.steps_done(tmp_path / "broken" / "last.safetensors") == len(dataset.tiles("train")) // 16
+    assert steps_done(tmp_path / "broken" / "last.safetensors") == len(dataset.tiles("train")) // 16
     result = train(dataset, tmp_path / "broken", None)
     assert result.steps == 2 * (len(dataset.tiles("train")) // 16)
     whole, _ = checkpoint.load(tmp_path / "whole" / "last.safetensors")
@@ -106,7 +106,7 @@ def test_the_end_of_an_epoch_waits_with_a_checkpoint_and_loses_none(dataset: Dat
             self.steps: list[int] = []
 
         def epoch_ended(self, row: object, best: bool) -> None:
-            self.steps.append(checkpoint.steps_done(run / "last.safetensors"))
+            self.steps.append(steps_done(run / "last.safetensors"))
             if len(self.steps) == self.stop_after:
                 raise KeyboardInterrupt
 
@@ -115,11 +115,11 @@ def test_the_end_of_an_epoch_waits_with_a_checkpoint_and_loses_none(dataset: Dat
         run = tmp_path / str(patience)
         train(dataset, run, config, watch := Watch(9), patience)
         assert watch.steps == expected
-        assert checkpoint.steps_done(run / "last.safetensors") == 3 * an_epoch
+        assert steps_done(run / "last.safetensors") == 3 * an_epoch
     run = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         train(dataset, run, config, Watch(2), math.inf)
-    assert checkpoint.steps_done(run / "last.safetensors") == 0
+    assert steps_done(run / "last.safetensors") == 0
     train(dataset, run, None)
     for name in ("best", "last"):
         whole, resumed = (checkpoint.load(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("0.0", "broken"))
