@@ -57,7 +57,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     try:
-        sys.exit(app(prog_name="sattrt", standalone_mode=False))
+        sys.exit(app(prog_name="sattrt", standalone_mode=False) or 0)
     except SattrtError as error:
         sys.exit(f"sattrt: {error}")
     except _UsageError as error:  # exit code 2 is a regression's alone
