@@ -38,23 +38,23 @@ def steps_of(variant: int) -> dict[str, Any]:
     from sattrt.training.batchnorm import fuse_norms
     from sattrt.training.config import TrainConfig
     from sattrt.training.cpu import keep_freed_memory, use_products
-    from sattrt.training.hardware import choose_precision
+    from sattrt.training.hardware import DTYPES, choose_precision
     from sattrt.training.optimizer import make_optimizer
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
+    precision = choose_precision("auto", torch.device("cpu"))
     if variant >= 1:
         keep_freed_memory()
     model = TileClassifier(10, (0.34, 0.38, 0.41), (0.2, 0.14, 0.12)).to(memory_format=torch.channels_last).train()
     if variant >= 2:
         use_products(model)
-    if variant >= 4 and (missing := fuse_norms(model)):
+    if variant >= 4 and (missing := fuse_norms(model, DTYPES[precision])):
         raise SystemExit(f"{missing}. Install one, or name it in CC.")
     if variant >= 3:
         optimizer = make_optimizer(model, TrainConfig())
     else:
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
-    precision = choose_precision("auto", torch.device("cpu"))
     tiles, labels = torch.randint(0, 256, (BATCH, 64, 64, 3), dtype=torch.uint8), torch.arange(BATCH) % 10
 
     def step() -> None:

@@ -95,9 +95,12 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
             external_data=False,
         )
     assert program is not None
-    program.save(path)
+    made = program.model_proto
+    for node in made.graph.node:
+        del node.metadata_props[:]  # where in which file on this machine it was traced: nobody else's affair
+    onnx.save(made, path)
     try:
-        onnx.checker.check_model(onnx.load(path), full_check=True)
+        onnx.checker.check_model(made, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ParityError(
             f"torch {torch.__version__} exported an invalid {precision} graph ({error}). Use another torch version."

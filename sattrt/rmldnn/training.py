@@ -72,7 +72,7 @@ class Training:
         slower = ""
         if rank.device.type == "cpu":
             use_products(network.model)
-            slower = "" if rank.world > 1 else fuse_norms(network.model)
+            slower = "" if rank.world > 1 else fuse_norms(network.model, DTYPES[self.precision])
         self.net: nn.Module = network.model
         if rank.world > 1:
             synchronise_batchnorm(network.model, rank.device)

@@ -25,7 +25,7 @@ from .signature import SIGNATURE, sign, verify_signature
 SCHEMA = 1
 MANIFEST = "bundle.json"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
-_EXTERNAL = b"location"  # the key under which an ONNX file names another that holds its weights
+_EXTERNAL = b"\n\x08location"  # in an ONNX file the key, as protobuf writes it, under which another is named that holds its weights
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """BatchNorm, the sum with the residual and ReLU in one: on a CPU, what a training step spends beside its convolutions.
 
-    fuse_norms(model)
+    fuse_norms(model, torch.bfloat16)
 
 torch makes three operations of them, each of which reads and writes whole maps; that is a sixth of a step in bf16. `batchnorm.c` reads a
-map twice and writes it once. It is compiled in half a second when a run begins, by the machine's C compiler ($CC, or cc), and
+map twice and writes it once. It is compiled in a quarter of a second when a run begins, by the machine's C compiler ($CC, or cc), and
 runs on torch's own threads. Where there is no compiler, torch computes the same, slower.
 """
 
@@ -28,12 +28,12 @@ _MACROS = {torch.bfloat16: ["-DBF16"], torch.float32: []}
 _COMPILE_SECONDS = 60
 
 
-def fuse_norms(model: nn.Module) -> str:
+def fuse_norms(model: nn.Module, dtype: torch.dtype) -> str:
     """Compute the BatchNorms of a ResNet-50 with what follows them, in training. Why not, where that can't be; nothing is changed then.
 
-    Parameters and their names stay. Only a plain nn.BatchNorm2d on a CPU is computed so, in bf16 and fp32.
+    dtype: of the maps, bf16 under autocast. Parameters and their names stay. Only a plain nn.BatchNorm2d on a CPU is computed so, in bf16 and fp32.
     """
-    if _library(torch.float32) is None:
+    if _library(dtype) is None:
         return "BatchNorm by torch, which is slower: no C compiler (cc) that knows torch's OpenMP"
     for module in model.modules():
         if type(module) is ResNet:

@@ -152,7 +152,7 @@ class _Run:
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         else:
             use_products(self.model)
-            self.slower = "" if rank.world > 1 else fuse_norms(self.model)
+            self.slower = "" if rank.world > 1 else fuse_norms(self.model, DTYPES[self.precision])
         if rank.world > 1:
             self.model = synchronise_batchnorm(self.model, rank.device)
         self.optimizer = make_optimizer(self.model, config)

@@ -41,6 +41,13 @@ def test_the_graph_is_what_the_contract_says(bundle: Bundle) -> None:
         assert "BatchNormalization" not in kinds
 
 
+def test_no_graph_says_where_it_was_made(bundle: Bundle) -> None:
+    here = str(Path(__file__).parents[2]).encode()
+    graphs = list(bundle.path.glob("*.onnx"))
+    assert len(graphs) >= 3
+    assert [graph.name for graph in graphs if here in graph.read_bytes()] == []
+
+
 def test_half_precision_is_in_the_weights(bundle: Bundle) -> None:
     sizes = [(bundle.path / f"model.{precision}.onnx").stat().st_size for precision in ("fp32", "fp16")]
     assert sizes[0] == pytest.approx(2 * sizes[1], rel=0.02)

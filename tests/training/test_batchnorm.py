@@ -65,7 +65,7 @@ def test_a_network_trains_as_before() -> None:
     torch.manual_seed(0)
     own = resnet50(num_classes=3).to(memory_format=torch.channels_last)
     other = copy.deepcopy(own)
-    assert fuse_norms(other) == ""
+    assert fuse_norms(other, torch.float32) == ""
     assert type(other) is FusedResNet
     assert sum(type(module) is FusedBottleneck for module in other.modules()) == 16
     assert list(other.state_dict()) == list(own.state_dict())
@@ -96,7 +96,7 @@ def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
     batchnorm._library.cache_clear()
     try:
         model = resnet50(num_classes=3)
-        assert "no C compiler" in fuse_norms(model)
+        assert "no C compiler" in fuse_norms(model, torch.float32)
         assert not any(isinstance(module, FusedResNet | FusedBottleneck) for module in model.modules())
         layer, x = nn.BatchNorm2d(4), torch.randn(2, 4, 3, 3)
         torch.testing.assert_close(norm(layer, x), layer(x).relu())
