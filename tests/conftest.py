@@ -36,6 +36,7 @@ EUROSAT = SHARED / "EuroSAT_RGB.zip"
 MULTISPECTRAL = SHARED / "EuroSAT_MS_sample.zip"
 BENCHED = ("onnxruntime-fp32", "onnxruntime-fp16", "tensorrt-rtx-fp32")
 QUICK = BenchConfig(seconds=0.1, batches="1,4", scenarios="single-stream,offline", streams="1", clock_batch=4)
+SMALL = TrainConfig(weights="none", epochs=2, batch_size=16, learning_rate=0.005, precision="fp32")
 WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
 
 # what takes longest begins first, so that two processes end at about the same time

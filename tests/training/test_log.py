@@ -1,0 +1,48 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sattrt.data.dataset import Dataset
+from sattrt.errors import ContractError
+from sattrt.training import figures
+from sattrt.training.log import FIELDS, TrainLog, read_log
+from sattrt.training.loop import train
+
+
+def test_a_finished_run_without_its_log_can_be_drawn_again(dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("log.csv", "*.png"))
+    assert train(dataset, tmp_path / "run", None).steps > 0
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert read_log(tmp_path / "run" / "log.csv") == []
+
+
+HEAD = ",".join(FIELDS)
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch,loss\n1,2\n", b"\xff\xfe", f"{HEAD}\n1,2\n{'1,' * 8}1\n".encode(), b"a" * 200_000])
+def test_a_log_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(ContractError, match=r"log.csv is not the log of a run.*move it away"):
+        TrainLog(tmp_path, 3)
+    with pytest.raises(ContractError, match=r"log.csv is not the log of a run"):
+        read_log(tmp_path / "log.csv")
+    assert (tmp_path / "log.csv").read_bytes() == content
+
+
+def test_a_log_goes_on_after_half_a_line(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(f"{HEAD}\n1,1,0,0,0,0,0,,\n1,2,0,0,0,0,0,0.5,0.5\n1,3,0")
+    TrainLog(tmp_path, 3)
+    assert [(row["step"], row["valid_loss"]) for row in read_log(tmp_path / "log.csv")] == [(1, None), (2, 0.5)]
+    (tmp_path / "log.csv").write_text(f"{HEAD}\n1,,0,0,0,0,0,,\n")
+    with pytest.raises(ContractError, match="not the log of a run"):
+        read_log(tmp_path / "log.csv")
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    names = ["cost $\\frac$ x", "$_$"]
+    figures.confusion(np.array([0, 1]), np.array([0, 1]), names, tmp_path)
+    figures.contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), names, [True, False], tmp_path / "worst.png")
+    assert (tmp_path / "confusion.png").exists()
+    assert (tmp_path / "worst.png").exists()

@@ -1,0 +1,247 @@
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, steps_done, write_tiles
+from safetensors.torch import save_file
+
+from sattrt.data.dataset import Dataset
+from sattrt.data.scan import SplitRule, scan
+from sattrt.errors import BackendError, ContractError, InputError
+from sattrt.spec import ModelSpec
+from sattrt.training import checkpoint
+from sattrt.training.keeper import Keeper
+from sattrt.training.log import read_log
+from sattrt.training.loop import Observer, Plan, train
+from sattrt.training.run import load_trained, spec_of
+from sattrt.training.verify import _share, verify_resume
+
+ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) -> None:
+    class Stop(Observer):
+        def epoch_ended(self, row: object, best: bool) -> None:
+            if getattr(row, "epoch") == 2:  # noqa: B009 - after the first checkpoint, before the second
+                raise KeyboardInterrupt
+
+    train(dataset, tmp_path / "whole", SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "broken", SMALL, Stop(), patience=0)
+    assert steps_done(tmp_path / "broken" / "last.safetensors") == len(dataset.tiles("train")) // 16
+    result = train(dataset, tmp_path / "broken", None)
+    assert result.steps == 2 * (len(dataset.tiles("train")) // 16)
+    whole, _ = checkpoint.load(tmp_path / "whole" / "last.safetensors")
+    resumed, _ = checkpoint.load(tmp_path / "broken" / "last.safetensors")
+    assert whole.keys() == resumed.keys()
+    for key in whole:
+        torch.testing.assert_close(resumed[key], whole[key], msg=key)
+    steps = [[row["step"] for row in read_log(tmp_path / name / "log.csv")] for name in ("broken", "whole")]
+    assert steps[0] == steps[1]
+
+
+def test_the_end_of_an_epoch_waits_with_a_checkpoint_and_loses_none(dataset: Dataset, tmp_path: Path) -> None:
+    class Watch(Observer):
+        def __init__(self, stop_after: int) -> None:
+            self.stop_after = stop_after
+            self.steps: list[int] = []
+
+        def epoch_ended(self, row: object, best: bool) -> None:
+            self.steps.append(steps_done(run / "last.safetensors"))
+            if len(self.steps) == self.stop_after:
+                raise KeyboardInterrupt
+
+    config, an_epoch = replace(SMALL, epochs=3, tune="head"), len(dataset.tiles("train")) // 16
+    for patience, expected in ((0.0, [0, an_epoch, 2 * an_epoch]), (math.inf, [0, 0, 0])):
+        run = tmp_path / str(patience)
+        train(dataset, run, config, watch := Watch(9), patience)
+        assert watch.steps == expected
+        assert steps_done(run / "last.safetensors") == 3 * an_epoch
+    run = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, run, config, Watch(2), math.inf)
+    assert steps_done(run / "last.safetensors") == 0
+    train(dataset, run, None)
+    for name in ("best", "last"):
+        whole, resumed = (checkpoint.load(tmp_path / folder / f"{name}.safetensors")[0] for folder in ("0.0", "broken"))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_the_best_network_is_on_disk_before_a_last_that_knows_of_it(dataset: Dataset, tmp_path: Path) -> None:
+    tensors, spec = {"a": torch.ones(4)}, spec_of(dataset, 0, {})
+    keeper = Keeper(tmp_path)
+    keeper.write(tensors, {"step": 1})
+    keeper.keep_best(tensors, {"step": 2}, spec)
+    tensors["a"] += 1  # training goes on
+    (tmp_path / "last.safetensors").unlink()
+    (tmp_path / "last.safetensors").mkdir()  # nothing can be written there
+    with pytest.raises(InputError, match=r"last.safetensors"):
+        keeper.write(tensors, {"step": 3})
+    found, state = checkpoint.load(tmp_path / "best.safetensors")
+    assert (found["a"].tolist(), state) == ([1.0] * 4, {"step": 2})
+    assert ModelSpec.read(tmp_path / "spec.json") == spec
+
+
+def test_a_checkpoint_is_due_at_the_end_of_an_epoch_once_writing_it_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient, hasty = Keeper(tmp_path, patience=1e9), Keeper(tmp_path, patience=0)
+    assert patient.is_due(epoch_ends=True)  # how long it takes is not known yet
+    for keeper in (patient, hasty):
+        keeper.write({"a": torch.ones(4)}, {"step": 1})
+    assert (patient.is_due(epoch_ends=True), hasty.is_due(epoch_ends=True), hasty.is_due(epoch_ends=False)) == (False, True, False)
+    monkeypatch.setattr("sattrt.training.keeper.SECONDS_BETWEEN_CHECKPOINTS", 0)
+    assert patient.is_due(epoch_ends=False)
+
+
+def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spoil(Observer):
+        def epoch_ended(self, row: object, best: bool) -> None:
+            monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+
+    with pytest.raises(InputError, match="gradient is no number"):
+        train(dataset, tmp_path / "run", replace(SMALL, tune="head"), Spoil(), math.inf)
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "run" / "best.safetensors")[1]["best_epoch"] == 1
+    load_trained(tmp_path / "run")
+    with pytest.raises(InputError, match="a trained network already"):
+        train(dataset, tmp_path / "run", SMALL)
+
+
+def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Dataset) -> None:
+    before = (run / "last.safetensors").read_bytes()
+    with pytest.raises(ContractError, match="trained on the classes Field, Forest, Water"):
+        train(replace(dataset, classes=("Field", "Forest", "Wood")), run, None)
+    with pytest.raises(ContractError, match="another dataset or split"):
+        train(replace(dataset, all_tiles=dataset.all_tiles[1:]), run, None)
+    with pytest.raises(ContractError, match="come in another order"):
+        train(replace(dataset, all_tiles=dataset.all_tiles[::-1]), run, None)
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    small = scan(write_tiles(tmp_path / "tiles", side=32), SplitRule((60, 20, 20)), workers=1)
+    config = replace(SMALL, ema=0.9, precision="auto", mixup=0.2)
+    # from a process of its own: in this one the scan's tests have started a server of forks that has imported nothing
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        verified = pool.submit(verify_resume, small, config, kills=20, seed=1).result()
+    assert verified.kills == 20
+    assert verified.tensors > 4 * 161  # weights, momentum and average of every parameter, and the best network
+
+
+def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 30\nlearning_rate = 0.005\n')
+    command = [sys.executable, "-m", "sattrt", "train", str(dataset_folder), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "c.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ON_CPU
+    )
+    log = tmp_path / "run" / "log.csv"
+    end = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 4) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.terminate()
+    said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, wrong
+    steps = int(read_log(tmp_path / "run" / "log.csv")[-1]["step"])
+    assert f"stopped after step {steps}; go on with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
+    assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"] == steps
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:1000])
+    with pytest.raises(ContractError, match=r"best.safetensors is not a sattrt checkpoint, or is damaged"):
+        load_trained(tmp_path)
+
+
+def test_a_disk_that_fills_up_on_the_way_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, {"a": torch.ones(4)}, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"last.safetensors"):
+            checkpoint.save(path, {"a": torch.ones(4000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.load(path)[1] == {"step": 1}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last.json", "last.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"mine", b"", None])
+def test_a_checkpoint_that_can_not_be_read_is_not_overwritten(dataset: Dataset, tmp_path: Path, content: bytes | None) -> None:
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(content) if content is not None else save_file({"a": torch.ones(1)}, last)
+    before = last.read_bytes()
+    with pytest.raises(InputError, match=r"last.safetensors can't be read as a checkpoint: it is not overwritten"):
+        train(dataset, tmp_path, SMALL)
+    assert last.read_bytes() == before
+
+
+def test_a_checkpoint_that_was_read_leaves_its_place_on_the_disk(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(100_000)}, {"step": 1})
+    tensors, _ = checkpoint.load(tmp_path / "last.safetensors")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert tensors["a"].sum() == 100_000
+
+
+@pytest.mark.parametrize("change", [{"step": "x"}, {"step": -1}, {"step": True}, {"config": []}, {"classes": [1]}, {"seconds": None}])
+def test_a_state_of_the_wrong_types_is_refused(dataset: Dataset, tmp_path: Path, change: dict) -> None:
+    sound = {key: (kind[1] if isinstance(kind, tuple) else kind)() for key, kind in checkpoint.STATE.items()}
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, sound | change)
+    with pytest.raises(ContractError, match=f"its state has .* as '{next(iter(change))}'"):
+        train(dataset, tmp_path, None)
+
+
+def test_a_run_in_a_precision_that_is_not_here_says_where_it_goes_on(dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    state = checkpoint.read_state(run / "last.safetensors") | {"precision": "fp16"}  # which no CPU has
+    checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, state)
+    with pytest.raises(BackendError, match=f"{tmp_path} was begun in fp16, which this machine lacks. Go on where") as raised:
+        train(dataset, tmp_path, None)
+    assert "Set precision" not in str(raised.value)
+
+
+@pytest.mark.parametrize("state", [[], {}, {"classes": None}])
+def test_a_checkpoint_of_another_state_is_refused(dataset: Dataset, tmp_path: Path, state: object) -> None:
+    for name in ("last", "best"):
+        checkpoint.save(tmp_path / f"{name}.safetensors", {"a": torch.ones(1)}, state)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="its state"):
+        train(dataset, tmp_path, None)
+    with pytest.raises(ContractError, match="its state"):
+        load_trained(tmp_path)
+
+
+def test_a_gradient_that_is_no_number_leaves_the_checkpoint_as_it_was(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, epochs=1)
+
+    class Spoil(Observer):
+        def started(self, plan: Plan) -> None:
+            monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+
+    with pytest.raises(InputError, match="gradient is no number"):
+        train(dataset, tmp_path / "run", config, Spoil())
+    assert checkpoint.read_state(tmp_path / "run" / "last.safetensors")["step"] == 0
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_the_share_that_is_verified_has_every_class(dataset: Dataset) -> None:
+    many = tuple(f"class {i}" for i in range(40))
+    tiles = tuple(
+        replace(dataset.all_tiles[0], name=f"{split}{i}", sha256=f"{i:064x}", label=i % 40, split=split)
+        for split in ("train", "valid")
+        for i in range(80)
+    )
+    share = _share(replace(dataset, classes=many, all_tiles=tiles), 12)
+    assert len(share.all_tiles) == 160
+    for split in ("train", "valid"):
+        assert {tile.label for tile in share.tiles(split)} == set(range(40))
