@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.loop import Observer, Plan, _Run, train
 from sattrt.training.run import load_trained
-
-ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def rows(run: Path) -> list[dict[str, str]]:
