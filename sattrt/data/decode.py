@@ -28,6 +28,7 @@ from .geotiff import Place, read_geotiff
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_SIDE = 4096
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF's tags
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it can't read is a fault of the file, and said so; not logged as well
 
@@ -133,6 +134,8 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
                 raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
             return np.asarray(image)
     except UnidentifiedImageError:
+        if content.startswith(_TIFF):
+            raise InputError("no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)") from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
     except (
         OSError,

@@ -310,7 +310,7 @@ def _require_places(path: Path, looks: list[_Look]) -> None:
     if lost := [look.name for look in looks if not look.place]:
         raise InputError(
             f"--split spatial needs tiles that say where they lie; {len(lost)} of {len(looks)} tiles of {path} don't ({lost[0]}). "
-            "Use GeoTIFF tiles, or another --split."
+            "Use uint16 GeoTIFF tiles with coordinates, or another --split."
         )
 
 

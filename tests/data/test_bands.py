@@ -124,6 +124,12 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_an_rgb_tiff_of_other_values_is_told_from_what_is_no_image(tiles: Path, dtype: str) -> None:
+    write_geotiff(tiles / "Field" / "other.tif", np.zeros((64, 64, 3), dtype))
+    assert "no TIFF of 8-bit RGB (its values are float, signed" in scan(tiles, RULE, workers=1).left_out["Field/other.tif"]
+
+
 def test_decoded_tiles_are_cached_and_fed_by_dali_as_they_are(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "t", EUROSAT_ORDER)
     dataset = write_cache(scan(folder, RULE, workers=1, bands=("B08", "B04")), tmp_path / "d", workers=1)
