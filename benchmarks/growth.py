@@ -1,6 +1,6 @@
 """Cost as work grows: one epoch over a tenth of the tiles and over all of them; the last line on stdout is one JSON document.
 
-    python benchmarks/growth.py --tiles ../shared/data/EuroSAT_RGB.zip
+    python benchmarks/growth.py --tiles EuroSAT_RGB.zip
 
 Ten times the tiles should take ten times the time, and no more memory than the decoded tiles; with `cache_gb = 0`, where tiles stream
 from disk, no more memory at all. Only the head is trained, so that what grows with the tiles is not hidden behind the network. Each run

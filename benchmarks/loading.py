@@ -1,6 +1,6 @@
 """Tiles a second out of four loaders, cold and warm, nothing behind them; the last line on stdout is one JSON document.
 
-    python benchmarks/loading.py --tiles ../shared/data/EuroSAT_RGB.zip
+    python benchmarks/loading.py --tiles EuroSAT_RGB.zip
 
 The loops are those that each library's documentation shows, with flips as the only augmentation, batches of 64, and as many workers or
 threads as there are cores: ImageFolder with DataLoader; DALI's file reader, decoder and flips; sattrt's loader with its tiles kept in

@@ -1,6 +1,6 @@
 """Training speed against the loop that users write and against timm's, in one run; the last line on stdout is one JSON document.
 
-    python benchmarks/training.py --tiles ../shared/data/EuroSAT_RGB.zip
+    python benchmarks/training.py --tiles EuroSAT_RGB.zip
 
 The plain loop: ImageFolder, DataLoader with 2 workers, flips, fp32, NCHW, no autocast. timm: its dataset, loader (2 workers),
 transforms, network, loss and optimizer, with autocast and channels_last, put together as its training script does. sattrt:
