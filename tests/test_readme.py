@@ -29,7 +29,7 @@ PAGES = [
 
 
 def commands(page: str) -> list[list[str]]:
-    text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text())  # a command may go on in the next line.replace("\\\n", " ")  # a command over several lines
+    text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text())  # a command may go on in the next line
     lines = [line.strip() for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", text)
     return [shlex.split(line.split("#")[0]) for line in lines if re.match(r"(sattrt|torchrun|make|python) ", line)]
