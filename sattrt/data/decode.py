@@ -135,7 +135,9 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
             return np.asarray(image)
     except UnidentifiedImageError:
         if content.startswith(_TIFF):
-            raise InputError("no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)") from None
+            raise InputError(
+                "no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
+            ) from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
     except (
         OSError,

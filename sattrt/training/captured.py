@@ -38,14 +38,17 @@ class _Graph:
     """Recorded passes. The gradients stay where the recording put them: each replay writes them anew, so they are never set to None."""
 
     def __init__(self, gradient: Gradient, model: nn.Module, images: Tensor, labels: Tensor) -> None:
-        self._images, self._labels, self._graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
-        batches = (images, images.flip(0))  # labels stay: another batch, another loss
+        # float holds every tile: those of some augmentations are float, and others copied in are cast as the network would
+        self._images, self._labels = images.float(), labels.clone()
+        batches = (self._images.clone(), self._images.flip(0))  # labels stay: another batch, another loss
+        expected = [_outcome(gradient, model, batch, labels) for batch in batches]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries choose their algorithms and take their memory here, not while it is recorded
-            gradient(images, labels)
-            expected = [_outcome(gradient, model, batch, labels) for batch in batches]
+            for batch in batches:
+                gradient(batch, labels)
         torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
         # thread_local: what a decoder does in its own threads meanwhile is not part of it
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._loss, self._norm = gradient(self._images, self._labels)

@@ -263,7 +263,7 @@ class _Run:
         if self.rank.device.type == "cuda" and self.rank.world == 1 and self.precision != "fp16":
             images, labels = self._example()
             if self.config.mixup or self.config.cutmix:
-                images, labels = images.float(), F.one_hot(labels, len(self.dataset.classes)).float()
+                labels = F.one_hot(labels, len(self.dataset.classes)).float()
             self.gradient, self.slower = captured(self._gradient, self.model, images, labels)
 
     def _example(self) -> tuple[torch.Tensor, torch.Tensor]:
