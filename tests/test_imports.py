@@ -56,7 +56,8 @@ def test_who_may_import_whom(path: Path) -> None:
         "machine": {"errors", "runtime"},
         "runtime": {"errors", "spec", "runtime"},
         "bands": {"errors"},
-        "data": {"bands", "errors", "spec", "data"},
+        "raster": {"errors"},
+        "data": {"bands", "errors", "raster", "spec", "data"},
         "model": {"bands", "errors", "spec"},
         "calibration": set(),
         "accuracy": set(),
@@ -77,7 +78,7 @@ def test_who_may_import_whom(path: Path) -> None:
             "runtime",
             "bench",
         },
-        "map": {"bands", "errors", "spec", "settings", "machine", "runtime", "map"},
+        "map": {"bands", "errors", "raster", "spec", "settings", "machine", "runtime", "map"},
         "rmldnn": {"errors", "spec", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "doctor": {"machine"},
         "screen": {"training"},
@@ -97,7 +98,7 @@ def test_the_runtime_needs_numpy_and_one_backend() -> None:
 
 def test_a_map_needs_no_torch_and_meets_the_runtime_through_its_face() -> None:
     for path in (PACKAGE / "map").glob("*.py"):
-        assert outside(path) <= {"numpy", "PIL"} | {"geo.py": {"rasterio"}, "cluster.py": {"distributed"}}.get(path.name, set()), path
+        assert outside(path) <= {"numpy", "PIL"} | {"cluster.py": {"distributed"}}.get(path.name, set()), path
         assert not any(name.startswith("sattrt.runtime.") for name in imports(path)), path
 
 

@@ -6,7 +6,6 @@ tile.pixels, tile.descriptions, tile.place
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bands import tagged_offset
-from ..errors import BackendError, InputError
+from ..errors import InputError
+from ..raster import QUIET, faults, library
 
 MAX_BANDS = 64
 
@@ -43,9 +43,9 @@ class GeoTile:
 
 def read_geotiff(content: bytes, max_side: int) -> GeoTile:
     """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed."""
-    rasterio = require_rasterio()
+    rasterio = library()
     try:
-        with rasterio.Env(**QUIET), warnings.catch_warnings():
+        with rasterio.Env(**QUIET, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a tile without georeference is no surprise
             with rasterio.io.MemoryFile(content, ext=".tif") as file, file.open(driver="GTiff") as opened:
                 if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
@@ -63,30 +63,8 @@ def read_geotiff(content: bytes, max_side: int) -> GeoTile:
                 if any(tags):
                     pixels = np.maximum(pixels.astype(np.int32) - np.array([tag or 0 for tag in tags]), 0).astype(np.uint16)
                 return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in tags)
-    except _faults(rasterio) as error:
+    except faults(rasterio) as error:
         raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
-
-
-# files beside the one that is read are none of our business, and what GDAL thinks of a damaged file comes as an error
-QUIET = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "CPL_LOG": os.devnull}
-
-
-def require_rasterio() -> Any:
-    """The module; BackendError where it is not installed."""
-    try:
-        import rasterio
-        import rasterio._err
-        import rasterio.errors
-        import rasterio.io
-        import rasterio.warp
-    except ImportError:
-        raise BackendError("rasterio, which reads GeoTIFF, is not installed. Install it with: pip install 'sattrt[geo]'") from None
-    return rasterio
-
-
-def _faults(rasterio: Any) -> tuple[type[Exception], ...]:
-    """What rasterio raises for a damaged or odd file: its own errors, GDAL's, and those of texts that are none."""
-    return (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, ValueError)
 
 
 def _place(opened: Any, rasterio: Any) -> Place | None:
@@ -97,7 +75,7 @@ def _place(opened: Any, rasterio: Any) -> Place | None:
         (west, east, x), (south, north, y) = rasterio.warp.transform(
             opened.crs, "EPSG:4326", [left, right, (left + right) / 2], [bottom, top, (bottom + top) / 2]
         )
-    except _faults(rasterio):
+    except faults(rasterio):
         return None
     width = abs(east - west)
     values = (x, y, min(width, 360 - width) / 2, abs(north - south) / 2)  # it may lie across the 180th meridian

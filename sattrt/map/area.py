@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .geo import environment, library
+from ..raster import faults, library
+from .geo import environment
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -85,7 +86,7 @@ def _on_the_ground(crs: str, transform: tuple[float, ...], downs: Floats, across
         xs, ys = (left + a * columns + b * rows).ravel(), (top + d * columns + e * rows).ravel()
         try:
             found = rasterio.warp.transform(crs, f"+proj=longlat {shape}", xs, ys)
-        except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError):
+        except faults(rasterio):
             return np.full((len(downs), len(acrosses)), np.nan)
     longitude, latitude = (np.radians(each).reshape(rows.shape) for each in found)
     flattening = 1 / inverse_flattening if inverse_flattening else 0.0

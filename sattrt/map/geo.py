@@ -1,4 +1,4 @@
-"""rasterio, imported when it is needed, kept quiet, and never allowed to write beside what it reads.
+"""Rasters as scenes: opened without touching what lies beside them, with their masks.
 
 with reading(path) as rasterio:
     dataset = rasterio.open(path)
@@ -7,9 +7,6 @@ with reading(path) as rasterio:
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, InputError
+from ..errors import InputError
+from ..raster import QUIET, faults, library
 
 # bytes of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else
 _CACHE = 192_000_000
@@ -25,27 +23,11 @@ _CACHE = 192_000_000
 _DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG"]
 
 
-def library() -> Any:
-    """The module rasterio, with all that is used of it. BackendError where it is not installed."""
-    try:
-        import rasterio
-        import rasterio._err
-        import rasterio.io
-        import rasterio.shutil
-        import rasterio.warp
-        import rasterio.windows
-    except ImportError:
-        raise BackendError("rasterio is not installed. Install it with: pip install 'sattrt[geo]'") from None
-    logging.getLogger("rasterio").addHandler(logging.NullHandler())  # what goes wrong comes back as an exception
-    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # we say it ourselves
-    return rasterio
-
-
 @contextlib.contextmanager
 def environment() -> Iterator[Any]:
     """rasterio with its settings: no .aux.xml beside a file, a cache that stays small, nothing printed."""
     rasterio = library()
-    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE, CPL_LOG=os.devnull):
+    with rasterio.Env(**QUIET, GDAL_CACHEMAX=_CACHE):
         yield rasterio
 
 
@@ -55,7 +37,7 @@ def reading(path: Path | str) -> Iterator[Any]:
     with environment() as rasterio, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
         try:
             yield rasterio
-        except rasterio.errors.RasterioError as error:
+        except faults(rasterio) as error:
             reason = str(error.__cause__ or error).rstrip(".")
             raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or no raster; fetch it again.") from None
 

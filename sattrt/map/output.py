@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from ..raster import faults
 from .colours import Colour
 from .geo import environment
 
@@ -73,7 +74,7 @@ def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.
             with rasterio.open(path) as written:  # a disk that fills up as a file is closed is found out here at the latest
                 for _, window in written.block_windows(1):
                     written.read(window=window)
-        except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # the copy lets GDAL's own through
+        except faults(rasterio) as error:
             raise _as_os_error(error) from None
     plain.unlink()
 
