@@ -94,8 +94,10 @@ def data(
         typer.Option(help="Shares of train, valid, test, as 80:10:10 or spatial:80:10:10; 94:5:1 if not given.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    bands: Annotated[str | None, typer.Option(help="Of GeoTIFF tiles, as B04,B03,B02,B08; all if not given.", show_default=False)] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse, where any file would be left out.")] = False,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands to use of GeoTIFF tiles, as B04,B03,B02,B08; all if not given.", show_default=False)
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
     from .bands import parse_bands
@@ -137,7 +139,9 @@ def train(
     weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'; imagenet if not given.", show_default=False)] = None,
     tune: Annotated[str | None, typer.Option(help="What is trained: all, head or bn; all if not given.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split; the recipe's if not given.", show_default=False)] = None,
-    minutes: Annotated[float | None, typer.Option(help="Train no longer than this; says what it left out.", show_default=False)] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for at most this long: fewer epochs, or tiles, where they don't fit.", show_default=False)
+    ] = None,
     cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB; 4 if not given.", show_default=False)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any setting of TrainConfig.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
@@ -263,7 +267,7 @@ def bench(
 def predict(
     bundle: BundleFolder,
     files: Annotated[list[Path], typer.Argument(help="Images of the tile size.", show_default=False)],
-    engine: Annotated[str, typer.Option(help="Name of an engine in the bundle.")] = "auto",
+    engine: Annotated[str, typer.Option(help="Name of an engine in the bundle; auto is the first that runs.")] = "auto",
     reject: Annotated[bool, typer.Option("--reject", help="Say 'rejected' where the engine is not sure enough.")] = False,
     require_signature: Signed = None,
     as_json: Json = False,
@@ -295,7 +299,7 @@ def map_(
         typer.Option(help="The map, or a folder for those of several scenes; map.tif, or maps, if not given.", show_default=False),
     ] = None,
     stride: Annotated[
-        str | None, typer.Option(help="Pixels from window to window; the side of a tile if not given.", show_default=False)
+        int | None, typer.Option(help="Pixels from window to window; the side of a tile if not given.", show_default=False)
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help="Name of an engine in the bundle; the first that runs if not given.", show_default=False)
@@ -310,7 +314,7 @@ def map_(
     from .errors import InputError
     from .map.config import MapConfig
 
-    settings = MapConfig.from_options(config, stride, engine=engine, report=report or None, cluster=cluster)
+    settings = MapConfig.from_toml(config, stride=stride, engine=engine, report=report or None, cluster=cluster)
     if compare:
         from .map.compare import compare_maps
 
@@ -391,7 +395,7 @@ def rmldnn(
 
 @app.command()
 def plot(run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
-    """Draw training loss and test accuracy of a run, finished or not."""
+    """Draw training loss and validation accuracy of a run, finished or not."""
     from .training.figures import loss_and_accuracy
     from .training.log import read_log
 

@@ -6,8 +6,6 @@ config = MapConfig.from_toml(Path("map.toml"), probabilities=True)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
 from ..settings import Settings
@@ -44,13 +42,6 @@ class MapConfig(Settings):
     certain: float = 70.0
     signed_by: str = ""
     workers: int = 0
-
-    @classmethod
-    def from_options(cls, path: Path | None, stride: str | None, **options: Any) -> MapConfig:
-        """The settings of a TOML file, then the options of the command line. InputError for a stride that is no number, too."""
-        if stride is not None and not (stride.isdecimal() and len(stride) < 6):
-            raise InputError(f"--stride is {stride!r}; give a number of pixels, from 1 to the side of a tile.")
-        return cls.from_toml(path, stride=None if stride is None else int(stride), **options)
 
     def __post_init__(self) -> None:
         """InputError for a value that can't be mapped with."""

@@ -232,8 +232,8 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
     for stride, reason in {
         "0": "stride is 0",
         "65": "stride is 65",
-        "-3": "--stride is '-3'",
-        "half": "--stride is 'half'",
+        "-3": "stride is -3; give 1 or more",
+        "half": "'half' is not a valid",
         "2.5": "'2.5'",
     }.items():
         assert reason in refusal(bundle.path, scene, "--out", out, "--stride", stride)
