@@ -1,14 +1,16 @@
 """Graphs that open, and answer with what the contract does not promise: one line each, by either backend on a CPU."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from conftest import reseal
+from conftest import reseal, respell
 from onnx import TensorProto, helper, numpy_helper
 
 from sattrt.deploy.gate import judge
-from sattrt.errors import ContractError, ParityError
+from sattrt.errors import BackendError, ContractError, ParityError
 from sattrt.runtime import Bundle, Engine, NoNumbersError, open_bundle
 
 TILES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
@@ -72,6 +74,39 @@ def test_answers_of_another_shape_are_refused(copy: Path, name: str, content: by
     reseal(copy, "model.fp32.onnx", content)
     with pytest.raises(ContractError), open_bundle(copy, name) as engine:
         engine.predict(TILES)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        graph([*LOGITS, SOFTMAX]).replace(b"probabilities", b"prob\xff\xfebilities"),
+        graph([*LOGITS, SOFTMAX]).replace(b"logits", b"lo\xc0its"),
+        b"hello",
+        b"PK\x03\x04 archive",
+        b"",
+    ],
+    ids=["a name of no text", "another name of no text", "text", "an archive", "nothing"],
+)
+def test_what_is_no_graph_is_one_line_and_nothing_is_printed(
+    copy: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reseal(copy, "model.fp32.onnx", content)
+    with pytest.raises((BackendError, ContractError)) as error:
+        open_bundle(copy, name)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_engine_that_this_version_does_not_know_is_passed_over(copy: Path, bundle: Bundle) -> None:
+    model = onnx.load_from_string(graph([*LOGITS, SOFTMAX]))
+    model.opset_import[0].version = 99
+    reseal(copy, "model.fp16.onnx", model.SerializeToString())
+    respell(copy, engines=[asdict(bundle.engine(name)) for name in ("onnxruntime-fp16", "onnxruntime-int8")])
+    with open_bundle(copy) as engine:
+        assert engine.name == "onnxruntime-int8"
+    with pytest.raises(BackendError, match=r"ONNX Runtime [\d.]+ can't load .*model.fp16.onnx"):
+        open_bundle(copy, "onnxruntime-fp16")
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
