@@ -23,13 +23,14 @@ LOGITS = [
 SOFTMAX = helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)
 
 
-def graph(nodes: list, weights: object = 0.01, logits: tuple = ("n", 3), probabilities: tuple = ("m", 3)) -> bytes:
+def graph(nodes: list, weights: object = 0.01, logits: tuple = ("n", 3), probabilities: tuple = ("m", 3), batch: object = "batch") -> bytes:
     """An ONNX file of these nodes, with these shapes promised for its outputs."""
     constants = {"weights": np.broadcast_to(np.float32(weights), (3, 3)), "zero": np.array([0]), "two": np.array([2]), "one": np.array([1])}
+    constants["largest"] = np.array([64], np.float32)
     made = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("input", TensorProto.UINT8, ("batch", 64, 64, 3))],
+        [helper.make_tensor_value_info("input", TensorProto.UINT8, (batch, 64, 64, 3))],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
             for name, shape in (("logits", logits), ("probabilities", probabilities))
@@ -118,6 +119,34 @@ def test_answers_that_are_no_numbers_are_no_answers(copy: Path, name: str, weigh
             engine.predict(TILES)
         with pytest.raises(ParityError, match="what is no number"):
             judge(engine, TILES, np.zeros(2, int), np.zeros((2, 3), np.float32), 0.0)
+
+
+SMALL_ARE_NAN = [
+    *LOGITS[:2],
+    helper.make_node("MatMul", ["mean", "weights"], ["right"]),
+    helper.make_node("Shape", ["right"], ["shape"]),
+    helper.make_node("Slice", ["shape", "zero", "one"], ["count"]),
+    helper.make_node("Cast", ["count"], ["tiles"], to=TensorProto.FLOAT),
+    helper.make_node("Sub", ["tiles", "largest"], ["missing"]),  # below 64 negative, which has no root
+    helper.make_node("Sqrt", ["missing"], ["nothing"]),
+    helper.make_node("Add", ["right", "nothing"], ["logits"]),
+    SOFTMAX,
+]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(graph(SMALL_ARE_NAN), "what is no number"), (graph([*LOGITS, SOFTMAX], batch=64), "was opened, and does not answer")],
+    ids=["no numbers for few tiles", "no answer for few tiles"],
+)
+def test_the_gate_takes_no_engine_that_fails_for_few_tiles(copy: Path, name: str, content: bytes, message: str) -> None:
+    reseal(copy, "model.int8-cpu.onnx", content)
+    tiles = np.resize(TILES, (64, 64, 64, 3))
+    with open_bundle(copy, name) as engine:
+        expected = engine.predict(tiles).logits
+        with pytest.raises(ParityError, match=message):
+            judge(engine, tiles, expected.argmax(1), expected, 0.0)
 
 
 def test_a_probability_that_is_no_number_is_rejected(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
