@@ -14,12 +14,15 @@ from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+TYPED = "typed"
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 _KEPT = 64  # primitives that OpenVINO keeps prepared; by itself it keeps those of every batch size that it ever saw
 
 
 class OpenVinoBackend:
-    """A model compiled by OpenVINO for the CPU. precision: what it computes in: "fp32", "bf16" or "int8".
+    """A model compiled by OpenVINO for the CPU.
+
+    precision: what it computes in: "fp32", "bf16" or "int8"; or "typed", which is a graph of any types, its sums in fp32.
 
     Raises BackendError where the CPU can't multiply bf16 and that is asked for: OpenVINO would compute in fp32 without a word.
     """

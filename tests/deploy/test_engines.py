@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,22 @@ def test_what_a_precision_can_not_run_on_is_said(bundle: Bundle) -> None:
     with pytest.raises(BackendError, match=r"does not run fp32 on compute capability 7.5"):
         plan_recipe("tensorrt-rtx", "fp32", bundle.path / "model.fp32.onnx", turing)
     assert plan_recipe("tensorrt-rtx", "fp16", bundle.path / "model.fp16.onnx", turing)["compute_capabilities"] == ["7.5"]
+
+
+def test_a_bf16_plan_is_judged_where_no_cpu_multiplies_bf16(
+    run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="only OpenVINO runs a bf16 graph here")
+    config = ExportConfig(precision="bf16", gate=100, compute_capabilities="8.9")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *asked: ["FP32", "INT8"])  # as on a CPU without bf16
+    report = export(run, tmp_path / "b", config)
+    assert "openvino-bf16" not in records(report.bundle)
+    assert "nothing here can judge it: This CPU does not multiply bf16" in report.skipped["openvino-bf16"]
+    found = records(report.bundle)["tensorrt-rtx-bf16"].record["validation"]
+    assert (found["graph_on"], found["passed"]) == ("openvino in fp32", True)
+    assert found["largest_error"] > 1e-3
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    report = export(run, tmp_path / "b", config)
+    assert {record.precision for record in report.bundle.engines} == {"fp32"}
+    assert "nothing here can judge model.bf16.onnx" in report.skipped["tensorrt-rtx-bf16"]
+    assert not list((tmp_path / "b").glob("*bf16*"))
