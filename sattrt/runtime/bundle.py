@@ -166,7 +166,10 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     texts += [*files, *files.values(), source.get("run"), source.get("checkpoint_sha256")]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(engine.record, dict) for engine in engines) or not engines:
         raise ContractError(f"{path / MANIFEST} has a field of the wrong type, or no engine. Export the bundle again.")
-    for name in (*files, *(engine.name for engine in engines)):
+    names = [engine.name for engine in engines]
+    if len(set(names)) < len(names):
+        raise ContractError(f"{path / MANIFEST} has two engines of one name: {max(names, key=names.count)}. Don't use it.")
+    for name in (*files, *names):
         if not _PLAIN.fullmatch(name):
             raise ContractError(f"{path / MANIFEST} names {name!r}, which is no plain name and may lie outside the bundle. Don't use it.")
     spec = ModelSpec.from_json(parse_json(_read(path, files, "spec.json"), path / "spec.json"), path / "spec.json")
