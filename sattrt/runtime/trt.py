@@ -48,7 +48,7 @@ class TensorRTBackend:
             weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None
             self.dtype = str(record["dtype"])
             built = f"{MODULES[builder][0]} {record['builder_version']}"
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
         trt = load_module(builder)
         if not hasattr(trt, "Builder") and "VERSION_COMPATIBLE" not in flags:

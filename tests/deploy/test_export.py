@@ -261,7 +261,7 @@ print(json.dumps([[engine.name for engine in report.bundle.engines], report.skip
         assert f"pip install 'sattrt[{backend}]'" in skipped[f"{backend}-fp32"]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", "half", "npy", "labels"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", "half", "npy", "labels", "encrypted"])
 def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content: bytes | str) -> None:
     other = tmp_path / "run"
     other.mkdir()
@@ -272,6 +272,9 @@ def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content
     (other / "samples.npz").unlink()
     if content == "half":
         content = samples[: len(samples) // 2]
+    elif content == "encrypted":
+        at = samples.index(b"PK\x01\x02") + 8
+        content = samples[:at] + b"\x01" + samples[at + 1 :]
     if content == "npy":
         with open(other / "samples.npz", "wb") as file:
             np.save(file, np.zeros(3))

@@ -236,6 +236,16 @@ def test_importing_the_runtime_loads_no_other_part() -> None:
     assert not loaded & {"torch", "onnx", "onnxruntime", "typer", "rich", "PIL", "nvidia", "tensorrt", "tensorrt_rtx"}
 
 
+ENDLESS = {
+    "onnx": "model.fp32.onnx",
+    "builder": "tensorrt-rtx",
+    "builder_version": "1.7",
+    "compute_capabilities": ["8.6"],
+    "profile": {"min": 1, "max": float("inf")},
+    "dtype": "uint8",
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -244,6 +254,7 @@ def test_importing_the_runtime_loads_no_other_part() -> None:
         {"engines": [{"name": "a", "backend": "onnxruntime", "precision": "fp32", "file": ["a"], "record": {}}]},
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {"builder": "x"}}]},
+        {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": ENDLESS}]},
         {"engines": [{"name": "a", "backend": "abacus", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
         {"files": [[1, 2]]},
         {"source": {}},
