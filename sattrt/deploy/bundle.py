@@ -187,14 +187,22 @@ class _Making:
         plan = self.folder / f"{name}.plan"
         if backend == "tensorrt-rtx" and self.config.strip_weights:
             raise BackendError("TensorRT-RTX strips weights on a machine with a GPU alone. Leave strip_weights out.")
+        if backend == "tensorrt-rtx" and self.config.hardware_compatible:
+            raise BackendError(
+                "TensorRT-RTX builds for the compute capabilities it is given, and no others. Leave hardware_compatible out."
+            )
         load_module(backend, builds=True)  # before a graph is made for nothing
         file, notes = self.graphs.make(precision)
         recipe = plan_recipe(backend, precision, self.folder / file, self.config)
         self.on_progress(name)
         record, why = reuse_plan(self.older, name, recipe, plan)
         self.plans[name] = f"{'reused' if record else 'built'}: {why}"
+        if backend == "tensorrt-rtx" and (
+            unable := [each for each in self.config.capabilities if each not in recipe["compute_capabilities"]]
+        ):
+            self.plans[name] += f"; not for {', '.join(unable)}, which can't run {precision}"
         if record is None:
-            record = build_plan(backend, precision, self.folder / file, plan, self.spec, self.config)
+            record = build_plan(backend, precision, self.folder / file, plan, self.spec, self.config, self.older)
         return EngineRecord(name, backend, precision, plan.name, {**record, **notes})
 
     def _judged(self, engine: EngineRecord) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class TensorRTBackend:
             )
         # before TensorRT is touched: without a driver deserialising can crash the process
         device = Device()
-        on_any_since_ampere = "AMPERE_PLUS" in flags and int(device.compute_capability.partition(".")[0]) >= 8
+        on_any_since_ampere = builder == "tensorrt" and "AMPERE_PLUS" in flags and int(device.compute_capability.partition(".")[0]) >= 8
         if device.compute_capability not in wanted and not on_any_since_ampere:
             raise BackendError(
                 f"{path.name} was built for compute capability {', '.join(wanted)}; {device.name} has "
