@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError, ParityError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
+from ..runtime.bundle import EXTERNAL
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
@@ -98,6 +99,8 @@ def export(
         for path in [*folder.glob("*.onnx"), *folder.glob("*.plan")]:
             if path.name not in used:
                 path.unlink()
+            elif path.suffix == ".onnx":
+                assert EXTERNAL not in path.read_bytes(), f"{path.name} would be refused: it seems to keep weights in another file"
         for engine in engines:
             write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
         write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in spec.classes).encode())

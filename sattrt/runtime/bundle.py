@@ -25,7 +25,9 @@ from .signature import SIGNATURE, sign, verify_signature
 SCHEMA = 1
 MANIFEST = "bundle.json"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
-_EXTERNAL = b"\n\x08location"  # in an ONNX file the key, as protobuf writes it, under which another is named that holds its weights
+# the key under which an ONNX file names another that holds its weights. Around it protobuf may spell in many ways, so that the word alone is
+# looked for: no graph of ours has it anywhere
+EXTERNAL = b"location"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Bundle:
         flags, plan = record.record.get("flags"), record.backend in ("tensorrt", "tensorrt-rtx")
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
         for file in (record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record)):
-            if _EXTERNAL in self.read(file) and not (plan and file == record.file):
+            if EXTERNAL in self.read(file) and not (plan and file == record.file):
                 raise ContractError(
                     f"{self.path / file} keeps weights in another file, as no graph of sattrt's does. Don't use this bundle."
                 )

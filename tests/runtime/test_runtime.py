@@ -137,12 +137,18 @@ def test_a_contract_that_the_manifest_does_not_list_is_refused(copy: Path, bundl
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_weights_in_another_file_are_refused(copy: Path, bundle: Bundle, backend: str) -> None:
+@pytest.mark.parametrize("respelt", [False, True], ids=["as protobuf writes it", "its length in two bytes"])
+def test_weights_in_another_file_are_refused(copy: Path, bundle: Bundle, backend: str, respelt: bool) -> None:
     import onnx
 
     model = onnx.load(copy / "model.fp32.onnx")
     onnx.save(model, copy / "outside.onnx", save_as_external_data=True, location="weights.bin")
-    reseal(copy, "model.fp32.onnx", (copy / "outside.onnx").read_bytes())
+    content = (copy / "outside.onnx").read_bytes()
+    if respelt:  # a byte more for the key, one less for the value
+        content = content.replace(b"\n\x08location\x12\x0bweights.bin", b"\n\x88\x00location\x12\x0aweight.bin")
+    named = onnx.load_from_string(content).graph.initializer[0].external_data[0]
+    assert (named.key, named.value) == ("location", "weight.bin" if respelt else "weights.bin")
+    reseal(copy, "model.fp32.onnx", content)
     with pytest.raises(ContractError, match="keeps weights in another file"):
         open_bundle(copy, f"{backend}-fp32")
 
