@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import BackendError, ContractError
 from ..runtime import Bundle
 from ..runtime.cuda import Device
-from ..runtime.trt import load_module
+from ..runtime.trt import load_module, silent_log
 from ..spec import ModelSpec, sha256_file
 from .config import CAPABILITIES, ExportConfig
 
@@ -43,7 +43,7 @@ def build_plan(
     trt = load_module(backend, builds=True)
     recipe = plan_recipe(backend, precision, onnx_path, config)
     started = time.perf_counter()
-    log = _log(trt)
+    log = silent_log(trt)
     try:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):  # pybind11's words for a null pointer
@@ -191,16 +191,3 @@ def _timed_before(settings: Any, path: Path, old: Bundle | None) -> Any:
         cache = settings.create_timing_cache(b"")
         settings.set_timing_cache(cache, ignore_mismatch=False)
     return cache
-
-
-def _log(trt: ModuleType) -> Any:
-    """TensorRT's log, kept silent; its last error is what a refusal is explained with."""
-
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
-        last = "no reason given"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.last = " ".join(message.split())
-
-    return Log()

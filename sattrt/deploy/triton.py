@@ -23,7 +23,7 @@ _QUEUE_MICROSECONDS = 2000
 def write_triton(bundle: Bundle, folder: Path) -> list[str]:
     """Write the repository into `folder`, which must be absent, empty, or hold one written before; returns the names of its models.
 
-    ContractError for a changed file, or a plan without a largest batch.
+    ContractError for a changed file, a plan without a largest batch, or one that takes no single tile.
     """
     marker = folder / ".sattrt"
     if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -56,6 +56,8 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
     largest = profile.get("max") if isinstance(profile, dict) else None
     if not isinstance(largest, int) or largest < 1:
         raise ContractError(f"{record.name} has a record without its largest batch. Export the bundle again.")
+    if profile.get("min", 1) != 1:  # Triton would send it fewer
+        raise ContractError(f"{record.name} takes no single tile, as Triton's plans must. Export with min_batch = 1.")
     preferred = sorted({max(1, largest // 4), largest})
     return f"""name: {json.dumps(name, ensure_ascii=False)}
 backend: "{backend}"

@@ -13,7 +13,7 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.engines import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
 from sattrt.errors import BackendError, InputError
 from sattrt.runtime import Bundle, EngineRecord, read_bundle
-from sattrt.runtime.trt import TensorRTBackend, load_module
+from sattrt.runtime.trt import TensorRTBackend, load_module, refusal, silent_log
 
 
 def installed() -> bool:
@@ -109,6 +109,19 @@ def test_rtx_plans_are_for_what_they_were_built_for_alone(
     for flags in ([], ["AMPERE_PLUS"]):
         with pytest.raises(BackendError, match=r"was built for compute capability .*; H100 has 9.0"):
             TensorRTBackend(tmp_path / "x.plan", record | {"flags": flags})
+
+
+def test_why_a_plan_is_refused_is_said(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    trt = load_module("tensorrt-rtx")
+    log = silent_log(trt)
+    runtime = trt.Runtime(log)
+    assert runtime.deserialize_cuda_engine(b"junk" * 100) is None
+    assert log.last != "no reason given"
+    said = refusal(trt, runtime, b"junk" * 100, "1.0", log.last)
+    assert said == f"it was built by 1.0, and {trt.__version__} is installed; MALFORMED_ENGINE; {log.last}"
+    plan = (bundle.path / "tensorrt-rtx-fp32.plan").read_bytes()
+    assert "it was built by" not in refusal(trt, runtime, plan, trt.__version__, log.last)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_plan_is_of_the_gpu_it_was_timed_on(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,12 @@ def test_a_plan_without_a_largest_batch_is_refused(bundle: Bundle, profile: obje
         model_config("m", bundle.spec, record)
 
 
+def test_a_plan_that_takes_no_single_tile_is_refused(bundle: Bundle) -> None:
+    record = EngineRecord("tensorrt-fp16", "tensorrt", "fp16", "a.plan", {"profile": {"min": 8, "opt": 8, "max": 8}})
+    with pytest.raises(ContractError, match="tensorrt-fp16 takes no single tile"):
+        model_config("m", bundle.spec, record)
+
+
 def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: Path) -> None:
     assert write_triton(bundle, tmp_path / "models") == write_triton(bundle, tmp_path / "models")
     (tmp_path / "mine").mkdir()
