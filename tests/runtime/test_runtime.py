@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -234,6 +235,22 @@ def test_the_embedding_example_runs_on_it(bare_python: Path, bundle: Bundle, tmp
         assert len(done.stdout.splitlines()) == lines
     done = subprocess.run([bare_python, ROOT / "engines" / "embed.py"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "usage: python engines/embed.py BUNDLE [TILES.npy]\n")
+
+
+def test_the_embedding_example_ends_in_one_line(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.npy").write_text("no array")
+    (copy / "golden.npz").write_bytes((copy / "golden.npz").read_bytes()[:-1])
+    for arguments, message in (
+        ([tmp_path], "is not a bundle"),
+        ([copy], "golden.npz was changed"),
+        ([bundle.path, tmp_path / "nothing.npy"], "nothing.npy"),
+        ([bundle.path, tmp_path / "text.npy"], "embed.py: "),
+        ([bundle.path, bundle.path / "golden.npz"], "not NpzFile"),
+    ):
+        command = [sys.executable, ROOT / "engines" / "embed.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert message in done.stderr
 
 
 def test_importing_the_runtime_loads_no_other_part() -> None:
