@@ -4,20 +4,24 @@ python engines/embed.py engines/eurosat              # the bundle's own golden t
 python engines/embed.py engines/eurosat tiles.npy    # (N, 64, 64, bands), uint8 of RGB or uint16 of digital numbers
 """
 
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from sattrt.runtime import open_bundle
+from sattrt.errors import SattrtError
+from sattrt.runtime import read_bundle
 
 if len(sys.argv) < 2:
     sys.exit("usage: python engines/embed.py BUNDLE [TILES.npy]")
-folder = Path(sys.argv[1])
-tiles = np.load(sys.argv[2]) if len(sys.argv) > 2 else np.load(folder / "golden.npz")["tiles"]
-
-with open_bundle(folder) as engine:
-    result = engine.predict(tiles)
-    print(f"{engine.name} on {engine.device}")
-    for name, probabilities in zip(result.names, result.probabilities, strict=True):
-        print(f"{name:22} {100 * probabilities.max():5.1f} %")
+try:
+    bundle = read_bundle(Path(sys.argv[1]))  # every file's digest is checked before the file is used
+    tiles = np.load(sys.argv[2]) if len(sys.argv) > 2 else np.load(io.BytesIO(bundle.read("golden.npz")))["tiles"]
+    with bundle.open_best() as engine:
+        result = engine.predict(tiles)
+        print(f"{engine.name} on {engine.device}")
+        for name, probabilities in zip(result.names, result.probabilities, strict=True):
+            print(f"{name:22} {100 * probabilities.max():5.1f} %")
+except (SattrtError, OSError, ValueError) as error:  # ValueError: what is no array
+    sys.exit(f"embed.py: {error}")

@@ -197,6 +197,10 @@ def export(
     from .deploy.config import ExportConfig
 
     settings = ExportConfig.from_toml(config, precision=precision, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
+    if triton:
+        from .deploy.triton import check_folder, write_triton
+
+        check_folder(triton, out)  # better now than after the export
     with progress_bar("[progress.description]{task.description}", "") as bar:
         task = bar.add_task("Exporting", total=None)
         report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
@@ -206,8 +210,6 @@ def export(
         print(f"{name}: failed the gate and was left out: {reason}")
     print(out)
     if triton:
-        from .deploy.triton import write_triton
-
         print(f"{triton}: {', '.join(write_triton(report.bundle, triton))}")
     if report.failed and not settings.best_effort:
         raise typer.Exit(1)

@@ -147,10 +147,9 @@ def print_engines(bundle: Bundle) -> None:
     """The engines of a bundle, and how each was judged."""
     rows = []
     for engine in bundle.engines:
-        found, figures = engine.record["validation"], ("", "", "", "")
-        if "accuracy" in found:
-            where = f"graph on {found['graph_on']}" if "not_run" in found else found["device"]
-            figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
+        found = engine.record["validation"]
+        where = f"graph on {found['graph_on']}" if "not_run" in found else found["device"]
+        figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
         rows.append((engine.name, f"{(bundle.path / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
     print_table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
 

@@ -47,8 +47,9 @@ int main(int argc, char** argv) try {
     nvinfer1::Dims shape = engine->getTensorShape("input");  // (batch, height, width, bands)
     const size_t bytes = volume(shape), classes = volume(engine->getTensorShape("probabilities"));
     if (classes != names.size()) throw std::runtime_error(bundle + " has another number of classes than its labels.txt. Export it again.");
+    const auto least = static_cast<size_t>(engine->getProfileShape("input", 0, nvinfer1::OptProfileSelector::kMIN).d[0]);
     const auto most = static_cast<size_t>(engine->getProfileShape("input", 0, nvinfer1::OptProfileSelector::kMAX).d[0]);
-    const size_t largest = std::min(LARGEST_BATCH, most);
+    const size_t largest = std::max(least, std::min(LARGEST_BATCH, most));
     const auto tiles = read_tiles(argv[3], bytes);
     const size_t count = tiles.size() / bytes;
 
@@ -66,7 +67,7 @@ int main(int argc, char** argv) try {
     std::vector<float> answer(count * classes);
     for (size_t first = 0; first < count; first += largest) {
         const size_t batch = std::min(largest, count - first);
-        shape.d[0] = static_cast<int>(batch);
+        shape.d[0] = static_cast<int>(std::max(batch, least));  // what lies behind the tiles is answered too, and not read
         check(cudaMemcpyAsync(input, tiles.data() + first * bytes, batch * bytes, cudaMemcpyHostToDevice, stream));
         if (!context->setInputShape("input", shape) || !context->enqueueV3(stream))
             throw std::runtime_error("TensorRT refused to run the plan. Export the bundle here.");

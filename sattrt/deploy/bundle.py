@@ -2,8 +2,8 @@
 
     report = export(Path("run"), Path("engines/eurosat"))
 
-Every engine that this machine can run is scored against the trained network before it is put in; what fails the gate, and what can't
-be built or run here, is said, with the reason.
+Every engine is scored against the trained network before it is put in: itself, or by its graph where this machine can't run it. What fails
+the gate, and what can't be built or judged here, is left out and said, with the reason.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import BackendError, ContractError, InputError, ParityError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
-from ..runtime.ort import require_tensorrt, save_optimised
+from ..runtime.bundle import EXTERNAL
+from ..runtime.ort import require_tensorrt, save_optimised, this_place
+from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, atomic_folder, check_schema, read_json, sha256_file, write_bytes, write_json
 from ..training.run import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig
 from .engines import build_plan, plan_recipe, reuse_plan
-from .gate import Verdict, judge, torch_logits
+from .gate import judge, torch_logits
 from .graphs import Graphs
 
 # in the order of preference: ONNX Runtime is what has been verified on every machine so far
@@ -40,14 +42,21 @@ BACKENDS = {
     "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
     "onnxruntime-tensorrt": ("fp16", "int8"),  # it computes fp32 in TF32, and knows no setting against that
 }
-_ANYWHERE = ("onnxruntime", "openvino")
-_INTERPRETERS = (*_ANYWHERE, "onnxruntime-tensorrt")  # they run an ONNX file as it is
+_INTERPRETERS = ("onnxruntime", "openvino", "onnxruntime-tensorrt")  # they run an ONNX file as it is
+# by graph: what can judge it where its engine can't run, and in which precision. In fp32 it is the exporter and the weights that are judged
+_JUDGES = {
+    "fp32": (("onnxruntime", "fp32"), ("openvino", "fp32")),
+    "fp16": (("onnxruntime", "fp16"), ("openvino", TYPED)),
+    "bf16": (("onnxruntime", "bf16"), ("openvino", "bf16"), ("openvino", TYPED)),
+    "int8": (("onnxruntime", "int8"), ("openvino", "int8")),
+    "fp8": (("onnxruntime", "fp8"),),
+}
 GOLDEN_TILES = 20
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """bundle: what was written. All by engine name: skipped: why it is not in it or was not run here; failed: how it failed the gate;
+    """bundle: what was written. All by engine name: skipped: why it is not in it, or was judged by its graph; failed: how it failed the gate;
     plans: whether a plan was built or taken from the bundle before, and why."""
 
     bundle: Bundle
@@ -64,6 +73,7 @@ def export(
     on_progress: called with a line before each step. Raises InputError for a missing run or a target that is
     something else than a bundle, ContractError for artefacts that don't belong together, ParityError where an
     fp32 engine answers otherwise than the network; under best_effort it is left out, and only where no engine is left that is an error.
+    BackendError where none can be judged here.
     """
     _refuse_foreign(out)
     model, spec = load_trained(run)
@@ -81,12 +91,16 @@ def export(
             making.add(backend)
         if making.failed and not making.engines:
             raise ParityError(f"No engine is left: {' | '.join(f'{name}: {why}' for name, why in making.failed.items())}")
+        if not making.engines:
+            raise BackendError(f"No engine can be judged here. {' | '.join(dict.fromkeys(making.skipped.values()))}")
         order = list(dict.fromkeys((*config.precisions, *FALL_BACK)))
         engines = sorted(making.engines, key=lambda engine: order.index(engine.precision))  # stable: backends keep theirs
         used = {name for engine in engines for name in (engine.file, engine.record["onnx"], engine.record.get("optimised", {}).get("file"))}
         for path in [*folder.glob("*.onnx"), *folder.glob("*.plan")]:
             if path.name not in used:
                 path.unlink()
+            elif path.suffix == ".onnx":
+                assert EXTERNAL not in path.read_bytes(), f"{path.name} would be refused: it seems to keep weights in another file"
         for engine in engines:
             write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
         write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in spec.classes).encode())
@@ -118,7 +132,7 @@ class _Making:
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.plans: dict[str, str] = {}
-        self._of_graphs: dict[str, dict[str, Any]] = {}  # verdicts on graphs that plans are made of
+        self._of_graphs: dict[str, dict[str, Any]] = {}  # verdicts on graphs, by file
 
     def add(self, backend: str) -> None:
         """Build and judge the wanted precisions of a backend, and what replaces those that fail."""
@@ -131,27 +145,28 @@ class _Making:
             except BackendError as error:
                 self.skipped[name] = str(error)
                 continue
-            except ParityError as error:  # a fault of one backend: the engines of others are worth having
-                self.failed[name] = str(error)
+            except ParityError as error:
                 if not self.config.best_effort:
                     raise
-                continue
-            if verdict.get("passed", True):
-                self.engines.append(dataclasses.replace(engine, record={**engine.record, "validation": verdict}))
-                continue
-            self.failed[name] = (
-                f"{100 * verdict['accuracy']:.2f} % of {verdict['tiles']} validation tiles, fp32 {100 * verdict['fp32_accuracy']:.2f} %: "
-                f"more than {self.config.gate:g} points below"
-            )
+                self.failed[name] = str(error)  # a fault of one backend: the engines of others are worth having
+            else:
+                if verdict["passed"]:
+                    self.engines.append(dataclasses.replace(engine, record={**engine.record, "validation": verdict}))
+                    if "not_run" in verdict:
+                        self.skipped[name] = f"judged by its graph, not run here: {verdict['not_run']}"
+                    continue
+                self.failed[name] = (
+                    f"{100 * verdict['accuracy']:.2f} % of {verdict['tiles']} validation tiles, fp32 {100 * verdict['fp32_accuracy']:.2f} %: "
+                    f"more than {self.config.gate:g} points below"
+                )
             self.answers.pop(name, None)
             if self.config.best_effort:
-                simpler = FALL_BACK.get(precision)
-                while simpler and simpler not in BACKENDS[backend]:
-                    simpler = FALL_BACK.get(simpler)
-                if simpler:
-                    self.failed[name] += f"; {backend}-{simpler} stands in for it"
-                if simpler and simpler not in wanted:
-                    wanted.append(simpler)
+                wanted += [simpler for simpler in _simpler(backend, precision)[:1] if simpler not in wanted]
+        made = [engine.name for engine in self.engines]
+        for precision in wanted if self.config.best_effort else ():
+            stand_ins = [name for simpler in _simpler(backend, precision) if (name := f"{backend}-{simpler}") in made]
+            if stand_ins and f"{backend}-{precision}" in self.failed:
+                self.failed[f"{backend}-{precision}"] += f"; {stand_ins[0]} stands in for it"
 
     def _built(self, backend: str, precision: str, name: str) -> EngineRecord:
         if backend in _INTERPRETERS:
@@ -166,60 +181,79 @@ class _Making:
                 graph = {"int8": "int8-cpu", "bf16": "fp32"}.get(precision, precision)
             file, notes = self.graphs.make(graph)
             made: dict[str, Any] = {"onnx": file, "onnx_sha256": sha256_file(self.folder / file), **notes}
-            if backend == "onnxruntime" and self.config.optimised:
+            if backend == "onnxruntime" and self.config.optimised and this_place()["provider"] != "cpu":
+                self.skipped[f"{name}, optimised"] = "ONNX Runtime rewrites graphs for the CPU alone, and runs on the GPU here"
+            elif backend == "onnxruntime" and self.config.optimised:
                 optimised = f"{name}.optimised.onnx"
                 made["optimised"] = {"file": optimised, "for": save_optimised(self.folder / file, self.folder / optimised)}
             return EngineRecord(name, backend, precision, file, made)
         plan = self.folder / f"{name}.plan"
         if backend == "tensorrt-rtx" and self.config.strip_weights:
             raise BackendError("TensorRT-RTX strips weights on a machine with a GPU alone. Leave strip_weights out.")
+        if backend == "tensorrt-rtx" and self.config.hardware_compatible:
+            raise BackendError(
+                "TensorRT-RTX builds for the compute capabilities it is given, and no others. Leave hardware_compatible out."
+            )
         load_module(backend, builds=True)  # before a graph is made for nothing
         file, notes = self.graphs.make(precision)
         recipe = plan_recipe(backend, precision, self.folder / file, self.config)
         self.on_progress(name)
         record, why = reuse_plan(self.older, name, recipe, plan)
         self.plans[name] = f"{'reused' if record else 'built'}: {why}"
+        if backend == "tensorrt-rtx" and (
+            unable := [each for each in self.config.capabilities if each not in recipe["compute_capabilities"]]
+        ):
+            self.plans[name] += f"; not for {', '.join(unable)}, which can't run {precision}"
         if record is None:
-            record = build_plan(backend, precision, self.folder / file, plan, self.spec, self.config)
+            record = build_plan(backend, precision, self.folder / file, plan, self.spec, self.config, self.older)
         return EngineRecord(name, backend, precision, plan.name, {**record, **notes})
 
     def _judged(self, engine: EngineRecord) -> dict[str, Any]:
-        """The verdict on an engine; on its graph, where the engine itself can't run here."""
+        """The verdict on an engine; on its graph, where the engine itself can't run here. BackendError where nothing here can judge it."""
         self.on_progress(f"judging {engine.name}")
+        plain = dataclasses.replace(engine, record={**engine.record, "optimised": None})
         try:
-            verdict, device = self._judge(engine)
+            found, logits = self._judge(plain)
         except BackendError as error:
-            self.skipped[engine.name] = f"not run here: {error}"
-            if engine.backend in _INTERPRETERS:
-                return {"not_run": str(error)}
+            if engine.backend == "openvino" and engine.precision == "bf16":  # its graph is in fp32, and says nothing of bf16
+                raise BackendError(f"left out, since nothing here can judge it: {error}") from None
             return {"not_run": str(error), **self._judged_graph(engine.precision, engine.record["onnx"])}
-        found = {"device": device, **dataclasses.asdict(verdict)}
         if engine.backend == "onnxruntime":
             self._of_graphs[engine.file] = {"graph_on": engine.name, **found}
+        if found["passed"] and engine.record.get("optimised"):  # two files ship, and both are judged
+            found, logits = self._judge(engine)
+        self.answers[engine.name] = logits
         return found
 
-    def _judge(self, engine: EngineRecord) -> tuple[Verdict, str]:
+    def _judge(self, engine: EngineRecord) -> tuple[dict[str, Any], NDArray[np.float32]]:
+        """A verdict and the logits it is about. BackendError where the engine can't be opened here, and for nothing else."""
         with open_engine(engine, self.folder, self.spec) as opened:
             verdict, logits = judge(
                 opened, self.samples.valid, self.samples.valid_labels, self.expected, self.config.gate / 100, self.config.error_rate / 100
             )
-            self.answers[engine.name] = logits
-            return verdict, opened.device
+            return {"device": opened.device, **dataclasses.asdict(verdict)}, logits
 
     def _judged_graph(self, precision: str, file: str) -> dict[str, Any]:
-        """A plan that can't run here is judged by its graph, in whatever runs that; nothing is said where nothing does."""
-        if file not in self._of_graphs:
-            self._of_graphs[file] = {}
-            for backend in _ANYWHERE:
-                stand_in = EngineRecord(f"{precision} graph on {backend}", backend, precision, file, {})
+        """The verdict on a graph, in whatever runs it here. BackendError where nothing does."""
+        reasons = []
+        for backend, computed in _JUDGES[precision]:
+            if file not in self._of_graphs:
                 try:
-                    verdict, device = self._judge(stand_in)
-                except (BackendError, ContractError):  # bf16 and fp8 are not for all of them
-                    continue
-                self.answers.pop(stand_in.name)
-                self._of_graphs[file] = {"graph_on": backend, "device": device, **dataclasses.asdict(verdict)}
-                break
+                    found, _ = self._judge(EngineRecord(f"{file} on {backend}", backend, computed, file, {}))
+                    self._of_graphs[file] = {"graph_on": backend if computed == precision else f"{backend} in fp32", **found}
+                except BackendError as error:
+                    reasons.append(str(error))
+        if file not in self._of_graphs:
+            raise BackendError(f"left out, since nothing here can judge {file}: {' | '.join(reasons)}")
         return self._of_graphs[file]
+
+
+def _simpler(backend: str, precision: str) -> list[str]:
+    """The precisions of a backend that may stand in for one, the next first."""
+    simpler = FALL_BACK.get(precision)
+    if simpler is None:
+        return []
+    return [simpler, *_simpler(backend, simpler)] if simpler in BACKENDS[backend] else _simpler(backend, simpler)
 
 
 def _refuse_foreign(out: Path) -> None:

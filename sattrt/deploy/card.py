@@ -39,7 +39,7 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
         *_confidence(spec),
         "",
         "## Engines",
-        "Each was run on the validation tiles and held against the trained network in fp32. Allowed to lie below it: "
+        "Each, or its graph where this machine can't run it, was run on the validation tiles and held against the trained network in fp32. Allowed to lie below it: "
         f"{config.gate:g} points. Lost and gained: tiles that fp32 alone, or the engine alone, gets right; p by McNemar's exact test. "
         f"Coverage: the share answered when {config.error_rate:g} % of the answers may be wrong and the least certain tiles are rejected. "
         "Flipped tiles: `flips.csv`.",
@@ -49,20 +49,16 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
     ]
     for engine in engines:
         found = engine.record["validation"]
-        where = found.get("device", "")
-        if "not_run" in found:
-            where = f"its graph, by {found['graph_on']}: {found['not_run']}" if "graph_on" in found else f"not run: {found['not_run']}"
-        figures = [""] * 7
-        if "accuracy" in found:
-            figures = [
-                f"{100 * found['accuracy']:.2f} ({100 * found['low']:.1f}-{100 * found['high']:.1f}) of {found['tiles']}",
-                str(len(found["flips"])),
-                f"{found['lost']}/{found['gained']}",
-                f"{found['p']:.2g}",
-                f"{found['largest_error']:.2g}, {found['mean_error']:.2g}",
-                f"{100 * found['ece']:.2f}",
-                f"{100 * found['reject']['coverage']:.1f}",
-            ]
+        where = f"its graph, by {found['graph_on']}: {found['not_run']}" if "not_run" in found else found["device"]
+        figures = [
+            f"{100 * found['accuracy']:.2f} ({100 * found['low']:.1f}-{100 * found['high']:.1f}) of {found['tiles']}",
+            str(len(found["flips"])),
+            f"{found['lost']}/{found['gained']}",
+            f"{found['p']:.2g}",
+            f"{found['largest_error']:.2g}, {found['mean_error']:.2g}",
+            f"{100 * found['ece']:.2f}",
+            f"{100 * found['reject']['coverage']:.1f}",
+        ]
         lines.append(" | ".join([f"| {engine.name}", f"`{engine.file}`", where, *figures]) + " |")
     lines += [
         *_calibration(engines),

@@ -11,6 +11,8 @@ from ..errors import InputError
 from ..settings import Settings
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# what TensorRT-RTX can target, ahead of time and without a GPU; Hopper (9.0) is not among it
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 # what a precision that fails the gate is replaced by, under best_effort
 FALL_BACK = {"fp8": "fp16", "int8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 
@@ -29,8 +31,8 @@ class ExportConfig(Settings):
     optimised: keep ONNX Runtime's own rewriting of each of its graphs too, for machines like this one: it opens in less time and memory.
     min_batch, opt_batch, max_batch: what a plan accepts, and what it is tuned for.
     compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
-    version_compatible: plans that later TensorRT versions, and its lean runtime, load too. hardware_compatible: plans for Ampere and
-    everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.
+    version_compatible: plans that later TensorRT versions, and its lean runtime, load too. hardware_compatible: TensorRT's plans (not
+    those of RTX) for Ampere and everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.
     """
 
     precision: str = "fp32,fp16,bf16,int8"  # fp8 costs more accuracy, and is for the newest GPUs alone
@@ -53,6 +55,8 @@ class ExportConfig(Settings):
         """InputError for a value that can't be exported with."""
         if unknown := [name for name in self.precisions if name not in PRECISIONS]:
             raise InputError(f"The precision {unknown[0]!r} is unknown; choose all, or some of {', '.join(PRECISIONS)}.")
+        if unknown := [name for name in self.capabilities if name not in CAPABILITIES]:
+            raise InputError(f"TensorRT-RTX knows no compute capability {unknown[0]!r}; choose some of {', '.join(CAPABILITIES)}.")
         faults = {
             f"gate is {self.gate}; give 0 to 100 percentage points": not 0 <= self.gate <= 100,
             f"error_rate is {self.error_rate}; give 0 to 100 percent": not 0 <= self.error_rate <= 100,
@@ -72,3 +76,8 @@ class ExportConfig(Settings):
         """What is to be built, the preferred first."""
         names = PRECISIONS if self.precision == "all" else tuple(name.strip() for name in self.precision.split(","))
         return tuple(dict.fromkeys((*names, "fp32")))
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What TensorRT-RTX plans are to be built for; empty for all that a precision runs on."""
+        return tuple(dict.fromkeys(name.strip() for name in self.compute_capabilities.split(",") if name.strip()))

@@ -17,29 +17,33 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .. import __version__
 from ..errors import BackendError, ContractError
 from ..runtime import Bundle
-from ..runtime.trt import load_module
+from ..runtime.cuda import Device
+from ..runtime.trt import load_module, silent_log
 from ..spec import ModelSpec, sha256_file
-from .config import ExportConfig
+from .config import CAPABILITIES, ExportConfig
 
-# TensorRT-RTX builds ahead of time for these, without a GPU. It has no Hopper (9.0); Turing (7.5) has no fp32 matrix product and no
-# bf16 there, and fp8 begins with Ada (8.9).
-_AMPERE_ON = ("8.0", "8.6", "8.9", "12.0")
-RTX_CAPABILITIES = {"fp32": _AMPERE_ON, "fp16": ("7.5", *_AMPERE_ON), "bf16": _AMPERE_ON, "int8": _AMPERE_ON, "fp8": ("8.9", "12.0")}
+# of TensorRT-RTX's targets: Turing (7.5) has no fp32 matrix product and no bf16 there, and fp8 begins with Ada (8.9)
+_AMPERE_ON, _ADA_ON = CAPABILITIES[1:], CAPABILITIES[3:]
+RTX_CAPABILITIES = {"fp32": _AMPERE_ON, "fp16": CAPABILITIES, "bf16": _AMPERE_ON, "int8": _AMPERE_ON, "fp8": _ADA_ON}
 # what a plan may be reused by: two builds that agree in these are of the same making
-RECIPE = ("builder", "builder_version", "onnx_sha256", "compute_capabilities", "profile", "flags")
+RECIPE = ("sattrt", "builder", "builder_version", "onnx_sha256", "compute_capabilities", "gpu", "profile", "flags")
+TIMING = "tensorrt.timing"
 
 
-def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, config: ExportConfig) -> dict[str, Any]:
+def build_plan(
+    backend: str, precision: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, config: ExportConfig, old: Bundle | None = None
+) -> dict[str, Any]:
     """Compile an ONNX file that is typed in this precision; returns the build record.
 
-    BackendError where the library is absent or refuses the graph.
+    old: the bundle that is replaced, for what TensorRT timed when that was made. BackendError where the library is absent or refuses the graph.
     """
     trt = load_module(backend, builds=True)
     recipe = plan_recipe(backend, precision, onnx_path, config)
     started = time.perf_counter()
-    log = _log(trt)
+    log = silent_log(trt)
     try:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):  # pybind11's words for a null pointer
@@ -67,17 +71,18 @@ def build_plan(backend: str, precision: str, onnx_path: Path, plan_path: Path, s
         elif flag != "STRONGLY_TYPED":
             settings.set_flag(getattr(trt.BuilderFlag, flag))
     _set_capabilities(trt, settings, recipe["compute_capabilities"])
-    timing = _timing_cache(backend, settings, plan_path.parent)
+    timed = _timed_before(settings, plan_path.with_name(TIMING), old) if backend == "tensorrt" else None  # held until it is built
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
         raise BackendError(f"{backend} {trt.__version__} can't build {onnx_path.name}: {log.last}. Check `sattrt doctor`.")
     plan_path.write_bytes(bytes(plan))
-    if timing:
-        timing.write_bytes(bytes(settings.get_timing_cache().serialize()))
+    if timed is not None:
+        plan_path.with_name(TIMING).write_bytes(bytes(timed.serialize()))
     return {
         **recipe,
         "dtype": spec.dtype,
-        "timing_cache": timing.name if timing else None,
+        "timing_cache": TIMING if timed is not None else None,
+        "timing_cache_sha256": sha256_file(plan_path.with_name(TIMING)) if timed is not None else None,  # as this build left it
         "build_seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -118,12 +123,15 @@ def plan_recipe(backend: str, precision: str, onnx_path: Path, config: ExportCon
         flags.append("AMPERE_PLUS")
     if config.strip_weights:
         flags.append("STRIP_PLAN")
+    gpu = None if backend == "tensorrt-rtx" else Device()  # TensorRT times its kernels on the GPU at hand; RTX builds ahead of time
     return {
+        "sattrt": __version__,
         "builder": backend,
         "builder_version": trt.__version__,
         "onnx": onnx_path.name,
         "onnx_sha256": sha256_file(onnx_path),
-        "compute_capabilities": _capabilities(backend, precision, config),
+        "compute_capabilities": [gpu.compute_capability] if gpu else _capabilities(precision, config.capabilities),
+        "gpu": gpu.name if gpu else None,
         "profile": {"min": config.min_batch, "opt": config.opt_batch, "max": config.max_batch},
         "flags": flags,
     }
@@ -142,9 +150,8 @@ def reuse_plan(old: Bundle | None, name: str, recipe: dict[str, Any], plan_path:
     except ContractError:
         return None, f"{record.file} was changed since it was built"
     shutil.copyfile(old.path / record.file, plan_path)
-    timing = record.record.get("timing_cache")
-    if isinstance(timing, str) and timing in old.files and not plan_path.with_name(timing).exists():
-        shutil.copyfile(old.path / timing, plan_path.with_name(timing))
+    if record.record.get("timing_cache") and TIMING in old.files and not plan_path.with_name(TIMING).exists():
+        plan_path.with_name(TIMING).write_bytes(old.read(TIMING))
     return {key: value for key, value in record.record.items() if key != "validation"}, "same graph, builder, hardware, profile and flags"
 
 
@@ -153,14 +160,10 @@ def _short(value: Any) -> str:
     return f"{text[:8]}..." if len(text) == 64 else text
 
 
-def _capabilities(backend: str, precision: str, config: ExportConfig) -> list[str]:
-    if backend != "tensorrt-rtx":  # plain TensorRT builds for the GPU at hand
-        from ..runtime.cuda import Device
-
-        return [Device().compute_capability]
+def _capabilities(precision: str, wanted: tuple[str, ...]) -> list[str]:
+    """Those of TensorRT-RTX's targets that are wanted and run the precision. BackendError where none is."""
     known = RTX_CAPABILITIES[precision]
-    wanted = [name.strip() for name in config.compute_capabilities.split(",") if name.strip()] or list(known)
-    able = [name for name in wanted if name in known]
+    able = [name for name in wanted or known if name in known]
     if not able:
         raise BackendError(
             f"TensorRT-RTX does not run {precision} on compute capability {', '.join(wanted)}; it does on {', '.join(known)}."
@@ -179,24 +182,12 @@ def _set_capabilities(trt: ModuleType, settings: Any, wanted: list[str]) -> None
             )
 
 
-def _timing_cache(backend: str, settings: Any, folder: Path) -> Path | None:
-    """TensorRT's memory of what it timed on this GPU, shared by the plans of a bundle; TensorRT-RTX times nothing."""
-    if backend != "tensorrt":
-        return None
-    path = folder / "tensorrt.timing"
-    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    settings.set_timing_cache(cache, ignore_mismatch=False)
-    return path
-
-
-def _log(trt: ModuleType) -> Any:
-    """TensorRT's log, kept silent; its last error is what a refusal is explained with."""
-
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
-        last = "no reason given"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.last = " ".join(message.split())
-
-    return Log()
+def _timed_before(settings: Any, path: Path, old: Bundle | None) -> Any:
+    """TensorRT's memory of what it timed on this GPU, in use: of the plans before this one, or of the bundle before; empty where it is of
+    another GPU or version."""
+    content = path.read_bytes() if path.exists() else old.read(TIMING) if old and TIMING in old.files else b""
+    cache = settings.create_timing_cache(content)
+    if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
+        cache = settings.create_timing_cache(b"")
+        settings.set_timing_cache(cache, ignore_mismatch=False)
+    return cache

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..accuracy import evaluate, mcnemar, reject_threshold
 from ..calibration import expected_calibration_error
-from ..errors import ParityError
+from ..errors import BackendError, ParityError
 from ..model import TileClassifier
 from ..runtime import Engine, NoNumbersError
 
@@ -33,7 +33,7 @@ class Verdict:
 
     tiles: of the validation split. accuracy, its 95 % interval (low, high) and fp32_accuracy: 0..1.
     lost, gained: tiles that only fp32, or only the engine, gets right; p: of McNemar's exact test between them.
-    flips: positions of the tiles whose top-1 differs, at any of the `batches`. largest_error, mean_error: of logits.
+    flips: positions of the tiles whose top-1 differs, in the largest of the `batches`. largest_error, mean_error: of logits.
     ece: expected calibration error, 0..1. reject: threshold of confidence, with the coverage and error that it gave.
     passed: no further below fp32 than was allowed.
     """
@@ -73,18 +73,20 @@ def judge(
     """Score an engine on tiles (N, H, W, bands) with their labels, against the logits of fp32; also returns its logits.
 
     drop: how far its accuracy may lie below that of fp32, 0..1. error_rate: what the reject threshold is chosen for.
-    Raises ParityError where an answer is no number, probabilities are no softmax of the logits, answers depend on the batch
-    size, or an fp32 engine differs at all: these are faults of an exporter or a backend, not of a precision.
+    Raises ParityError where it does not answer, an answer is no number, probabilities are no softmax of the logits, answers depend on the
+    batch size, or an fp32 engine differs at all: these are faults of an exporter or a backend, not of a precision.
     """
     try:
         logits, probabilities = _answers(engine, tiles, max(BATCHES))
+        by_batch = {batch: _answers(engine, tiles[:24], batch)[0] for batch in BATCHES[:-1]}  # a few tiles are as telling as all
     except NoNumbersError:
         raise ParityError(
             f"{engine.name} answers with what is no number. Leave this precision out, or use another backend version."
         ) from None
+    except BackendError as refusal:
+        raise ParityError(f"{engine.name} was opened, and does not answer: {refusal}") from None
     largest = float(np.abs(expected).max())
-    for batch in BATCHES[:-1]:  # a few tiles are as telling as all
-        few, _ = _answers(engine, tiles[:24], batch)
+    for batch, few in by_batch.items():
         if not np.allclose(few, logits[: len(few)], atol=largest * (FP32_ERROR if engine.precision == "fp32" else BATCH_ERROR)):
             raise ParityError(f"{engine.name} answers otherwise in batches of {batch} than of {max(BATCHES)}. Use another backend version.")
     powers: NDArray[Any] = np.exp(logits - logits.max(1, keepdims=True))

@@ -17,20 +17,18 @@ from ..spec import ModelSpec, atomic_folder, write_bytes
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
 # bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged
 BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
-_QUEUE_MICROSECONDS = 2000
+_QUEUE_MICROSECONDS, _MARKER = 2000, ".sattrt"
 
 
 def write_triton(bundle: Bundle, folder: Path) -> list[str]:
     """Write the repository into `folder`, which must be absent, empty, or hold one written before; returns the names of its models.
 
-    ContractError for a changed file, or a plan without a largest batch.
+    InputError for another folder. ContractError for a changed file, a plan without a largest batch, or one that takes no single tile.
     """
-    marker = folder / ".sattrt"
-    if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another folder.")
+    check_folder(folder, bundle.path)
     names = []
     with atomic_folder(folder) as target:
-        write_bytes(target / marker.name, f"{bundle.digest}\n".encode())
+        write_bytes(target / _MARKER, f"{bundle.digest}\n".encode())
         for record in bundle.engines:
             flags = record.record.get("flags")
             if isinstance(flags, list) and "STRIP_PLAN" in flags:  # Triton would not put its weights in
@@ -46,6 +44,15 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
     return names
 
 
+def check_folder(folder: Path, bundle: Path) -> None:
+    """InputError where a folder can't become a repository: it holds something else, or it and the bundle lie in one another."""
+    if folder.exists() and not (folder / _MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another folder.")
+    own, other = folder.resolve(), bundle.resolve()
+    if own.is_relative_to(other) or other.is_relative_to(own):
+        raise InputError(f"{folder} and the bundle {bundle} lie in one another, and each is replaced as a whole. Choose another folder.")
+
+
 def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
     """config.pbtxt of one engine: tiles in, logits and probabilities out, requests gathered into batches."""
     kind, values = spec.dtype.upper(), len(spec.bands)
@@ -56,6 +63,8 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
     largest = profile.get("max") if isinstance(profile, dict) else None
     if not isinstance(largest, int) or largest < 1:
         raise ContractError(f"{record.name} has a record without its largest batch. Export the bundle again.")
+    if profile.get("min", 1) != 1:  # Triton would send it fewer
+        raise ContractError(f"{record.name} takes no single tile, as Triton's plans must. Export with min_batch = 1.")
     preferred = sorted({max(1, largest // 4), largest})
     return f"""name: {json.dumps(name, ensure_ascii=False)}
 backend: "{backend}"

@@ -25,7 +25,9 @@ from .signature import SIGNATURE, sign, verify_signature
 SCHEMA = 1
 MANIFEST = "bundle.json"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
-_EXTERNAL = b"\n\x08location"  # in an ONNX file the key, as protobuf writes it, under which another is named that holds its weights
+# the key under which an ONNX file names another that holds its weights. Around it protobuf may spell in many ways, so that the word alone is
+# looked for: no graph of ours has it anywhere
+EXTERNAL = b"location"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Bundle:
         flags, plan = record.record.get("flags"), record.backend in ("tensorrt", "tensorrt-rtx")
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
         for file in (record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record)):
-            if _EXTERNAL in self.read(file) and not (plan and file == record.file):
+            if EXTERNAL in self.read(file) and not (plan and file == record.file):
                 raise ContractError(
                     f"{self.path / file} keeps weights in another file, as no graph of sattrt's does. Don't use this bundle."
                 )
@@ -166,7 +168,10 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     texts += [*files, *files.values(), source.get("run"), source.get("checkpoint_sha256")]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(engine.record, dict) for engine in engines) or not engines:
         raise ContractError(f"{path / MANIFEST} has a field of the wrong type, or no engine. Export the bundle again.")
-    for name in (*files, *(engine.name for engine in engines)):
+    names = [engine.name for engine in engines]
+    if len(set(names)) < len(names):
+        raise ContractError(f"{path / MANIFEST} has two engines of one name: {max(names, key=names.count)}. Don't use it.")
+    for name in (*files, *names):
         if not _PLAIN.fullmatch(name):
             raise ContractError(f"{path / MANIFEST} names {name!r}, which is no plain name and may lie outside the bundle. Don't use it.")
     spec = ModelSpec.from_json(parse_json(_read(path, files, "spec.json"), path / "spec.json"), path / "spec.json")

@@ -110,7 +110,7 @@ class Engine:
             if not threshold >= 0:
                 raise ValueError
             return threshold
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ContractError(
                 f"{self.name} has no reject threshold: it was not run at export. Export the bundle on this machine."
             ) from None

@@ -68,19 +68,16 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             if len(providers) > 1:  # the GPU may be full, or TensorRT refuse the graph
                 raise BackendError(f"ONNX Runtime can't open {path} here ({error}). Use another engine, or free the GPU.") from None
-            raise ContractError(f"ONNX Runtime can't load {path} ({error}). Export the bundle again.") from None
-        outputs = {output.name: output for output in self._session.get_outputs()}
-        inputs = [(each.name, each.type) for each in self._session.get_inputs()]
-        if inputs not in ([("input", "tensor(uint8)")], [("input", "tensor(uint16)")]) or any(
-            name not in outputs
-            or len(outputs[name].shape) != 2
-            or not isinstance(outputs[name].shape[1], int)
-            or outputs[name].type != "tensor(float)"
-            for name in ("logits", "probabilities")
-        ):
-            raise ContractError(f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again.")
-        self.tile, self.dtype = tuple(self._session.get_inputs()[0].shape[1:]), inputs[0][1][len("tensor(") : -1]
-        self.classes = int(outputs["logits"].shape[1])
+            # the bundle's digests fit: it is this version that does not know the graph, or this machine that has no memory for it
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} can't load {path} ({error}). Use another engine or version, or export again."
+            ) from None
+        try:
+            self.tile, self.dtype, self.classes = _signature(self._session)
+        except Exception:  # names that are no UTF-8, shapes that are none
+            raise ContractError(
+                f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again."
+            ) from None
         # a provider that failed to start is dropped without an error: say what really runs
         running = self._session.get_providers()[0]
         if tensorrt and not running.startswith("Tensorrt"):
@@ -150,6 +147,18 @@ def this_place() -> dict[str, str]:
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     provider = "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
     return {"onnxruntime": onnxruntime.__version__, "cpu": hashlib.sha256(flags.encode()).hexdigest(), "provider": provider}
+
+
+def _signature(session: Any) -> tuple[tuple[int, ...], str, int]:
+    """(height, width, bands) and dtype of the tiles that a graph takes, and how many classes it knows. ValueError for another kind of graph."""
+    [given] = session.get_inputs()
+    outputs = {output.name: output for output in session.get_outputs()}
+    if given.name != "input" or given.type not in ("tensor(uint8)", "tensor(uint16)"):
+        raise ValueError
+    for answer in (outputs["logits"], outputs["probabilities"]):
+        if answer.type != "tensor(float)" or len(answer.shape) != 2 or not isinstance(answer.shape[1], int):
+            raise ValueError
+    return tuple(given.shape[1:]), given.type[len("tensor(") : -1], int(outputs["logits"].shape[1])
 
 
 def _preload(onnxruntime: Any) -> None:

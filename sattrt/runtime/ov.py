@@ -14,12 +14,15 @@ from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+TYPED = "typed"
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 _KEPT = 64  # primitives that OpenVINO keeps prepared; by itself it keeps those of every batch size that it ever saw
 
 
 class OpenVinoBackend:
-    """A model compiled by OpenVINO for the CPU. precision: what it computes in: "fp32", "bf16" or "int8".
+    """A model compiled by OpenVINO for the CPU.
+
+    precision: what it computes in: "fp32", "bf16" or "int8"; or "typed", which is a graph of any types, its sums in fp32.
 
     Raises BackendError where the CPU can't multiply bf16 and that is asked for: OpenVINO would compute in fp32 without a word.
     """
@@ -30,6 +33,7 @@ class OpenVinoBackend:
     def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
         try:
             import openvino
+            from openvino.frontend import FrontEndManager
         except ImportError:
             raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
         if precision not in _HINTS:
@@ -42,13 +46,22 @@ class OpenVinoBackend:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self._model = core.compile_model(path, "CPU", settings)
+            # by its reader of ONNX alone: the others would try a damaged file too, and print what they miss in it
+            reader = FrontEndManager().load_by_framework("onnx")
+            self._model = core.compile_model(reader.convert(reader.load(path)), "CPU", settings)
+            self._request, self._turn = self._model.create_infer_request(), threading.Lock()
+        except Exception as error:  # the bundle's digests fit: it is this version, or this machine, that can't
+            raise BackendError(
+                f"OpenVINO {openvino.__version__} can't load {path} ({error}). Use another engine or version, or export again."
+            ) from None
+        try:
             tile, logits = self._model.input("input").partial_shape, self._model.output("logits").partial_shape
             self.tile, self.classes = tuple(side.get_length() for side in list(tile)[1:]), int(logits[1].get_length())
             self.dtype = str(self._model.input("input").element_type.to_dtype())
-        except RuntimeError as error:
-            raise ContractError(f"OpenVINO can't load {path} ({error}). Export the bundle again.") from None
-        self._request, self._turn = self._model.create_infer_request(), threading.Lock()
+        except Exception:  # names, ranks and types that sattrt's graphs do not have
+            raise ContractError(
+                f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again."
+            ) from None
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""

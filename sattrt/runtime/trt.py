@@ -34,6 +34,28 @@ def load_module(backend: str, builds: bool = False) -> ModuleType:
     raise BackendError(f"{backend} is not installed. Install it with: pip install 'sattrt[{backend}]'")
 
 
+def silent_log(trt: ModuleType) -> Any:
+    """TensorRT's log, kept silent: stderr is the program's own. Its last error is what a refusal is explained with."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        last = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.last = " ".join(message.split())
+
+    return Log()
+
+
+def refusal(trt: ModuleType, runtime: Any, plan: bytes, version: str, logged: str) -> str:
+    """Why a plan was refused: another version, what TensorRT-RTX finds in it, and the last error that was logged."""
+    reasons = [] if version == trt.__version__ else [f"it was built by {version}, and {trt.__version__} is installed"]
+    if hasattr(runtime, "get_engine_validity"):
+        _, found = runtime.get_engine_validity(plan)
+        reasons += [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(found) & int(bit)]
+    return "; ".join([*reasons, logged])
+
+
 class TensorRTBackend:
     """An execution context over one plan, with its input and output memory on the GPU.
 
@@ -47,8 +69,8 @@ class TensorRTBackend:
             flags = list(record.get("flags", []))
             weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None
             self.dtype = str(record["dtype"])
-            built = f"{MODULES[builder][0]} {record['builder_version']}"
-        except (LookupError, TypeError, ValueError) as error:
+            version = str(record["builder_version"])
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
         trt = load_module(builder)
         if not hasattr(trt, "Builder") and "VERSION_COMPATIBLE" not in flags:
@@ -58,7 +80,7 @@ class TensorRTBackend:
             )
         # before TensorRT is touched: without a driver deserialising can crash the process
         device = Device()
-        on_any_since_ampere = "AMPERE_PLUS" in flags and int(device.compute_capability.partition(".")[0]) >= 8
+        on_any_since_ampere = builder == "tensorrt" and "AMPERE_PLUS" in flags and int(device.compute_capability.partition(".")[0]) >= 8
         if device.compute_capability not in wanted and not on_any_since_ampere:
             raise BackendError(
                 f"{path.name} was built for compute capability {', '.join(wanted)}; {device.name} has "
@@ -68,18 +90,22 @@ class TensorRTBackend:
         self._memory, self._turn = Memory(device), threading.Lock()
         try:
             with self._memory.current():
-                self._load(trt, path, built, weights)
+                self._load(trt, path, version, weights)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: ModuleType, path: Path, built: str, weights: Path | None) -> None:
-        self._logger = trt.Logger(trt.Logger.ERROR)
+    def _load(self, trt: ModuleType, path: Path, version: str, weights: Path | None) -> None:
+        self._logger, plan = silent_log(trt), path.read_bytes()
         self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise BackendError(
-                f"{path.name}, built by {built}, is refused by the installed {trt.__version__}. Export the bundle again here."
+            why = refusal(trt, self._runtime, plan, version, self._logger.last)
+            raise BackendError(f"{path.name} is refused here: {why}. Export the bundle again on this machine.")
+        smallest, _, largest = (int(shape[0]) for shape in self._engine.get_tensor_profile_shape("input", 0))
+        if (smallest, largest) != (self._min_batch, self.max_batch):
+            raise ContractError(
+                f"{path} takes {smallest} to {largest} tiles; its record says {self._min_batch} to {self.max_batch}. Export the bundle again."
             )
         if weights and not hasattr(trt, "OnnxParserRefitter"):
             raise BackendError(

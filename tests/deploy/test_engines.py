@@ -1,16 +1,19 @@
 import dataclasses
+import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import respell
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.engines import RTX_CAPABILITIES, plan_recipe, reuse_plan
-from sattrt.errors import BackendError
-from sattrt.runtime import Bundle, EngineRecord
-from sattrt.runtime.trt import load_module
+from sattrt.deploy.engines import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
+from sattrt.errors import BackendError, InputError
+from sattrt.runtime import Bundle, EngineRecord, read_bundle
+from sattrt.runtime.trt import TensorRTBackend, load_module, refusal, silent_log
 
 
 def installed() -> bool:
@@ -22,6 +25,12 @@ def installed() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not installed(), reason="tensorrt-rtx is not installed")
+
+
+class Hopper:
+    """What the driver would say of a GPU that no machine of these tests has."""
+
+    name, compute_capability = "H100", "9.0"
 
 
 def records(bundle: Bundle) -> dict[str, EngineRecord]:
@@ -74,3 +83,83 @@ def test_what_a_precision_can_not_run_on_is_said(bundle: Bundle) -> None:
     with pytest.raises(BackendError, match=r"does not run fp32 on compute capability 7.5"):
         plan_recipe("tensorrt-rtx", "fp32", bundle.path / "model.fp32.onnx", turing)
     assert plan_recipe("tensorrt-rtx", "fp16", bundle.path / "model.fp16.onnx", turing)["compute_capabilities"] == ["7.5"]
+
+
+@pytest.mark.parametrize("wanted", ["8.6,9.0", "8.6,foo", "12", "8,6"])
+def test_a_capability_that_can_not_be_targeted_is_refused(wanted: str) -> None:
+    with pytest.raises(InputError, match=r"knows no compute capability '(9.0|foo|12|8)'; choose some of 7.5, 8.0, .*12.1"):
+        ExportConfig(compute_capabilities=wanted)
+
+
+def test_what_is_not_built_for_a_wanted_capability_is_said(run: Path, premade: None, tmp_path: Path) -> None:
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp16", compute_capabilities="7.5, 12.1"))
+    made = {record.name: record.record.get("compute_capabilities") for record in report.bundle.engines}
+    assert (made["tensorrt-rtx-fp16"], made["tensorrt-rtx-fp32"]) == (["7.5", "12.1"], ["12.1"])
+    assert report.plans["tensorrt-rtx-fp16"] == "built: not built before"
+    assert report.plans["tensorrt-rtx-fp32"] == "built: not built before; not for 7.5, which can't run fp32"
+
+
+def test_rtx_plans_are_for_what_they_were_built_for_alone(
+    run: Path, premade: None, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp32", hardware_compatible=True))
+    assert "Leave hardware_compatible out" in report.skipped["tensorrt-rtx-fp32"]
+    monkeypatch.setattr("sattrt.runtime.trt.Device", Hopper)
+    record = records(bundle)["tensorrt-rtx-fp32"].record
+    for flags in ([], ["AMPERE_PLUS"]):
+        with pytest.raises(BackendError, match=r"was built for compute capability .*; H100 has 9.0"):
+            TensorRTBackend(tmp_path / "x.plan", record | {"flags": flags})
+
+
+def test_why_a_plan_is_refused_is_said(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    trt = load_module("tensorrt-rtx")
+    log = silent_log(trt)
+    runtime = trt.Runtime(log)
+    assert runtime.deserialize_cuda_engine(b"junk" * 100) is None
+    assert log.last != "no reason given"
+    said = refusal(trt, runtime, b"junk" * 100, "1.0", log.last)
+    assert said == f"it was built by 1.0, and {trt.__version__} is installed; MALFORMED_ENGINE; {log.last}"
+    plan = (bundle.path / "tensorrt-rtx-fp32.plan").read_bytes()
+    assert "it was built by" not in refusal(trt, runtime, plan, trt.__version__, log.last)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_plan_is_of_the_gpu_it_was_timed_on(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sattrt.deploy.engines.Device", Hopper)
+    monkeypatch.setattr("sattrt.deploy.engines.load_module", lambda *asked, **named: load_module("tensorrt-rtx"))
+    recipe = plan_recipe("tensorrt", "fp32", bundle.path / "model.fp32.onnx", ExportConfig(hardware_compatible=True))
+    assert (recipe["compute_capabilities"], recipe["gpu"]) == (["9.0"], "H100")
+    assert "AMPERE_PLUS" in recipe["flags"]
+    engine = dataclasses.replace(records(bundle)["tensorrt-rtx-fp32"], record=recipe)
+    old = dataclasses.replace(bundle, engines=(engine,))
+    assert reuse_plan(old, engine.name, recipe, tmp_path / "p")[0] is not None
+    for field, value in (("gpu", "H200"), ("sattrt", "0.0")):
+        assert f"{field} was {recipe[field]}, is {value}" == reuse_plan(old, engine.name, recipe | {field: value}, tmp_path / "p")[1]
+
+
+def test_what_was_timed_before_is_asked_of_the_bundle_before(copy: Path, tmp_path: Path) -> None:
+    """By the builder of RTX, which has the calls, and takes any cache for an empty one: that TensorRT makes use of it takes a GPU to see."""
+    settings = load_module("tensorrt-rtx").Builder(load_module("tensorrt-rtx").Logger()).create_builder_config()
+    (copy / TIMING).write_bytes(b"of another GPU")
+    respell(copy, files=read_bundle(copy).files | {TIMING: hashlib.sha256(b"of another GPU").hexdigest()})
+    for old in (None, read_bundle(copy)):
+        assert bytes(_timed_before(settings, tmp_path / TIMING, old).serialize())
+
+
+def test_a_bf16_plan_is_judged_where_no_cpu_multiplies_bf16(
+    run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="only OpenVINO runs a bf16 graph here")
+    config = ExportConfig(precision="bf16", gate=100, compute_capabilities="8.9")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *asked: ["FP32", "INT8"])  # as on a CPU without bf16
+    report = export(run, tmp_path / "b", config)
+    assert "openvino-bf16" not in records(report.bundle)
+    assert "nothing here can judge it: This CPU does not multiply bf16" in report.skipped["openvino-bf16"]
+    found = records(report.bundle)["tensorrt-rtx-bf16"].record["validation"]
+    assert (found["graph_on"], found["passed"]) == ("openvino in fp32", True)
+    assert found["largest_error"] > 1e-3
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    report = export(run, tmp_path / "b", config)
+    assert {record.precision for record in report.bundle.engines} == {"fp32"}
+    assert "nothing here can judge model.bf16.onnx" in report.skipped["tensorrt-rtx-bf16"]
+    assert not list((tmp_path / "b").glob("*bf16*"))

@@ -15,10 +15,11 @@ import torch
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.graph import DeployedClassifier, fold_batchnorm, write_onnx
-from sattrt.errors import ContractError, InputError, ParityError
+from sattrt.errors import BackendError, ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
 from sattrt.runtime import Bundle, EngineRecord, open_bundle, open_engine
+from sattrt.runtime.ort import save_optimised
 from sattrt.training.run import load_trained
 
 
@@ -126,6 +127,28 @@ def test_an_optimised_graph_is_kept_and_opened_where_it_was_made_for(run: Path, 
     path.write_bytes(content)
     with pytest.raises(ContractError, match=r"optimised.onnx was changed"):
         open_bundle(tmp_path / "b", "onnxruntime-fp32")
+
+
+def test_both_files_of_an_optimised_engine_are_judged(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(source: Path, target: Path) -> dict[str, str]:
+        place, model = save_optimised(source, target), onnx.load(source)
+        weights = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+        weights.raw_data = bytes(len(weights.raw_data))
+        onnx.save(model, source)
+        return place
+
+    monkeypatch.setattr("sattrt.deploy.bundle.save_optimised", spoil)
+    with pytest.raises(ParityError, match="onnxruntime-fp32 differs from the trained network"):
+        export(run, tmp_path / "b", ExportConfig(precision="fp32", optimised=True))
+
+
+def test_where_nothing_can_judge_nothing_is_exported(run: Path, premade: None, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (copy / "bundle.json").read_bytes()
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where they are not installed
+    with pytest.raises(BackendError, match=r"No engine can be judged here.*ONNX Runtime is not installed"):
+        export(run, copy, ExportConfig(precision="fp32"))
+    assert (copy / "bundle.json").read_bytes() == before
 
 
 def test_folding_changes_no_answer(run: Path) -> None:
@@ -238,7 +261,7 @@ print(json.dumps([[engine.name for engine in report.bundle.engines], report.skip
         assert f"pip install 'sattrt[{backend}]'" in skipped[f"{backend}-fp32"]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", "half", "npy", "labels"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", "half", "npy", "labels", "encrypted"])
 def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content: bytes | str) -> None:
     other = tmp_path / "run"
     other.mkdir()
@@ -249,6 +272,9 @@ def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content
     (other / "samples.npz").unlink()
     if content == "half":
         content = samples[: len(samples) // 2]
+    elif content == "encrypted":
+        at = samples.index(b"PK\x01\x02") + 8
+        content = samples[:at] + b"\x01" + samples[at + 1 :]
     if content == "npy":
         with open(other / "samples.npz", "wb") as file:
             np.save(file, np.zeros(3))

@@ -1,6 +1,9 @@
 import csv
+import dataclasses
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +13,11 @@ from typer.testing import CliRunner, Result
 from sattrt.accuracy import mcnemar, reject_threshold
 from sattrt.cli import app
 from sattrt.data.dataset import Dataset
+from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.gate import judge, torch_logits
+from sattrt.deploy.gate import Verdict, judge, torch_logits
 from sattrt.errors import InputError, ParityError
-from sattrt.runtime import Bundle, open_bundle, read_bundle
+from sattrt.runtime import Bundle, Engine, open_bundle, read_bundle
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 from sattrt.training.run import load_trained, read_samples
@@ -105,11 +109,38 @@ def test_best_effort_takes_the_next_simpler_precision_and_says_so(trained: Path,
     assert {"onnxruntime-fp16", "onnxruntime-fp32", "openvino-fp32"} <= {engine.name for engine in read_bundle(tmp_path / "b").engines}
 
 
+def test_an_engine_that_can_not_run_here_is_judged_by_its_graph(
+    trained: Path, tmp_path: Path, blunt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
+    result = exported(trained, tmp_path / "b")
+    assert result.exit_code == 1
+    assert re.search(r"openvino-int8: failed the gate and was left out: .* more than 0.2 points below\n", result.output)
+    engines = {engine.name: engine.record["validation"] for engine in read_bundle(tmp_path / "b").engines}
+    assert not [name for name in engines if name.endswith("int8")]
+    assert engines["openvino-fp32"]["graph_on"] == "onnxruntime-fp32"
+    assert "OpenVINO is not installed" in engines["openvino-fp32"]["not_run"]
+    assert all(found["passed"] for found in engines.values())
+
+
+def test_what_stands_in_is_said_of_what_was_made(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fp32_alone(engine: Engine, *asked: Any) -> tuple[Verdict, np.ndarray]:
+        verdict, logits = judge(engine, *asked)
+        return dataclasses.replace(verdict, passed=engine.precision == "fp32"), logits
+
+    monkeypatch.setattr("sattrt.deploy.bundle.judge", fp32_alone)
+    report = export(run, tmp_path / "b", ExportConfig(precision="int8", best_effort=True))
+    assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
+    for name in ("onnxruntime-int8", "onnxruntime-fp16", "openvino-int8"):
+        assert re.search(rf"points below; {name.partition('-')[0]}-fp32 stands in for it$", report.failed[name])
+
+
 def test_flips_are_listed_by_tile(bundle: Bundle, dataset: Dataset) -> None:
     rows = list(csv.DictReader((bundle.path / "flips.csv").open()))
     names = {tile.name for tile in dataset.tiles("valid")}
     for engine in bundle.engines:
         own = [row for row in rows if row["engine"] == engine.name]
+        assert engine.record["validation"]["passed"]
         if "not_run" not in engine.record["validation"]:
             assert len(own) == len(engine.record["validation"]["flips"])
     assert all(row["tile"] in names and row["fp32"] != row["engine_answer"] for row in rows)

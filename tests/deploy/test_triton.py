@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from sattrt.cli import app
 from sattrt.deploy.triton import model_config, write_triton
 from sattrt.errors import ContractError, InputError
 from sattrt.runtime import Bundle, EngineRecord, read_bundle
@@ -80,6 +82,12 @@ def test_a_plan_without_a_largest_batch_is_refused(bundle: Bundle, profile: obje
         model_config("m", bundle.spec, record)
 
 
+def test_a_plan_that_takes_no_single_tile_is_refused(bundle: Bundle) -> None:
+    record = EngineRecord("tensorrt-fp16", "tensorrt", "fp16", "a.plan", {"profile": {"min": 8, "opt": 8, "max": 8}})
+    with pytest.raises(ContractError, match="tensorrt-fp16 takes no single tile"):
+        model_config("m", bundle.spec, record)
+
+
 def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: Path) -> None:
     assert write_triton(bundle, tmp_path / "models") == write_triton(bundle, tmp_path / "models")
     (tmp_path / "mine").mkdir()
@@ -87,3 +95,20 @@ def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: 
     with pytest.raises(InputError, match="not overwritten"):
         write_triton(bundle, tmp_path / "mine")
     assert (tmp_path / "mine" / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["b", "b/models", ".", "mine"])
+def test_a_folder_that_can_not_be_used_is_refused_before_the_export(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("mine")
+    words = ["export", str(tmp_path / "no run"), "--out", str(tmp_path / "b"), "--triton", str(tmp_path / folder)]
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, InputError)
+    assert "no run" not in str(error)
+    assert str(error).endswith("Choose another folder.")
+
+
+def test_a_repository_does_not_lie_in_its_bundle(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="lie in one another"):
+        write_triton(bundle, bundle.path / "models")
+    assert not (bundle.path / "models").exists()

@@ -285,7 +285,7 @@ def test_what_is_uncertain_is_rejected_when_asked(bundle: Bundle) -> None:
         recorded = bundle.engine("onnxruntime-fp32").record["validation"]["reject"]
         assert recorded["threshold"] == engine.reject_threshold
         assert recorded["error"] <= recorded["error_rate"] == 0.01
-    for threshold in (float("nan"), "high", None):
+    for threshold in (float("nan"), "high", None, 10**400):
         record = dataclasses.replace(bundle.engine("onnxruntime-fp32"), record={"validation": {"reject": {"threshold": threshold}}})
         with open_engine(record, bundle.path, bundle.spec) as engine, pytest.raises(ContractError, match="no reject threshold"):
             engine.predict(images, reject=True)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -137,12 +138,18 @@ def test_a_contract_that_the_manifest_does_not_list_is_refused(copy: Path, bundl
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_weights_in_another_file_are_refused(copy: Path, bundle: Bundle, backend: str) -> None:
+@pytest.mark.parametrize("respelt", [False, True], ids=["as protobuf writes it", "its length in two bytes"])
+def test_weights_in_another_file_are_refused(copy: Path, bundle: Bundle, backend: str, respelt: bool) -> None:
     import onnx
 
     model = onnx.load(copy / "model.fp32.onnx")
     onnx.save(model, copy / "outside.onnx", save_as_external_data=True, location="weights.bin")
-    reseal(copy, "model.fp32.onnx", (copy / "outside.onnx").read_bytes())
+    content = (copy / "outside.onnx").read_bytes()
+    if respelt:  # a byte more for the key, one less for the value
+        content = content.replace(b"\n\x08location\x12\x0bweights.bin", b"\n\x88\x00location\x12\x0aweight.bin")
+    named = onnx.load_from_string(content).graph.initializer[0].external_data[0]
+    assert (named.key, named.value) == ("location", "weight.bin" if respelt else "weights.bin")
+    reseal(copy, "model.fp32.onnx", content)
     with pytest.raises(ContractError, match="keeps weights in another file"):
         open_bundle(copy, f"{backend}-fp32")
 
@@ -230,10 +237,36 @@ def test_the_embedding_example_runs_on_it(bare_python: Path, bundle: Bundle, tmp
     assert (done.returncode, done.stderr) == (1, "usage: python engines/embed.py BUNDLE [TILES.npy]\n")
 
 
+def test_the_embedding_example_ends_in_one_line(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.npy").write_text("no array")
+    (copy / "golden.npz").write_bytes((copy / "golden.npz").read_bytes()[:-1])
+    for arguments, message in (
+        ([tmp_path], "is not a bundle"),
+        ([copy], "golden.npz was changed"),
+        ([bundle.path, tmp_path / "nothing.npy"], "nothing.npy"),
+        ([bundle.path, tmp_path / "text.npy"], "embed.py: "),
+        ([bundle.path, bundle.path / "golden.npz"], "not NpzFile"),
+    ):
+        command = [sys.executable, ROOT / "engines" / "embed.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert message in done.stderr
+
+
 def test_importing_the_runtime_loads_no_other_part() -> None:
     script = "import sys, sattrt.runtime; print(*sorted(name.split('.')[0] for name in sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"torch", "onnx", "onnxruntime", "typer", "rich", "PIL", "nvidia", "tensorrt", "tensorrt_rtx"}
+
+
+ENDLESS = {
+    "onnx": "model.fp32.onnx",
+    "builder": "tensorrt-rtx",
+    "builder_version": "1.7",
+    "compute_capabilities": ["8.6"],
+    "profile": {"min": 1, "max": float("inf")},
+    "dtype": "uint8",
+}
 
 
 @pytest.mark.parametrize(
@@ -244,6 +277,7 @@ def test_importing_the_runtime_loads_no_other_part() -> None:
         {"engines": [{"name": "a", "backend": "onnxruntime", "precision": "fp32", "file": ["a"], "record": {}}]},
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {"builder": "x"}}]},
+        {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": ENDLESS}]},
         {"engines": [{"name": "a", "backend": "abacus", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
         {"files": [[1, 2]]},
         {"source": {}},

@@ -1,11 +1,14 @@
 import io
+import re
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import reseal, respell
+from test_answers import LOGITS, SOFTMAX, graph
 
 from sattrt.errors import ContractError
 from sattrt.runtime import Bundle, read_bundle, selftest
@@ -32,7 +35,18 @@ def test_an_engine_that_answers_otherwise_is_found(copy: Path) -> None:
     assert checks["onnxruntime-fp16"].passed is True
 
 
-@pytest.mark.parametrize("validation", [None, [], "abc", {"largest_error": "abc"}, {"largest_error": float("inf")}, {"largest_error": -1}])
+@pytest.mark.parametrize(
+    "validation",
+    [
+        None,
+        [],
+        "abc",
+        {"largest_error": "abc"},
+        {"largest_error": float("inf")},
+        {"largest_error": 10**400},
+        {"largest_error": -1},
+    ],
+)
 def test_a_record_without_a_largest_error_is_refused(copy: Path, bundle: Bundle, validation: object) -> None:
     record = bundle.engine("onnxruntime-int8")
     unrecorded = replace(record, name="unrecorded", record=record.record | {"validation": validation})
@@ -47,6 +61,33 @@ def test_golden_samples_that_promise_more_than_memory_are_refused(copy: Path) ->
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("tiles.npy", header.getvalue())
     reseal(copy, "golden.npz", content.getvalue())
+    with pytest.raises(ContractError, match="no golden samples"):
+        selftest(read_bundle(copy))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("fault", [{"weights": np.nan}, {"batch": 7}], ids=["no numbers", "no answer"])
+def test_an_engine_that_opens_and_does_not_answer_has_failed(copy: Path, bundle: Bundle, engine: str, fault: dict[str, Any]) -> None:
+    reseal(copy, "model.fp32.onnx", graph([*LOGITS, SOFTMAX], **fault))
+    respell(copy, engines=[asdict(bundle.engine(name)) for name in (engine, "onnxruntime-int8")])
+    assert [check.passed for check in selftest(read_bundle(copy))] == [False, True]
+
+
+def test_two_engines_of_one_name_are_refused(copy: Path, bundle: Bundle) -> None:
+    record = bundle.engine("onnxruntime-int8")
+    respell(copy, engines=[asdict(record), asdict(replace(record, file="model.fp32.onnx"))])
+    with pytest.raises(ContractError, match="two engines of one name: onnxruntime-int8"):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(8, 1), (10, 12), (10, 14), (10, 99)], ids=["encrypted", "bzip2", "lzma", "by a method of the future"]
+)
+def test_golden_samples_packed_in_another_way_are_refused(copy: Path, place: int, value: int) -> None:
+    content = bytearray((copy / "golden.npz").read_bytes())
+    for found in re.finditer(b"PK\x01\x02", content):
+        content[found.start() + place] = value
+    reseal(copy, "golden.npz", bytes(content))
     with pytest.raises(ContractError, match="no golden samples"):
         selftest(read_bundle(copy))
 
