@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from itertools import compress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ Document = dict[str, Any]
 
 
 def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
-    """The page. worst: the tiles of document["worst_tiles"], uint8 (N, H, W, 3)."""
+    """The page, without its charts where matplotlib is missing. worst: the tiles of document["worst_tiles"], uint8 (N, H, W, 3)."""
+    charts = _matplotlib()
     names = ", ".join(bundle["name"] for bundle in document["bundles"])
     parts = [
         f"<h1>{escape(names)}: speed and accuracy</h1>",
         f"<p class=faint>{escape(_subtitle(document))}</p>",
+        "" if charts else "<p class=faint>Without charts: matplotlib is not installed here (pip install matplotlib).</p>",
         _facts(document),
         "<h2>Engines</h2>",
         _engines(document),
@@ -38,9 +41,9 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         "<h2>What bounds them</h2>",
         _list(f"{row['engine']}: {row['verdict']}" for row in document["engines"] if row["verdict"]),
         "<h2>Speed</h2>",
-        _speed(document),
+        _speed(document, charts),
         "<h2>Accuracy</h2>",
-        _accuracy(document),
+        _accuracy(document, charts),
         f"<h2>The {len(worst)} tiles that are hardest for {escape(document['engines'][0]['reference'])}</h2>",
         _worst(document, worst),
         "<h2>How this was measured</h2>",
@@ -54,6 +57,15 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         + "\n".join(parts)
         + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _matplotlib() -> ModuleType | None:
+    """What draws the charts, or None: a machine that only runs engines need not have matplotlib."""
+    try:
+        from . import charts
+    except ImportError:
+        return None
+    return charts
 
 
 def _subtitle(document: Document) -> str:
@@ -147,17 +159,15 @@ def _changes(document: Document) -> str:
     return "<h2>Against the baseline</h2>" + _table("changes", columns, _escaped(body))
 
 
-def _speed(document: Document) -> str:
-    from . import charts
-
+def _speed(document: Document, charts: ModuleType | None) -> str:
     drawn = []
-    if any(row["single_stream"] for row in document["engines"]):
+    if charts and any(row["single_stream"] for row in document["engines"]):
         drawn.append(
             ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
         )
-    if document["engines"][0]["offline"]:
+    if charts and document["engines"][0]["offline"]:
         drawn.append(("Throughput over batch size", charts.throughput(document), "By the median call; from host array to host array."))
-    if any(row["clocks"] for row in document["engines"]):
+    if charts and any(row["clocks"] for row in document["engines"]):
         drawn.append(
             (
                 "From file to label",
@@ -174,11 +184,9 @@ def _speed(document: Document) -> str:
     )
 
 
-def _accuracy(document: Document) -> str:
-    from . import charts
-
+def _accuracy(document: Document, charts: ModuleType | None) -> str:
     engine = document["engines"][0]["engine"]
-    drawn = [
+    drawn = charts and [
         ("Accuracy against speed", charts.pareto(document), "Bars: 95 % intervals. Dotted: what no other engine beats in both."),
         (
             "Confidence that means something",
@@ -204,7 +212,7 @@ def _accuracy(document: Document) -> str:
         for name in document["dataset"]["classes"]
     ]
     return (
-        _charts(drawn)
+        _charts(drawn or [])
         + f"<h2>By class, {escape(engine)}</h2>"
         + _table("classes", ["class", "precision %", "recall %", "F1 %"], own)
         + "<h2>F1 by class, every engine</h2>"

@@ -3,16 +3,20 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
 from sattrt.bench.tables import to_markdown
 
+DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-eurosat-demo-4epochs-epyc-zen5-2core-2026-11-25.json"
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
@@ -64,6 +68,33 @@ def test_it_needs_nothing_but_itself(report: Report) -> None:
     assert "@import" not in html
     assert html.count("<svg") == 7
     assert html.count('<img src="data:image/png') == len(report.worst)
+
+
+def test_without_matplotlib_there_is_a_page_without_charts(tmp_path: Path) -> None:
+    script = """
+import json, sys
+from pathlib import Path
+import numpy as np
+sys.modules["matplotlib"] = None  # an import of it fails
+from sattrt.bench.report import Report, write_report
+document = json.loads(Path(sys.argv[1]).read_text())
+write_report(Report(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8)), Path(sys.argv[2]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(DEMO), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(DEMO.read_text())
+    html = (tmp_path / "bench.html").read_text()
+    assert "<svg" not in html
+    assert "Without charts: matplotlib is not installed" in html
+    assert "openvino-int8" in html
+
+
+def test_a_page_that_can_not_be_drawn_does_not_cost_the_figures(tmp_path: Path) -> None:
+    document = json.loads(DEMO.read_text())
+    with pytest.raises(ValueError, match="zip"):
+        write_report(Report(document, np.zeros((0, 64, 64, 3), np.uint8)), tmp_path)
+    assert json.loads((tmp_path / "bench.json").read_text()) == document
+    assert (tmp_path / "bench.md").exists()
 
 
 def test_names_can_not_become_markup(report: Report) -> None:
