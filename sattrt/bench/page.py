@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .rows import PERCENTILES, by_reason
-from .tables import INDICATIVE, Cell, changes, details, number, rate, said_of_details
+from .tables import INDICATIVE, Cell, changes, details, number, percent, percentile, rate, said_of_details, speed
 
 Document = dict[str, Any]
 
@@ -77,30 +77,26 @@ def _subtitle(document: Document) -> str:
 
 
 def _facts(document: Document) -> str:
-    engines = [row for row in document["engines"] if row["backend"] != "torch"]
+    """The figures that are looked for first, as the tables have them; of engines, torch's row is what they are compared with."""
     torch = next((row for row in document["engines"] if row["backend"] == "torch"), None)
+    engines = [row for row in document["engines"] if row is not torch] or document["engines"]
     facts = []
-    if engines and all(row["best_batch"] for row in engines):
-        fastest = max(engines, key=_best_speed)
-        times = f", {_best_speed(fastest) / _best_speed(torch):.1f} times PyTorch" if torch and torch["best_batch"] else ""
-        facts.append((f"{_best_speed(fastest):,.0f}", f"images a second: {fastest['engine']}, batches of {fastest['best_batch']}{times}"))
+    fastest = max(engines, key=lambda row: speed(row) or 0)
+    if speed(fastest):
+        size = f"batches of {fastest['best_batch']}" if fastest["best_batch"] else "by its own clock"
+        times = f", {speed(fastest) / speed(torch):.1f} times PyTorch" if torch and torch is not fastest and speed(torch) else ""
+        facts.append((f"{speed(fastest):,.0f}", f"images a second: {fastest['engine']}, {size}{times}"))
     if quick := [row for row in engines if row["single_stream"]]:
         first = min(quick, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
-        facts.append((f"{first['single_stream']['latency_ms']['p90']:.1f} ms", f"for one tile, nine times of ten: {first['engine']}"))
-    served = [row for row in engines if row["server"]]
-    if served:
+        facts.append((f"{percentile(first['single_stream'], 'p90', 2)[1]} ms", f"for one tile, nine times of ten: {first['engine']}"))
+    if served := [row for row in engines if row["server"]]:
         first = max(served, key=lambda row: row["server"]["rate"])
-        facts.append(
-            (
-                f"{first['server']['rate']:,.0f}/s",
-                f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}",
-            )
-        )
-    score = max((row["accuracy"] for row in document["engines"]), key=lambda found: found["accuracy"])
+        within = f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}"
+        facts.append((f"{rate(first['server'])}/s", within))
+    score = fastest["accuracy"]
     low, high = score["interval"]
-    facts.append(
-        (f"{100 * score['accuracy']:.2f} %", f"of {score['tiles']} test tiles right, at best ({100 * low:.1f} to {100 * high:.1f}, 95 %)")
-    )
+    of = f"of {score['tiles']:,} test tiles right ({100 * low:.1f} to {100 * high:.1f}, 95 %): {fastest['engine']}"
+    facts.append((percent(score), of))
     return (
         "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
     )
@@ -129,8 +125,8 @@ def _engines(document: Document) -> str:
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 (len(found["flips"]), str(len(found["flips"]))),
-                *(_percentile(single, f"p{percentile}") for percentile in PERCENTILES),
-                number(_best_speed(row), 0),
+                *(percentile(single, f"p{each}", 2) for each in PERCENTILES),
+                number(speed(row) if row["best_batch"] else None, 0),
                 number(row["clocks"] and row["clocks"]["file_to_label"]["images_per_second"], 0),
                 (served["rate"], rate(served)) if (served := row["server"]) else ("", ""),
             ]
@@ -260,16 +256,6 @@ def _method(document: Document) -> str:
         entries[f"ceiling, {device}"] = f"{rates}; memory {found['memory_bytes_per_second'] / 1e9:.1f} GB/s"
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in entries.items())
     return f"<p>{escape(text)}</p><dl>{listed}</dl>"
-
-
-def _best_speed(row: Document) -> Any:
-    return row["offline"][str(row["best_batch"])]["images_per_second"] if row["best_batch"] else None
-
-
-def _percentile(timed: Document | None, name: str) -> Cell:
-    if timed is None:
-        return "", ""
-    return timed["latency_ms"][name], f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:,.2f}"
 
 
 def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:

@@ -19,14 +19,13 @@ def cells(row: Row) -> tuple[str, ...]:
     """An engine's row of the table, in the order of `_COLUMNS`."""
     found, single, clocks, served = row["accuracy"], row["single_stream"], row["clocks"], row["server"]
     low, high = found["interval"]
-    best = row["offline"].get(str(row["best_batch"]))
     return (
         row["engine"],
         row["device"],
         f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
         str(len(found["flips"])),
         _latencies(single),
-        f"{best['images_per_second']:,.0f} ({row['best_batch']})" if best else "",
+        f"{speed(row):,.0f} ({row['best_batch']})" if row["best_batch"] else "",
         f"{clocks['file_to_label']['images_per_second']:,.0f}" if clocks else "",
         rate(served) if served else "",
     )
@@ -102,17 +101,34 @@ def rate(served: Row) -> str:
     return f"{INDICATIVE * served['indicative']}{AT_LEAST * served['at_least']}{served['rate']:,.0f}"
 
 
+def speed(row: Row) -> Any:
+    """Images a second by which an engine is judged: the best of the batch sweep or, where none was made, the engine's own clock."""
+    if row["best_batch"]:
+        return row["offline"][str(row["best_batch"])]["images_per_second"]
+    return row["clocks"] and row["clocks"]["engine"]["images_per_second"]
+
+
+def percentile(timed: Row | None, name: str, digits: int) -> Cell:
+    """A percentile of a latency in ms and its text, marked where it is indicative; both empty where none was taken."""
+    if timed is None:
+        return "", ""
+    return timed["latency_ms"][name], f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:,.{digits}f}"
+
+
+def percent(found: Row) -> str:
+    """An accuracy in percent, without the digits that its interval makes idle."""
+    low, high = found["interval"]
+    digits = next((count for count in (2, 1) if 50 * (high - low) <= 0.5 / 10**count), 0)
+    return f"{100 * found['accuracy']:.{digits}f} %"
+
+
 def number(value: Any, digits: int, times: float = 1) -> Cell:
     """A figure and its text; both empty where there is none."""
     return ("", "") if value is None else (value, f"{times * value:,.{digits}f}")
 
 
 def _latencies(timed: Row | None) -> str:
-    if timed is None:
-        return ""
-    return "/".join(
-        f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:.1f}" for name in (f"p{each}" for each in PERCENTILES)
-    )
+    return "/".join(percentile(timed, f"p{each}", 1)[1] for each in PERCENTILES) if timed else ""
 
 
 def to_markdown(document: Row) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,36 @@ def test_a_column_without_a_figure_is_left_out(report: Report) -> None:
         row["server"] = None
     assert "server/s" not in to_html(document, report.worst)
     assert "server/s" not in to_markdown(document)
+
+
+def cards(html: str) -> list[tuple[str, str]]:
+    return [(unescape(figure), unescape(text)) for figure, text in re.findall(r"<div class=fact><b>(.*?)</b>(.*?)</div>", html)]
+
+
+def test_the_cards_say_what_the_tables_say_with_its_marks() -> None:
+    document = json.loads(DEMO.read_text())
+    worst = np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8)
+    row = document["engines"][-1]
+    assert row["engine"] == "openvino-int8"
+    row["single_stream"]["indicative"] = ["p90", "p99"]
+    row["server"] = {"rate": 2005.4, "at_least": True, "indicative": True, "bound_ms": 50.0}
+    document["engines"][0]["accuracy"]["accuracy"] = 0.99  # of another engine than the fastest
+    assert cards(to_html(document, worst)) == [
+        ("2,358", "images a second: openvino-int8, batches of 64, 5.7 times PyTorch"),
+        ("~0.93 ms", "for one tile, nine times of ten: openvino-int8"),
+        ("~≥ 2,005/s", "tiles at random moments, 99 % answered within 50 ms: openvino-int8"),
+        ("98 %", "of 260 test tiles right (95.6 to 99.2, 95 %): openvino-int8"),
+    ]
+    row["accuracy"]["interval"] = [0.9803, 0.9812]
+    assert cards(to_html(document, worst))[-1][0] == "98.1 %"
+
+
+def test_without_a_batch_sweep_the_engines_own_clock_is_shown_as_such() -> None:
+    document = json.loads(DEMO.read_text())
+    for row in document["engines"]:
+        row |= {"offline": {}, "best_batch": None}
+    html = to_html(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8))
+    assert cards(html)[0] == ("2,352", "images a second: openvino-int8, by its own clock, 5.7 times PyTorch")
 
 
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
