@@ -19,7 +19,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .rows import PERCENTILES, by_reason
-from .tables import INDICATIVE, Cell, changes, details, number, percent, percentile, rate, said_of_details, speed
+from .tables import (
+    AT_LEAST,
+    INDICATIVE,
+    Cell,
+    changes,
+    details,
+    flips,
+    number,
+    percent,
+    percentile,
+    rate,
+    references,
+    said_of_details,
+    said_of_flips,
+    speed,
+)
 
 Document = dict[str, Any]
 
@@ -33,7 +48,7 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         f"<p class=faint>{escape(_subtitle(document))}</p>",
         "" if charts else "<p class=faint>Without charts: matplotlib is not installed here (pip install matplotlib).</p>",
         _facts(document),
-        "<h2>Engines</h2>",
+        f"<h2>Engines</h2><p class=faint>{escape(_marks(document))}</p>",
         _engines(document),
         _list(document["warnings"]),
         _list(f"{', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()),
@@ -46,6 +61,7 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         _accuracy(document, charts),
         f"<h2>The {len(worst)} tiles that are hardest for {escape(document['engines'][0]['reference'])}</h2>",
         _worst(document, worst),
+        _flips(document),
         "<h2>How this was measured</h2>",
         _method(document),
     ]
@@ -108,6 +124,7 @@ def _engines(document: Document) -> str:
         "on",
         "accuracy % (95 %)",
         "flips",
+        "against",
         "p50 ms",
         "p90 ms",
         "p99 ms",
@@ -115,7 +132,7 @@ def _engines(document: Document) -> str:
         "file to label/s",
         "server/s",
     ]
-    body = []
+    body, against = [], references(document)
     for i, row in enumerate(document["engines"]):
         found, single = row["accuracy"], row["single_stream"]
         low, high = found["interval"]
@@ -125,6 +142,7 @@ def _engines(document: Document) -> str:
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 (len(found["flips"]), str(len(found["flips"]))),
+                (against[row["engine"]], escape(against[row["engine"]])),
                 *(percentile(single, f"p{each}", 2) for each in PERCENTILES),
                 number(speed(row) if row["best_batch"] else None, 0),
                 number(row["clocks"] and row["clocks"]["file_to_label"]["images_per_second"], 0),
@@ -133,7 +151,7 @@ def _engines(document: Document) -> str:
         )
     for peer in document["peers"]:
         low, high = peer["interval"]
-        blank: list[Cell] = [("", "")] * 4
+        blank: list[Cell] = [("", "")] * 5
         body.append(
             [
                 (peer["command"], f"peer: <code>{escape(peer['command'])}</code>"),
@@ -146,6 +164,24 @@ def _engines(document: Document) -> str:
         )
     used = [any(text for _, text in column) for column in zip(*body, strict=True)]  # nobody was asked for the others
     return _table("engines", list(compress(columns, used)), [list(compress(row, used)) for row in body])
+
+
+def _marks(document: Document) -> str:
+    """What the table's words and marks mean."""
+    bound = (
+        f" {AT_LEAST.strip()}: no trial failed above it."
+        if any((row["server"] or {}).get("at_least") for row in document["engines"])
+        else ""
+    )
+    return f"{said_of_flips(document)} {INDICATIVE}: indicative, fewer than ten samples lie beyond it.{bound}"
+
+
+def _flips(document: Document) -> str:
+    columns, body = flips(document)
+    said = "" if body else " There are none."
+    return f"<h2>Flips</h2><p class=faint>{escape(said_of_flips(document) + said)}</p>" + (
+        _table("flips", columns, _escaped(body), "scroll long") if body else ""
+    )
 
 
 def _changes(document: Document) -> str:
@@ -235,7 +271,7 @@ def _method(document: Document) -> str:
     method, environment, data = document["method"], document["environment"], document["dataset"]
     text = (
         f"Warm-up until three windows agree within 5 %, then {method['seconds']:g} s for each engine, in turns, in a shuffled order (seed "
-        f"{method['seed']}). {INDICATIVE}: indicative, fewer than ten samples lie beyond that percentile. Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
+        f"{method['seed']}). Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
         f"to label begins with the encoded file, decoded by {data['decoder']}. Scenarios: {method['scenarios']}."
     )
     state = environment["gpu_state"]
@@ -262,12 +298,12 @@ def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:
     return [[(value, escape(text)) for value, text in row] for row in body]
 
 
-def _table(name: str, columns: Iterable[str], body: list[list[Cell]]) -> str:
+def _table(name: str, columns: Iterable[str], body: list[list[Cell]], kind: str = "scroll") -> str:
     head = "".join(f"<th><button>{escape(column)}</button></th>" for column in columns)
     lines = "".join(
         "<tr>" + "".join(f'<td data-value="{escape(str(value), quote=True)}">{text}</td>' for value, text in row) + "</tr>" for row in body
     )
-    return f'<div class=scroll><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return f'<div class="{kind}"><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def _charts(drawn: list[tuple[str, str, str]]) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
-from sattrt.bench.tables import to_markdown
+from sattrt.bench.tables import table, to_markdown
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-eurosat-demo-4epochs-epyc-zen5-2core-2026-11-25.json"
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -144,6 +144,41 @@ def test_without_a_batch_sweep_the_engines_own_clock_is_shown_as_such() -> None:
         row |= {"offline": {}, "best_batch": None}
     html = to_html(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8))
     assert cards(html)[0] == ("2,352", "images a second: openvino-int8, by its own clock, 5.7 times PyTorch")
+
+
+def test_flips_are_listed_with_both_answers_and_the_class(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    found = document["engines"][1]["accuracy"]
+    found["flips"] = [f"Forest/{i}.jpg" for i in range(30)]
+    found["flip_answers"] = [["Forest", "Water", f"<{i}>"] for i in range(30)]
+    html, text = to_html(document, report.worst), to_markdown(document)
+    name, reference = document["engines"][1]["engine"], document["engines"][1]["reference"]
+    for i in range(30):
+        assert html.count(f">Forest/{i}.jpg<") == html.count(f">&lt;{i}&gt;<") == 1
+        line = f"| {name} | Forest/{i}.jpg | Forest | Water | {reference} | <{i}> |"
+        assert (line in text) == (i < 20)
+    assert f"The first 20 of {name}; all are in bench.html and bench.json." in text
+    assert f"differ from {reference}." in html
+
+
+def test_flips_of_an_older_report_are_listed_by_name() -> None:
+    text = to_markdown(json.loads(DEMO.read_text()))
+    assert "| openvino-bf16 | EuroSAT_RGB/HerbaceousVegetation/HerbaceousVegetation_1022.jpg | torch-eager-fp32 |" in text
+
+
+def test_where_references_differ_each_row_names_its_own() -> None:
+    document = json.loads(DEMO.read_text())
+    worst = np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8)
+    for text in (to_markdown(document), to_html(document, worst)):
+        assert "differ from torch-eager-fp32." in text
+    assert "against" not in table(document)[0]
+    document["engines"][2]["reference"] = "b/torch-eager-fp32"
+    columns, rows = table(document)
+    place = columns.index("against")
+    assert [row[place] for row in rows[:3]] == ["torch-eager-fp32", "torch-eager-fp32", "b/torch-eager-fp32"]
+    for text in (to_markdown(document), to_html(document, worst)):
+        assert "differ from those of the engine they are held against." in text
+        assert "b/torch-eager-fp32" in text
 
 
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
