@@ -138,7 +138,7 @@ def _engines(document: Document) -> str:
         low, high = found["interval"]
         body.append(
             [
-                (row["engine"], f'<i style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
+                (row["engine"], f'<i class=look{i // 10 % 4} style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 (len(found["flips"]), str(len(found["flips"]))),
@@ -298,12 +298,16 @@ def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:
     return [[(value, escape(text)) for value, text in row] for row in body]
 
 
-def _table(name: str, columns: Iterable[str], body: list[list[Cell]], kind: str = "scroll") -> str:
-    head = "".join(f"<th><button>{escape(column)}</button></th>" for column in columns)
-    lines = "".join(
-        "<tr>" + "".join(f'<td data-value="{escape(str(value), quote=True)}">{text}</td>' for value, text in row) + "</tr>" for row in body
-    )
-    return f'<div class="{kind}"><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+def _table(name: str, columns: Iterable[str], body: list[list[Cell]], box: str = "scroll") -> str:
+    kinds = [" class=text" if any(isinstance(value, str) and value for value, _ in column) else "" for column in zip(*body, strict=True)]
+    head = "".join(f"<th{kind}><button>{escape(column)}</button></th>" for column, kind in zip(columns, kinds, strict=True))
+    lines = "".join("<tr>" + "".join(map(_cell, row, kinds)) + "</tr>" for row in body)
+    return f'<div class="{box}"><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(cell: Cell, kind: str) -> str:
+    value, text = cell
+    return f'<td{kind} data-value="{escape(str(value), quote=True)}">{text}</td>'
 
 
 def _charts(drawn: list[tuple[str, str, str]]) -> str:

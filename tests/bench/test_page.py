@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sattrt.bench import charts
 from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
 from sattrt.bench.tables import table, to_markdown
@@ -63,6 +64,19 @@ def column(page: Any, number: int, table: str = "engines") -> list[str]:
     return page.eval_on_selector_all(f"#{table} tbody td:nth-child({number})", "cells => cells.map(cell => cell.dataset.value)")  # type: ignore[no-any-return]
 
 
+def demo() -> dict[str, Any]:
+    """A report of a real run, read anew: a test may change it."""
+    return json.loads(DEMO.read_text())  # type: ignore[no-any-return]
+
+
+def drawn(document: dict[str, Any]) -> str:
+    return to_html(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8))
+
+
+def cards(html: str) -> list[tuple[str, str]]:
+    return [(unescape(figure), unescape(text)) for figure, text in re.findall(r"<div class=fact><b>(.*?)</b>(.*?)</div>", html)]
+
+
 def test_it_needs_nothing_but_itself(report: Report) -> None:
     html = to_html(report.document, report.worst)
     assert not re.search(r'(src|href)="(?!data:|#)', html)
@@ -83,7 +97,7 @@ write_report(Report(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3)
 """
     done = subprocess.run([sys.executable, "-c", script, str(DEMO), str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(DEMO.read_text())
+    assert json.loads((tmp_path / "bench.json").read_text()) == demo()
     html = (tmp_path / "bench.html").read_text()
     assert "<svg" not in html
     assert "Without charts: matplotlib is not installed" in html
@@ -91,7 +105,7 @@ write_report(Report(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3)
 
 
 def test_a_page_that_can_not_be_drawn_does_not_cost_the_figures(tmp_path: Path) -> None:
-    document = json.loads(DEMO.read_text())
+    document = demo()
     with pytest.raises(ValueError, match="zip"):
         write_report(Report(document, np.zeros((0, 64, 64, 3), np.uint8)), tmp_path)
     assert json.loads((tmp_path / "bench.json").read_text()) == document
@@ -116,33 +130,28 @@ def test_a_column_without_a_figure_is_left_out(report: Report) -> None:
     assert "server/s" not in to_markdown(document)
 
 
-def cards(html: str) -> list[tuple[str, str]]:
-    return [(unescape(figure), unescape(text)) for figure, text in re.findall(r"<div class=fact><b>(.*?)</b>(.*?)</div>", html)]
-
-
 def test_the_cards_say_what_the_tables_say_with_its_marks() -> None:
-    document = json.loads(DEMO.read_text())
-    worst = np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8)
+    document = demo()
     row = document["engines"][-1]
     assert row["engine"] == "openvino-int8"
     row["single_stream"]["indicative"] = ["p90", "p99"]
     row["server"] = {"rate": 2005.4, "at_least": True, "indicative": True, "bound_ms": 50.0}
     document["engines"][0]["accuracy"]["accuracy"] = 0.99  # of another engine than the fastest
-    assert cards(to_html(document, worst)) == [
+    assert cards(drawn(document)) == [
         ("2,358", "images a second: openvino-int8, batches of 64, 5.7 times PyTorch"),
         ("~0.93 ms", "for one tile, nine times of ten: openvino-int8"),
         ("~≥ 2,005/s", "tiles at random moments, 99 % answered within 50 ms: openvino-int8"),
         ("98 %", "of 260 test tiles right (95.6 to 99.2, 95 %): openvino-int8"),
     ]
     row["accuracy"]["interval"] = [0.9803, 0.9812]
-    assert cards(to_html(document, worst))[-1][0] == "98.1 %"
+    assert cards(drawn(document))[-1][0] == "98.1 %"
 
 
 def test_without_a_batch_sweep_the_engines_own_clock_is_shown_as_such() -> None:
-    document = json.loads(DEMO.read_text())
+    document = demo()
     for row in document["engines"]:
         row |= {"offline": {}, "best_batch": None}
-    html = to_html(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8))
+    html = drawn(document)
     assert cards(html)[0] == ("2,352", "images a second: openvino-int8, by its own clock, 5.7 times PyTorch")
 
 
@@ -162,23 +171,52 @@ def test_flips_are_listed_with_both_answers_and_the_class(report: Report) -> Non
 
 
 def test_flips_of_an_older_report_are_listed_by_name() -> None:
-    text = to_markdown(json.loads(DEMO.read_text()))
+    text = to_markdown(demo())
     assert "| openvino-bf16 | EuroSAT_RGB/HerbaceousVegetation/HerbaceousVegetation_1022.jpg | torch-eager-fp32 |" in text
 
 
 def test_where_references_differ_each_row_names_its_own() -> None:
-    document = json.loads(DEMO.read_text())
-    worst = np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8)
-    for text in (to_markdown(document), to_html(document, worst)):
+    document = demo()
+    for text in (to_markdown(document), drawn(document)):
         assert "differ from torch-eager-fp32." in text
     assert "against" not in table(document)[0]
     document["engines"][2]["reference"] = "b/torch-eager-fp32"
     columns, rows = table(document)
     place = columns.index("against")
     assert [row[place] for row in rows[:3]] == ["torch-eager-fp32", "torch-eager-fp32", "b/torch-eager-fp32"]
-    for text in (to_markdown(document), to_html(document, worst)):
+    for text in (to_markdown(document), drawn(document)):
         assert "differ from those of the engine they are held against." in text
         assert "b/torch-eager-fp32" in text
+
+
+def test_a_chart_has_a_text_and_ids_of_its_own() -> None:
+    document = demo()
+    html = drawn(document)
+    said = re.findall(r'<svg[^>]* role="img" aria-label="([^"]+)"', html)
+    assert len(set(said)) == html.count("<svg") == 7
+    assert "Images a second over the batch size" in said
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= set(ids)
+
+
+def test_a_second_engine_of_a_colour_has_another_shape() -> None:
+    document = demo()
+    first = charts.throughput(document)
+    document["engines"] = [{**row, "engine": f"{folder}/{row['engine']}"} for folder in "ab" for row in document["engines"]]
+    second = charts.throughput(document)
+    assert "stroke-dasharray" not in first
+    assert second.count("stroke-dasharray") == 2 * 4  # four engines beyond the first ten, and their lines in the legend
+    html = drawn(document)
+    assert [html.count(f"<i class=look{i} ") for i in range(3)] == [10, 4, 0]
+
+
+def test_the_axis_of_speed_names_what_is_drawn() -> None:
+    document = demo()
+    assert "images a second, best batch size<" in charts.pareto(document)
+    for row in document["engines"]:
+        row |= {"offline": {}, "best_batch": None}
+    assert "images a second, the engine alone<" in charts.pareto(document)
 
 
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
