@@ -1,10 +1,12 @@
 """The page in a real browser: it renders, says nothing on the console, shows the JSON's numbers, sorts, prints, fits a phone."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -19,7 +21,7 @@ from sattrt.bench.report import Report, write_report
 from sattrt.bench.tables import table, to_markdown
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-eurosat-demo-4epochs-epyc-zen5-2core-2026-11-25.json"
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")  # beside $CHROME and the one that playwright installs
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,6 @@ def folder(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not BROWSER:
-        pytest.skip("no Chromium is installed")
     from playwright.sync_api import sync_playwright
 
     quiet = [
@@ -45,7 +45,11 @@ def browser() -> Iterator[Any]:
         "--disable-sync",
     ]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=quiet)
+        names = (os.environ.get("CHROME", ""), *BROWSERS, playwright.chromium.executable_path)
+        path = next(filter(None, map(shutil.which, names)), None)
+        if not path:
+            pytest.skip("no Chromium is installed")
+        opened = playwright.chromium.launch(executable_path=path, args=quiet)
         yield opened
         opened.close()
 
@@ -222,19 +226,47 @@ def test_the_axis_of_speed_names_what_is_drawn() -> None:
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
     page, said = opened(browser, folder)
     rows = json.loads((folder / "bench.json").read_text())["engines"]
-    header = page.eval_on_selector_all("#engines th", "cells => cells.map(cell => cell.textContent)")
-    shown = {name: column(page, i + 1)[: len(rows)] for i, name in enumerate(header)}
-    assert shown["engine"] == [row["engine"] for row in rows]
-    assert [float(value) for value in shown["accuracy % (95 %)"]] == [row["accuracy"]["accuracy"] for row in rows]
-    assert [float(value) for value in shown["p99 ms"]] == [row["single_stream"]["latency_ms"]["p99"] for row in rows]
-    assert [float(value) for value in shown["images/s"]] == [row["offline"][str(row["best_batch"])]["images_per_second"] for row in rows]
-    header = page.eval_on_selector_all("#details th", "cells => cells.map(cell => cell.textContent)")
-    detailed = {name: column(page, i + 1, "details") for i, name in enumerate(header)}
-    assert [float(value) for value in detailed["engine alone/s"]] == [row["clocks"]["engine"]["images_per_second"] for row in rows]
-    assert [float(value) for value in detailed["2 callers/s"]] == [row["callers"]["2"] for row in rows]
-    assert [float(value) for value in detailed["memory %"]] == [row["fraction_of_memory_rate"] for row in rows]
-    texts = page.eval_on_selector_all("#engines tbody td:nth-child(3)", "cells => cells.map(cell => cell.textContent)")
-    assert texts[0].startswith(f"{100 * rows[0]['accuracy']['accuracy']:.2f}")
+
+    def shown(table: str) -> dict[str, list[str]]:
+        header, *body = page.eval_on_selector_all(
+            f"#{table} tr", "rows => rows.map(row => [...row.children].map(cell => cell.textContent))"
+        )
+        return {name: [row[i] for row in body][: len(rows)] for i, name in enumerate(header)}
+
+    def speed(row: dict[str, Any]) -> float:
+        return float(row["offline"][str(row["best_batch"])]["images_per_second"])
+
+    def milliseconds(row: dict[str, Any], name: str) -> str:
+        return "~" * (name in row["single_stream"]["indicative"]) + f"{row['single_stream']['latency_ms'][name]:,.2f}"
+
+    engines, detailed = shown("engines"), shown("details")
+    assert engines["engine"] == [row["engine"] for row in rows]
+    assert engines["accuracy % (95 %)"] == [
+        "{:.2f} ({:.1f}-{:.1f})".format(*(100 * value for value in (row["accuracy"]["accuracy"], *row["accuracy"]["interval"])))
+        for row in rows
+    ]
+    assert engines["flips"] == [str(len(row["accuracy"]["flips"])) for row in rows]
+    for name in ("p50", "p90", "p99"):
+        assert engines[f"{name} ms"] == [milliseconds(row, name) for row in rows]
+    assert engines["images/s"] == [f"{speed(row):,.0f}" for row in rows]
+    assert engines["file to label/s"] == [f"{row['clocks']['file_to_label']['images_per_second']:,.0f}" for row in rows]
+    served = [
+        row["server"] and f"{'~' * row['server']['indicative']}{'≥ ' * row['server']['at_least']}{row['server']['rate']:,.0f}"
+        for row in rows
+    ]
+    assert engines["server/s"] == [text or "" for text in served]
+    assert detailed["engine alone/s"] == [f"{row['clocks']['engine']['images_per_second']:,.0f}" for row in rows]
+    assert detailed["2 callers/s"] == [f"{row['callers']['2']:,.0f}" for row in rows]
+    assert detailed["memory %"] == [f"{100 * row['fraction_of_memory_rate']:,.0f}" for row in rows]
+    assert [float(value) for value in column(page, 3)[: len(rows)]] == [row["accuracy"]["accuracy"] for row in rows]  # what is sorted by
+    found = page.eval_on_selector_all(".fact", "cards => cards.map(card => card.textContent)")
+    own = [row for row in rows if row["backend"] != "torch"]
+    fastest = max(own, key=speed)
+    first = min(own, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
+    assert found[0].startswith(f"{speed(fastest):,.0f}images a second: {fastest['engine']}, batches of {fastest['best_batch']}, ")
+    assert found[1] == f"{milliseconds(first, 'p90')} msfor one tile, nine times of ten: {first['engine']}"
+    assert found[2].startswith(f"{engines['server/s'][rows.index(max(own, key=lambda row: row['server']['rate']))]}/s")
+    assert found[3].startswith(f"{100 * fastest['accuracy']['accuracy']:.0f} %of {fastest['accuracy']['tiles']} test tiles right (")
     assert said == []
 
 
@@ -263,6 +295,46 @@ def test_it_fits_a_phone_and_follows_the_readers_colours(browser: Any, folder: P
     assert said == []
 
 
+def printed(pdf: bytes) -> list[str]:
+    """The text of each page of a PDF as Chromium makes them: glyphs by font, each font with its map to Unicode."""
+    objects = {int(number): body for number, body in re.findall(rb"\n(\d+) 0 obj\n(.*?)\nendobj", pdf, re.S)}
+
+    def stream(number: bytes) -> str:
+        found = re.search(rb"stream\n(.*)\nendstream", objects[int(number)], re.S)
+        assert found
+        return zlib.decompress(found[1]).decode("latin-1")
+
+    letters: dict[str, dict[int, str]] = {}  # by name of the font, which has the number of its object
+    for number, body in objects.items():
+        if found := re.search(rb"/ToUnicode (\d+) 0 R", body):
+            known = letters[f"F{number}"] = {}
+            for first, last, letter in re.findall(r"<(\w{4})> (?:<(\w{4})> )?<(\w{4})>\n", stream(found[1])):
+                span = range(int(first, 16), int(last or first, 16) + 1)
+                known.update({glyph: chr(int(letter, 16) + glyph - span[0]) for glyph in span})
+    pages = []
+    for body in objects.values():
+        if re.search(rb"/Type /Page\n", body):
+            [content] = re.findall(rb"/Contents (\d+) 0 R", body)
+            text, font = "", ""
+            for name, glyphs in re.findall(r"/(F\d+) \S+ Tf|<(\w+)> Tj", stream(content)):
+                font = name or font
+                text += "".join(letters[font].get(int(glyph, 16), "?") for glyph in re.findall("....", glyphs))
+            pages.append(text)
+    return pages
+
+
 def test_it_prints(browser: Any, folder: Path) -> None:
     page, _ = opened(browser, folder)
-    assert page.pdf(format="A4").startswith(b"%PDF-")
+    rows = json.loads((folder / "bench.json").read_text())["engines"]
+    pages = printed(page.pdf(format="A4"))
+    text = "".join("".join(pages).split())
+    for row in rows:
+        assert text.count(row["engine"]) > 5  # tables and charts
+        assert f"{row['offline'][str(row['best_batch'])]['images_per_second']:,.0f}" in text
+    for heading in page.eval_on_selector_all("h1, h2, h3, figcaption", "found => found.map(each => each.textContent)"):
+        assert "".join(heading.split()) in text
+    assert 2 < len(pages) < 9
+    assert all(pages)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1030})  # A4 without its margins, at 96 dots an inch
+    assert page.evaluate("[...document.querySelectorAll('table')].every(table => table.offsetWidth <= table.parentNode.clientWidth)")
