@@ -175,7 +175,7 @@ def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> Non
     text = markdown.read_text()
     for name, row in engines(report).items():
         assert f"| {name} |" in text
-        assert f"~{row['single_stream']['latency_ms']['p99']:.1f} |" in text  # too few samples for that
+        assert f"~{row['single_stream']['latency_ms']['p99']:,.1f} |" in text  # too few samples for that
         assert f"{row['clocks']['host_to_host']['images_per_second']:,.0f}" in text
         assert f"{row['callers']['2']:,.0f}" in text
     for reason in report.document["absent"].values():
