@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python benchmarks/gpu.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu.json
 
-Needs torch, torchvision, safetensors, typer, rich, numpy, onnx, onnxscript, onnxruntime, matplotlib and no network; uses DALI, TensorRT, TensorRT-RTX, OpenVINO and
-onnxruntime-gpu where it finds them, and says what it did without. A stage that fails, or takes longer than its share of the time, is
-said, and the next one goes on with what there is; the file holds what stands after each of them, and the bench of the engine that should be the fastest before that of all. Without a GPU it runs as well, on a small share of the tiles, to show that it works: `--share 640`.
+Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are, for anything; onnx and onnxscript for export, and so for the bench of engines; typer, rich and no network.
+Uses DALI, TensorRT, TensorRT-RTX, OpenVINO, matplotlib and onnxruntime-gpu where it finds them, and says what it did without. Each stage is a process of its own,
+which is killed, with all that it has started, when its share of the time is over. A stage that fails is said, and the next one goes on with what
+there is; the file holds what stands after each of them, and the bench of the engine that should be the fastest before that of all. Without a GPU it runs as well, on a small share of the tiles, to show that it works: `--share 640`.
 """
 
 from __future__ import annotations
@@ -12,34 +13,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpu_training import RUNS, one_run, report
+from gpu_training import NEEDED, RUNS, missing, one_run, report
 
-from sattrt.bench.config import BenchConfig
-from sattrt.bench.run import bench
-from sattrt.bench.tables import table
-from sattrt.data.dataset import balanced
-from sattrt.data.scan import SplitRule, scan
-from sattrt.deploy.bundle import export
-from sattrt.deploy.config import ExportConfig
-from sattrt.doctor import examine
-from sattrt.errors import BackendError
-from sattrt.machine import cores, environment
-from sattrt.runtime import Bundle, read_bundle
-from sattrt.runtime.engine import EngineRecord
-from sattrt.training.config import RECIPES, TrainConfig
+if TYPE_CHECKING:
+    from sattrt.bench.config import BenchConfig
+    from sattrt.runtime import Bundle
+    from sattrt.runtime.engine import EngineRecord
 
-STAGES = {"training": 4.0, "export": 6.0, "bench": 7.8}  # minutes after the start by which each is over
+ENDS = {"training": 4.0, "export": 6.0, "bench": 7.8}  # minutes after the start by which each stage is over
+FOR_EXPORT = ("onnx", "onnxscript")
 MOST_BYTES = 1_000_000
-SECONDS_BETWEEN_ALARMS = 5
 # the fastest first, as far as one can say beforehand
 BACKENDS = ("tensorrt", "onnxruntime-tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")
@@ -52,99 +46,151 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="ImageNet weights, or 'none'")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file for the JSON")
     parser.add_argument("--share", type=int, help="train on this many tiles only, for two epochs")
+    parser.add_argument(
+        "--stage", nargs=3, metavar=("NAME", "FOLDER", "SECONDS"), help=argparse.SUPPRESS
+    )  # what this program calls itself with
     options = parser.parse_args()
+    if options.stage:
+        one_stage(options)
+        return
     begin = time.perf_counter()
-
-    def left(until: float) -> float:
-        """Seconds until a minute of the run."""
-        return 60 * until - (time.perf_counter() - begin)
-
-    without = {finding.name: finding.cost for finding in examine() if not finding.found}
-    for name, cost in without.items():
-        print(f"without {name}: {cost}")
-    document: dict[str, Any] = {"without": without, "environment": environment(), "seconds": {}, "failed": {}}
-
-    def stage(name: str, work: Callable[[], None]) -> None:
-        started = time.perf_counter()
-        try:
-            with at_most(left(STAGES[name])):
-                work()
-        except (Exception, TooLong) as error:  # the machine is lent for a few minutes: what stands is brought home
-            traceback.print_exc()
-            document["failed"][name] = f"{type(error).__name__}: {error}"
-            print(f"{name} failed: {document['failed'][name]}", flush=True)
-        finally:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stage in hand is ended too
+    document: dict[str, Any] = {"without": without(), "environment": {}, "seconds": {}, "failed": {}}
+    for name, cost in document["without"].items():
+        print(f"without {name}: {cost}", flush=True)
+    document["environment"] = surroundings()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, end in ENDS.items():
+            started = time.perf_counter()
+            seconds = max(1.0, 60 * end - (started - begin))
+            failure = why_not(name, document)
+            if not failure:
+                command = [sys.executable, __file__, *sys.argv[1:], "--stage", name, folder, str(seconds)]
+                failure = within(command, seconds)
+            found = json.loads(path.read_text()) if (path := Path(folder, f"{name}.json")).exists() else {}
+            if failure := found.pop("failed", failure):
+                document["failed"][name] = failure
+                print(f"{name} failed: {failure}", flush=True)
+            document |= found
             document["seconds"] |= {name: round(time.perf_counter() - started, 2), "all": round(time.perf_counter() - begin, 1)}
             write(document, options.out)
+    print(write(document, options.out), flush=True)
+    if lacking := missing(*NEEDED):
+        sys.exit(f"Nothing could be done without {', '.join(lacking)}: pip install {' '.join(lacking)}")
+
+
+def without() -> dict[str, str]:
+    """What is not there, and what its absence costs."""
+    from sattrt.doctor import examine
+
+    costs = {name: f"training, export, bench: need {name}" for name in missing(*NEEDED)}
+    costs |= {name: f"export: needs {name}" for name in missing(*FOR_EXPORT)}
+    costs |= dict.fromkeys(missing("matplotlib"), "no pictures of the run")
+    return costs | {finding.name: finding.cost for finding in examine() if not finding.found}
+
+
+def surroundings() -> dict[str, Any]:
+    from sattrt.machine import environment
+
+    return environment()
+
+
+def why_not(stage: str, document: dict[str, Any]) -> str | None:
+    """Why a stage need not be begun, if so."""
+    needed = missing(*NEEDED, *(FOR_EXPORT if stage == "export" else ()))
+    if needed:
+        return f"needs {', '.join(needed)}: pip install {' '.join(needed)}"
+    return "there is no bundle to measure" if stage == "bench" and "engines" not in document else None
+
+
+def within(command: list[str], seconds: float) -> str | None:
+    """Run a command, and end it and whatever it has started after so many seconds; None, or how it failed."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return "it took longer than its share of the eight minutes"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return f"it ended with exit code {code}" if code else None
+
+
+def one_stage(options: argparse.Namespace) -> None:
+    """A stage in its own process; what it found so far, or why it failed, is in FOLDER/NAME.json."""
+    name, folder, end = options.stage[0], Path(options.stage[1]), time.perf_counter() + float(options.stage[2])
+    found: dict[str, Any] = {}
+
+    def keep(**what: Any) -> None:
+        found.update(what)
+        temporary = folder / f"{name}.new"
+        temporary.write_text(json.dumps(found))
+        temporary.replace(folder / f"{name}.json")
+
+    try:
+        {"training": train_it, "export": export_it, "bench": bench_it}[name](folder, options, end, keep)
+    except Exception as error:  # the machine is lent for a few minutes: what stands is brought home
+        traceback.print_exc()
+        keep(failed=f"{type(error).__name__}: {error}")
+
+
+def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -> None:
+    from sattrt.data.dataset import balanced
+    from sattrt.data.scan import SplitRule, scan
+    from sattrt.machine import cores
+    from sattrt.training.config import RECIPES, TrainConfig
 
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
-    settings = {**RECIPES["quick"], **RUNS["fast"], "weights": options.weights, "minutes": STAGES["training"] - 0.5}
+    settings = {**RECIPES["quick"], **RUNS["fast"], "weights": options.weights}
     if options.share:
         test = balanced(dataset.tiles("test"), 200)
         few = (*balanced(dataset.tiles("train"), options.share), *balanced(dataset.tiles("valid"), options.share // 4), *test)
         dataset = replace(dataset, all_tiles=few)
         settings |= {"epochs": 2, "batch_size": 32, "learning_rate": 0.005}
+    dataset.write(folder)
+    settings["minutes"] = max(0.1, (end - time.perf_counter()) / 60 - 0.5)
+    run = one_run(dataset, TrainConfig.from_dict(settings, "gpu.py"), folder / "run")
+    keep(training=run)
+    report("training", 0, run)
 
-    def train_it() -> None:
-        document["training"] = one_run(dataset, TrainConfig.from_dict(settings, "gpu.py"), run)
-        report("training", 0, document["training"])
 
-    def export_it() -> None:
-        export(run, bundle, ExportConfig(precision="fp32"), say)  # stays, where the others take too long
-        exported = export(run, bundle, ExportConfig(best_effort=True), say)
-        document["skipped"], document["gate"] = exported.skipped, exported.failed
-        document["engines"] = {
-            engine.name: engine.record.get("validation", {}) | {"flips": len(engine.record.get("validation", {}).get("flips", []))}
-            for engine in exported.bundle.engines
-        }
+def export_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -> None:
+    from sattrt.deploy.bundle import export
+    from sattrt.deploy.config import ExportConfig
 
-    def bench_it() -> None:
-        exported = read_bundle(bundle)
-        # torch eager is measured each time: two for the first, which stays where all of them take too long
-        config = bench_config(left(STAGES["bench"]) / (2 + len(exported.engines) + 1))
-        for engines in ((fastest(exported),), exported.engines):
-            measured = bench([replace(exported, engines=engines)], dataset, config, (), say).document
-            document["bench"] = slim(measured)
-            write(document, options.out)
-        columns, rows = table(measured)
-        for row in (columns, *rows):
-            print(*row, sep=" | ")
+    for config in (ExportConfig(precision="fp32"), ExportConfig(best_effort=True)):  # the first stays, where the others take too long
+        exported = export(folder / "run", folder / "gpu", config, say)
+        verdicts = {engine.name: engine.record.get("validation", {}) for engine in exported.bundle.engines}
+        engines = {name: verdict | {"flips": len(verdict.get("flips", []))} for name, verdict in verdicts.items()}
+        keep(skipped=exported.skipped, gate=exported.failed, engines=engines)
 
-    with tempfile.TemporaryDirectory() as folder:
-        run, bundle = Path(folder, "run"), Path(folder, "engines", "gpu")
-        for name, work in {"training": train_it, "export": export_it, "bench": bench_it}.items():
-            stage(name, work)
-    print(write(document, options.out))
+
+def bench_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -> None:
+    from sattrt.bench.run import bench
+    from sattrt.bench.tables import table
+    from sattrt.data.dataset import Dataset
+    from sattrt.runtime import read_bundle
+
+    exported, dataset = read_bundle(folder / "gpu"), Dataset.read(folder)
+    # torch eager is measured each time: two for the first, which stays where all of them take too long
+    config = bench_config((end - time.perf_counter()) / (2 + len(exported.engines) + 1))
+    for engines in ((fastest(exported),), exported.engines):
+        measured = bench([replace(exported, engines=engines)], dataset, config, (), say).document
+        keep(bench=slim(measured))
+    columns, rows = table(measured)
+    for row in (columns, *rows):
+        print(*row, sep=" | ")
 
 
 def say(what: str) -> None:
     print(what, flush=True)
 
 
-class TooLong(BaseException):
-    """A stage has used its share of the eight minutes; no library's `except Exception` takes it for a failure of its own."""
-
-
-@contextlib.contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """TooLong after so many seconds, and again and again: Python swallows one that comes in a destructor."""
-    signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, max(1, seconds), SECONDS_BETWEEN_ALARMS)
-    try:
-        yield
-    finally:
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        finally:  # also where one more came in that very moment
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def too_long(number: int, frame: object) -> None:
-    raise TooLong("it took longer than its share of the eight minutes")
-
-
 def fastest(bundle: Bundle) -> EngineRecord:
     """The engine that should be the fastest by its backend and precision, of those that open here; the bundle's first where none does."""
+    from sattrt.errors import BackendError
+
     for engine in sorted(bundle.engines, key=lambda engine: (BACKENDS.index(engine.backend), PRECISIONS.index(engine.precision))):
         with contextlib.suppress(BackendError):
             bundle.open(engine.name).close()
@@ -154,6 +200,8 @@ def fastest(bundle: Bundle) -> EngineRecord:
 
 def bench_config(seconds: float) -> BenchConfig:
     """What fits into so many seconds an engine: eight timings of up to 1.5 s to warm up, six trials of the server, three passes."""
+    from sattrt.bench.config import BenchConfig
+
     timed = max(0.1, min(1.0, (seconds - 15) / 15))
     scenarios = "single-stream,multi-stream,offline,server" if seconds > 20 else "single-stream,offline"
     return BenchConfig(seconds=timed, scenarios=scenarios, streams="1", batches="1,16,64,256")

@@ -5,7 +5,8 @@
 `quick` is to reach 98.57 % within 60 s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
 A run that fails is recorded with its reason, and the file is written anew after each of them, so nothing that was measured is lost.
 
-Needs torch, torchvision, safetensors, typer, rich, matplotlib; DALI where it is installed, else Pillow decodes. Each run is
+Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are; where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else Pillow decodes; without
+matplotlib a run has no pictures. Each run is
 `sattrt train` itself in a fresh process; a run's clock starts when the process has imported torch (the first import is not
 counted) and covers scan of the dataset.json, weights, decoding, training and validation. Without a GPU it runs as well, on a small share of
 the tiles, to show that it works: `--share 640`.
@@ -14,22 +15,23 @@ the tiles, to show that it works: `--share 640`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sattrt.data.dataset import Dataset, balanced
-from sattrt.data.scan import SplitRule, scan
-from sattrt.machine import cores, environment
-from sattrt.spec import write_bytes
-from sattrt.training.config import RECIPES, TrainConfig
+if TYPE_CHECKING:
+    from sattrt.data.dataset import Dataset
+    from sattrt.training.config import TrainConfig
 
+NEEDED = ("torch", "torchvision", "numpy", "PIL", "safetensors")  # without one of them nothing is trained
 GOALS = (0.97, 0.9857, 0.99)
 JUDGED = {"quick": (0.9857, 60.0), "full": (0.99, None)}  # a run's validation accuracy, and the seconds in which it has to be reached
 # name of a run -> settings over its recipe
@@ -38,6 +40,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "quick": {"recipe": "quick", "batch_size": 256, "learning_rate": 0.08},
     "full": {"recipe": "full"},
 }
+
+
+def missing(*modules: str) -> list[str]:
+    """Those of some modules that are not installed."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def one_run(dataset: Dataset, config: TrainConfig, out: Path) -> dict[str, Any]:
@@ -61,6 +68,9 @@ def one_run(dataset: Dataset, config: TrainConfig, out: Path) -> dict[str, Any]:
 
         def stepped(self, row: Row, plan: Plan) -> None:
             self.speeds.append(row.images_per_second)
+
+        def noted(self, what: str) -> None:
+            print(what, flush=True)
 
         def epoch_ended(self, row: Row, best: bool) -> None:
             self.epochs.append({"seconds": row.seconds, "valid_accuracy": row.valid_accuracy or 0.0})
@@ -107,6 +117,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
     parser.add_argument("--share", type=int, help="train on this many tiles only, for two epochs")
     options = parser.parse_args()
+    if lacking := missing(*NEEDED):
+        document: dict[str, Any] = {"failed": f"Training needs {', '.join(lacking)}: pip install {' '.join(lacking)}"}
+        if options.out:
+            options.out.write_text(json.dumps(document) + "\n")
+        print(json.dumps(document), flush=True)
+        sys.exit(document["failed"])
+
+    from sattrt.data.dataset import balanced
+    from sattrt.data.scan import SplitRule, scan
+    from sattrt.machine import cores, environment
+    from sattrt.spec import write_bytes
+    from sattrt.training.config import RECIPES, TrainConfig
+
     surroundings = environment()
     begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())

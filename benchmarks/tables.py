@@ -3,7 +3,7 @@
     python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
     python benchmarks/tables.py --check    # exit code 1 where something would change
 
-Kinds: `bench` (the first table of a bench.md), `training`, `inference`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`.
+Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sattrt.bench.tables import table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", *(f"docs/{name}.md" for name in ("design", "training", "export", "bench", "bands", "map")))
@@ -29,11 +31,9 @@ def render(text: str) -> str:
 
 
 def bench(name: str) -> str:
-    """The first table of a bench.md."""
-    lines = (RESULTS / name).read_text().splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith("| engine |"))
-    end = next(i for i in range(begin, len(lines)) if not lines[i].startswith("|"))
-    return "\n".join(line for line in lines[begin:end] if "| not here |" not in line)
+    """The first table of a bench.json, by its name or that of the bench.md beside it, without what was not measured."""
+    columns, rows = table(read(Path(name).with_suffix(".json").name))
+    return markdown(columns, [row for row in rows if "not here" not in row])
 
 
 def training(*names: str) -> str:

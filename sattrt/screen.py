@@ -68,6 +68,9 @@ def observer(bar: Progress) -> Observer:
         def finishing(self) -> None:
             bar.update(self._task, description="Examining the best network")
 
+        def noted(self, what: str) -> None:
+            bar.console.print(what, highlight=False, soft_wrap=True)
+
     return Screen()
 
 

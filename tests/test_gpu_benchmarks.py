@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from conftest import write_tiles
 
 from sattrt import machine
@@ -44,31 +46,74 @@ def test_quick_is_held_against_a_minute_and_full_against_its_accuracy() -> None:
     assert [(judged(name, poor) or {}).get("met") for name in ("fast", "quick", "full")] == [None, True, False]
 
 
-SWALLOWED = """
-import time
-import gpu
-
-class Swallows:
-    def __del__(self):
-        time.sleep(1.5)
-
-gpu.SECONDS_BETWEEN_ALARMS = 1
-try:
-    with gpu.at_most(1):
-        Swallows()
-        time.sleep(60)
-except gpu.TooLong:
-    time.sleep(2)  # none comes any more
-    print("stopped")
+BLOCKED = """
+import ctypes, os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+while True:
+    ctypes.PyDLL(None).sleep(600)  # keeps the interpreter's lock, as a build of TensorRT may: no signal handler of Python's runs
 """
 
 
-def test_a_stage_whose_first_alarm_is_swallowed_is_stopped_by_the_next() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent)))}
-    # in a process of its own, as the alarm is the process's
-    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, env=environment, timeout=50)
-    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
-    assert "Exception ignored" in done.stderr  # the first one
+def test_a_stage_that_is_deep_in_a_library_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    assert gpu.within([sys.executable, "-c", BLOCKED, str(pids)], 5) == "it took longer than its share of the eight minutes"
+    for pid in pids.read_text().split():
+        stat = Path("/proc", pid, "stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # dead, whoever reaps it
+    assert gpu.within([sys.executable, "-c", ""], 60) is None
+    assert gpu.within([sys.executable, "-c", "raise SystemExit(3)"], 60) == "it ended with exit code 3"
+
+
+def run_without(tmp_path: Path, script: str, *modules: str, share: int) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """A script on small tiles where some modules can't be imported, by it or any process of its; and the document that it wrote."""
+    tiles, hidden = write_tiles(tmp_path / "tiles"), tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({modules!r}))\n")
+    path = os.pathsep.join(map(str, (hidden, BENCHMARKS.parent)))
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(BENCHMARKS / script),
+            "--tiles",
+            str(tiles),
+            "--weights",
+            "none",
+            "--share",
+            str(share),
+            "--out",
+            "found.json",
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=tmp_path,
+        timeout=600,
+    )
+    return done, json.loads((tmp_path / "found.json").read_text())
+
+
+@pytest.mark.parametrize("script", ["gpu.py", "gpu_training.py"])
+def test_what_nothing_works_without_is_said_in_a_line_and_in_the_file(tmp_path: Path, script: str) -> None:
+    done, found = run_without(tmp_path, script, "safetensors", share=48)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("safetensors: pip install safetensors\n")
+    assert json.loads(done.stdout.splitlines()[-1]) == found
+    assert "safetensors" in str(found["failed"])
+    if script == "gpu.py":
+        assert found["without"]["safetensors"] == "training, export, bench: need safetensors"
+        assert done.stdout.splitlines()[0] == "without safetensors: training, export, bench: need safetensors"
+
+
+def test_without_onnxscript_and_matplotlib_it_trains_and_says_what_it_left_out(tmp_path: Path) -> None:
+    done, found = run_without(tmp_path, "gpu.py", "onnxscript", "matplotlib", share=48)
+    assert done.returncode == 0, done.stderr
+    assert found["without"] | {"onnxscript": "export: needs onnxscript", "matplotlib": "no pictures of the run"} == found["without"]
+    assert len(found["training"]["epochs"]) == 2
+    assert found["failed"] == {"export": "needs onnxscript: pip install onnxscript", "bench": "there is no bundle to measure"}
+    assert "The run's pictures were left out: matplotlib is not installed" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == found
 
 
 def test_the_fastest_engine_is_one_that_opens_here(bundle: Bundle) -> None:

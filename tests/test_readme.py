@@ -1,5 +1,6 @@
 """What the README tells people to type exists, and what it shows was measured."""
 
+import json
 import re
 import shlex
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from sattrt.bench.compare import SCHEMA
+from sattrt.bench.tables import to_markdown
 from sattrt.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +66,14 @@ def test_files_that_are_named_exist(page: str) -> None:
 def test_tables_are_made_from_the_results(page: str) -> None:
     text = (ROOT / page).read_text()
     assert tables.render(text) == text, "run python benchmarks/tables.py"
+
+
+@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("bench-*.json")), ids=lambda path: path.name)
+def test_a_report_for_people_is_made_from_its_figures(path: Path) -> None:
+    document = json.loads(path.read_text())
+    if document["schema"] != SCHEMA:
+        pytest.skip(f"it has schema {document['schema']}")
+    assert path.with_suffix(".md").read_text() == to_markdown(document)
 
 
 def test_a_figure_that_was_typed_is_found() -> None:

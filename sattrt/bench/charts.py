@@ -1,5 +1,7 @@
 """The charts of a report as SVG, by matplotlib; colours are CSS variables, so that the page decides between light and dark.
 
+The first sentence of a chart's docstring is its text for who can't see it.
+
 svg = latency(document)
 """
 
@@ -9,6 +11,7 @@ import functools
 import io
 import re
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -16,9 +19,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from .tables import speed
+
 # what matplotlib draws with, and what the page puts in its place
 _INK, _GRID, _PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
 _SERIES = tuple(f"#0a0c{i:02x}" for i in range(10))
+_MARKERS, _DASHES = "os^D", ("-", "--", "-.", ":")  # of the first ten engines, the second, ...
 _VARIABLES = {_INK: "ink", _GRID: "grid", _PAPER: "paper", **{colour: f"s{i}" for i, colour in enumerate(_SERIES)}}
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -43,6 +49,7 @@ _STYLE: Any = {
     "text.parse_math": False,  # a $ in a name is a $
 }
 _WIDTH = 4.7  # inches: text is readable where the page is as narrow as a phone
+_LEGEND_LINE = 0.17  # inches
 
 
 def _drawn(draw: Callable[..., Figure]) -> Callable[..., str]:
@@ -51,7 +58,7 @@ def _drawn(draw: Callable[..., Figure]) -> Callable[..., str]:
     @functools.wraps(draw)
     def svg(*arguments: Any) -> str:
         with mpl.rc_context(_STYLE):
-            return _svg(draw(*arguments))
+            return _svg(draw(*arguments), draw.__name__, str(draw.__doc__).partition(":")[0].partition(";")[0].rstrip("."))
 
     return svg
 
@@ -91,10 +98,9 @@ def throughput(document: dict[str, Any]) -> Figure:
         axes.plot(
             sizes,
             [found["images_per_second"] for found in row["offline"].values()],
-            marker="o",
             markersize=3.5,
-            color=_colour(document, row),
             label=row["engine"],
+            **_look(document, row),
         )
     axes.set_xscale("log", base=2)
     _plain_numbers(axes.xaxis)
@@ -109,22 +115,17 @@ def pareto(document: dict[str, Any]) -> Figure:
     figure, axes = _figure(3.1)
     points = []
     for row in document["engines"]:
-        found = row["accuracy"]
-        speed = (
-            row["offline"][str(row["best_batch"])]["images_per_second"]
-            if row["best_batch"]
-            else row["clocks"]["engine"]["images_per_second"]
-        )
-        low, high = (100 * bound for bound in found["interval"])
-        percent = 100 * found["accuracy"]
-        colour = _colour(document, row)
-        axes.errorbar(
-            speed, percent, [[percent - low], [high - percent]], fmt="o", color=colour, elinewidth=0.8, markersize=5, label=row["engine"]
-        )
-        points.append((speed, percent))
+        if (images := speed(row)) is None:
+            continue
+        low, high = (100 * bound for bound in row["accuracy"]["interval"])
+        percent = 100 * row["accuracy"]["accuracy"]
+        look = _look(document, row) | {"linestyle": ""}
+        axes.errorbar(images, percent, [[percent - low], [high - percent]], elinewidth=0.8, markersize=5, label=row["engine"], **look)
+        points.append((images, percent))
     front = sorted(point for point in points if not any(other[0] > point[0] and other[1] >= point[1] for other in points))
-    axes.plot(*zip(*front, strict=True), color=_INK, linewidth=0.9, linestyle=":", zorder=0)
-    axes.set(xlabel="images a second, best batch size", ylabel="accuracy, %", xlim=(0, None))
+    axes.plot(*np.transpose(front), color=_INK, linewidth=0.9, linestyle=":", zorder=0)
+    swept = any(row["best_batch"] for row in document["engines"])
+    axes.set(xlabel=f"images a second, {'best batch size' if swept else 'the engine alone'}", ylabel="accuracy, %", xlim=(0, None))
     _legend_below(axes)
     return figure
 
@@ -154,8 +155,10 @@ def reliability(document: dict[str, Any]) -> Figure:
     for row in document["engines"]:
         curve = row["accuracy"]["reliability"]
         sure, right = ([100 * point[key] for point in curve] for key in ("confidence", "accuracy"))
-        axes.plot(sure, right, color=_colour(document, row), linewidth=0.7, label=f"{row['engine']}: {100 * row['accuracy']['ece']:.1f} %")
-        axes.scatter(sure, right, [6 + 120 * point["tiles"] / row["accuracy"]["tiles"] for point in curve], color=_colour(document, row))
+        look = _look(document, row)
+        sizes = [6 + 120 * point["tiles"] / row["accuracy"]["tiles"] for point in curve]
+        axes.scatter(sure, right, sizes, color=look["color"], marker=look["marker"])
+        axes.plot(sure, right, linewidth=0.7, markersize=3, label=f"{row['engine']}: {100 * row['accuracy']['ece']:.1f} %", **look)
     axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 103), ylim=(0, 106))
     _legend_below(axes)
     return figure
@@ -170,8 +173,8 @@ def selective(document: dict[str, Any]) -> Figure:
         axes.plot(
             [100 * point["coverage"] for point in curve],
             [100 * point["accuracy"] for point in curve],
-            color=_colour(document, row),
             label=row["engine"],
+            **_look(document, row) | {"marker": ""},
         )
     axes.set(xlabel="tiles answered, %", ylabel="of those right, %")
     axes.invert_xaxis()
@@ -206,6 +209,12 @@ def _colour(document: dict[str, Any], row: dict[str, Any]) -> str:
     return _SERIES[place % len(_SERIES)]
 
 
+def _look(document: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Colour, marker and dashes of an engine: what has the colour of another has another shape."""
+    again = document["engines"].index(row) // len(_SERIES) % len(_DASHES)
+    return {"color": _colour(document, row), "marker": _MARKERS[again], "linestyle": _DASHES[again]}
+
+
 def _figure(height: float) -> tuple[Figure, Any]:
     figure = Figure((_WIDTH, height), layout="constrained")
     figure.patch.set_visible(False)
@@ -213,6 +222,8 @@ def _figure(height: float) -> tuple[Figure, Any]:
 
 
 def _legend_below(axes: Any, columns: int = 2) -> None:
+    lines = -(-len(axes.get_legend_handles_labels()[0]) // columns)
+    axes.figure.set_figheight(axes.figure.get_figheight() + _LEGEND_LINE * max(0, lines - 4))  # many engines leave the chart its height
     axes.figure.legend(ncols=columns, loc="outside lower center", handlelength=1.2, columnspacing=1.2)
 
 
@@ -221,12 +232,15 @@ def _plain_numbers(axis: Any) -> None:
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str, said: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    start = text.index("<svg")
+    end = text.index(">", start)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", text[start:end]) + f' role="img" aria-label="{escape(said, quote=True)}"'
+    text = head + text[end:]
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text)  # a page has several: each id once
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return text

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from itertools import compress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,36 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .rows import PERCENTILES, by_reason
-from .tables import INDICATIVE, Cell, changes, details, number, rate, said_of_details
+from .tables import (
+    AT_LEAST,
+    INDICATIVE,
+    Cell,
+    changes,
+    details,
+    flips,
+    number,
+    percent,
+    percentile,
+    rate,
+    references,
+    said_of_details,
+    said_of_flips,
+    speed,
+)
 
 Document = dict[str, Any]
 
 
 def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
-    """The page. worst: the tiles of document["worst_tiles"], uint8 (N, H, W, 3)."""
+    """The page, without its charts where matplotlib is missing. worst: the tiles of document["worst_tiles"], uint8 (N, H, W, 3)."""
+    charts = _matplotlib()
     names = ", ".join(bundle["name"] for bundle in document["bundles"])
     parts = [
         f"<h1>{escape(names)}: speed and accuracy</h1>",
         f"<p class=faint>{escape(_subtitle(document))}</p>",
+        "" if charts else "<p class=faint>Without charts: matplotlib is not installed here (pip install matplotlib).</p>",
         _facts(document),
-        "<h2>Engines</h2>",
+        f"<h2>Engines</h2><p class=faint>{escape(_marks(document))}</p>",
         _engines(document),
         _list(document["warnings"]),
         _list(f"{', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()),
@@ -38,11 +56,12 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         "<h2>What bounds them</h2>",
         _list(f"{row['engine']}: {row['verdict']}" for row in document["engines"] if row["verdict"]),
         "<h2>Speed</h2>",
-        _speed(document),
+        _speed(document, charts),
         "<h2>Accuracy</h2>",
-        _accuracy(document),
+        _accuracy(document, charts),
         f"<h2>The {len(worst)} tiles that are hardest for {escape(document['engines'][0]['reference'])}</h2>",
         _worst(document, worst),
+        _flips(document),
         "<h2>How this was measured</h2>",
         _method(document),
     ]
@@ -56,6 +75,15 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
     )
 
 
+def _matplotlib() -> ModuleType | None:
+    """What draws the charts, or None: a machine that only runs engines need not have matplotlib."""
+    try:
+        from . import charts
+    except ImportError:
+        return None
+    return charts
+
+
 def _subtitle(document: Document) -> str:
     environment, data = document["environment"], document["dataset"]
     return (
@@ -65,30 +93,26 @@ def _subtitle(document: Document) -> str:
 
 
 def _facts(document: Document) -> str:
-    engines = [row for row in document["engines"] if row["backend"] != "torch"]
+    """The figures that are looked for first, as the tables have them; of engines, torch's row is what they are compared with."""
     torch = next((row for row in document["engines"] if row["backend"] == "torch"), None)
+    engines = [row for row in document["engines"] if row is not torch] or document["engines"]
     facts = []
-    if engines and all(row["best_batch"] for row in engines):
-        fastest = max(engines, key=_best_speed)
-        times = f", {_best_speed(fastest) / _best_speed(torch):.1f} times PyTorch" if torch and torch["best_batch"] else ""
-        facts.append((f"{_best_speed(fastest):,.0f}", f"images a second: {fastest['engine']}, batches of {fastest['best_batch']}{times}"))
+    fastest = max(engines, key=lambda row: speed(row) or 0)
+    if speed(fastest):
+        size = f"batches of {fastest['best_batch']}" if fastest["best_batch"] else "by its own clock"
+        times = f", {speed(fastest) / speed(torch):.1f} times PyTorch" if torch and torch is not fastest and speed(torch) else ""
+        facts.append((f"{speed(fastest):,.0f}", f"images a second: {fastest['engine']}, {size}{times}"))
     if quick := [row for row in engines if row["single_stream"]]:
         first = min(quick, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
-        facts.append((f"{first['single_stream']['latency_ms']['p90']:.1f} ms", f"for one tile, nine times of ten: {first['engine']}"))
-    served = [row for row in engines if row["server"]]
-    if served:
+        facts.append((f"{percentile(first['single_stream'], 'p90', 2)[1]} ms", f"for one tile, nine times of ten: {first['engine']}"))
+    if served := [row for row in engines if row["server"]]:
         first = max(served, key=lambda row: row["server"]["rate"])
-        facts.append(
-            (
-                f"{first['server']['rate']:,.0f}/s",
-                f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}",
-            )
-        )
-    score = max((row["accuracy"] for row in document["engines"]), key=lambda found: found["accuracy"])
+        within = f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}"
+        facts.append((f"{rate(first['server'])}/s", within))
+    score = fastest["accuracy"]
     low, high = score["interval"]
-    facts.append(
-        (f"{100 * score['accuracy']:.2f} %", f"of {score['tiles']} test tiles right, at best ({100 * low:.1f} to {100 * high:.1f}, 95 %)")
-    )
+    of = f"of {score['tiles']:,} test tiles right ({100 * low:.1f} to {100 * high:.1f}, 95 %): {fastest['engine']}"
+    facts.append((percent(score), of))
     return (
         "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
     )
@@ -100,6 +124,7 @@ def _engines(document: Document) -> str:
         "on",
         "accuracy % (95 %)",
         "flips",
+        "against",
         "p50 ms",
         "p90 ms",
         "p99 ms",
@@ -107,25 +132,26 @@ def _engines(document: Document) -> str:
         "file to label/s",
         "server/s",
     ]
-    body = []
+    body, against = [], references(document)
     for i, row in enumerate(document["engines"]):
         found, single = row["accuracy"], row["single_stream"]
         low, high = found["interval"]
         body.append(
             [
-                (row["engine"], f'<i style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
+                (row["engine"], f'<i class=look{i // 10 % 4} style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 (len(found["flips"]), str(len(found["flips"]))),
-                *(_percentile(single, f"p{percentile}") for percentile in PERCENTILES),
-                number(_best_speed(row), 0),
+                (against[row["engine"]], escape(against[row["engine"]])),
+                *(percentile(single, f"p{each}", 2) for each in PERCENTILES),
+                number(speed(row) if row["best_batch"] else None, 0),
                 number(row["clocks"] and row["clocks"]["file_to_label"]["images_per_second"], 0),
                 (served["rate"], rate(served)) if (served := row["server"]) else ("", ""),
             ]
         )
     for peer in document["peers"]:
         low, high = peer["interval"]
-        blank: list[Cell] = [("", "")] * 4
+        blank: list[Cell] = [("", "")] * 5
         body.append(
             [
                 (peer["command"], f"peer: <code>{escape(peer['command'])}</code>"),
@@ -140,6 +166,24 @@ def _engines(document: Document) -> str:
     return _table("engines", list(compress(columns, used)), [list(compress(row, used)) for row in body])
 
 
+def _marks(document: Document) -> str:
+    """What the table's words and marks mean."""
+    bound = (
+        f" {AT_LEAST.strip()}: no trial failed above it."
+        if any((row["server"] or {}).get("at_least") for row in document["engines"])
+        else ""
+    )
+    return f"{said_of_flips(document)} {INDICATIVE}: indicative, fewer than ten samples lie beyond it.{bound}"
+
+
+def _flips(document: Document) -> str:
+    columns, body = flips(document)
+    said = "" if body else " There are none."
+    return f"<h2>Flips</h2><p class=faint>{escape(said_of_flips(document) + said)}</p>" + (
+        _table("flips", columns, _escaped(body), "scroll long") if body else ""
+    )
+
+
 def _changes(document: Document) -> str:
     if not document.get("changes"):
         return ""
@@ -147,17 +191,15 @@ def _changes(document: Document) -> str:
     return "<h2>Against the baseline</h2>" + _table("changes", columns, _escaped(body))
 
 
-def _speed(document: Document) -> str:
-    from . import charts
-
+def _speed(document: Document, charts: ModuleType | None) -> str:
     drawn = []
-    if any(row["single_stream"] for row in document["engines"]):
+    if charts and any(row["single_stream"] for row in document["engines"]):
         drawn.append(
             ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
         )
-    if document["engines"][0]["offline"]:
+    if charts and document["engines"][0]["offline"]:
         drawn.append(("Throughput over batch size", charts.throughput(document), "By the median call; from host array to host array."))
-    if any(row["clocks"] for row in document["engines"]):
+    if charts and any(row["clocks"] for row in document["engines"]):
         drawn.append(
             (
                 "From file to label",
@@ -174,11 +216,9 @@ def _speed(document: Document) -> str:
     )
 
 
-def _accuracy(document: Document) -> str:
-    from . import charts
-
+def _accuracy(document: Document, charts: ModuleType | None) -> str:
     engine = document["engines"][0]["engine"]
-    drawn = [
+    drawn = charts and [
         ("Accuracy against speed", charts.pareto(document), "Bars: 95 % intervals. Dotted: what no other engine beats in both."),
         (
             "Confidence that means something",
@@ -204,7 +244,7 @@ def _accuracy(document: Document) -> str:
         for name in document["dataset"]["classes"]
     ]
     return (
-        _charts(drawn)
+        _charts(drawn or [])
         + f"<h2>By class, {escape(engine)}</h2>"
         + _table("classes", ["class", "precision %", "recall %", "F1 %"], own)
         + "<h2>F1 by class, every engine</h2>"
@@ -231,7 +271,7 @@ def _method(document: Document) -> str:
     method, environment, data = document["method"], document["environment"], document["dataset"]
     text = (
         f"Warm-up until three windows agree within 5 %, then {method['seconds']:g} s for each engine, in turns, in a shuffled order (seed "
-        f"{method['seed']}). {INDICATIVE}: indicative, fewer than ten samples lie beyond that percentile. Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
+        f"{method['seed']}). Latency is a host array of one tile in, host arrays out; images a second the best of batches of {method['batches']}; file "
         f"to label begins with the encoded file, decoded by {data['decoder']}. Scenarios: {method['scenarios']}."
     )
     state = environment["gpu_state"]
@@ -254,26 +294,20 @@ def _method(document: Document) -> str:
     return f"<p>{escape(text)}</p><dl>{listed}</dl>"
 
 
-def _best_speed(row: Document) -> Any:
-    return row["offline"][str(row["best_batch"])]["images_per_second"] if row["best_batch"] else None
-
-
-def _percentile(timed: Document | None, name: str) -> Cell:
-    if timed is None:
-        return "", ""
-    return timed["latency_ms"][name], f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:,.2f}"
-
-
 def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:
     return [[(value, escape(text)) for value, text in row] for row in body]
 
 
-def _table(name: str, columns: Iterable[str], body: list[list[Cell]]) -> str:
-    head = "".join(f"<th><button>{escape(column)}</button></th>" for column in columns)
-    lines = "".join(
-        "<tr>" + "".join(f'<td data-value="{escape(str(value), quote=True)}">{text}</td>' for value, text in row) + "</tr>" for row in body
-    )
-    return f'<div class=scroll><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+def _table(name: str, columns: Iterable[str], body: list[list[Cell]], box: str = "scroll") -> str:
+    kinds = [" class=text" if any(isinstance(value, str) and value for value, _ in column) else "" for column in zip(*body, strict=True)]
+    head = "".join(f"<th{kind}><button>{escape(column)}</button></th>" for column, kind in zip(columns, kinds, strict=True))
+    lines = "".join("<tr>" + "".join(map(_cell, row, kinds)) + "</tr>" for row in body)
+    return f'<div class="{box}"><table class=sorts id="{name}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(cell: Cell, kind: str) -> str:
+    value, text = cell
+    return f'<td{kind} data-value="{escape(str(value), quote=True)}">{text}</td>'
 
 
 def _charts(drawn: list[tuple[str, str, str]]) -> str:

@@ -23,12 +23,12 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
-    """Write bench.json, bench.md and bench.html into a folder; returns their paths."""
-    contents = {
-        "bench.md": to_markdown(report.document),
-        "bench.html": to_html(report.document, report.worst),
-    }
-    write_json(folder / "bench.json", report.document)
-    for name, text in contents.items():
-        write_bytes(folder / name, text.encode())
-    return folder / "bench.json", *(folder / name for name in contents)
+    """Write bench.json, bench.md and bench.html into a folder, in that order: what was measured is kept, whatever hinders a page.
+
+    Returns their paths.
+    """
+    paths = tuple(folder / f"bench.{kind}" for kind in ("json", "md", "html"))
+    write_json(paths[0], report.document)
+    write_bytes(paths[1], to_markdown(report.document).encode())
+    write_bytes(paths[2], to_html(report.document, report.worst).encode())
+    return paths

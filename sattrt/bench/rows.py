@@ -34,7 +34,8 @@ def accuracy(
 ) -> Row:
     """Everything that is counted on the test split; reference: the logits that flips and errors are held against."""
     answers = logits.argmax(1)
-    score = evaluate(answers, labels, classes, reference.argmax(1))
+    references = reference.argmax(1)
+    score = evaluate(answers, labels, classes, references)
     confidence, right = probabilities.max(1), answers == labels
     return {
         "tiles": score.tiles,
@@ -57,6 +58,7 @@ def accuracy(
         "reliability": reliability_curve(probabilities, labels),
         "selective": selective_curve(confidence, right),
         "flips": [tiles[i].name for i in score.flips or []],
+        "flip_answers": [[classes[labels[i]], classes[answers[i]], classes[references[i]]] for i in score.flips or []],
         "wrong": [tiles[i].name for i in np.flatnonzero(~right)],
         "largest_logit_error": float(np.abs(logits - reference).max()),
     }

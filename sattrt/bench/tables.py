@@ -12,21 +12,22 @@ Cell = tuple[Any, str]  # the value that is sorted by, and its text
 INDICATIVE = "~"  # before a percentile that fewer than ten samples lie beyond
 AT_LEAST = "≥ "  # before a rate that no trial failed above
 CLOCKS = {"engine": "engine alone", "host_to_host": "host to host", "file_to_label": "file to label"}
-_COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "ms p50/p90/p99", "images/s (batch)", "file to label/s", "server/s")
+_MOST_FLIPS = 20  # of an engine that bench.md lists
+_COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "against", "ms p50/p90/p99", "images/s (batch)", "file to label/s", "server/s")
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """An engine's row of the table, in the order of `_COLUMNS`."""
+def cells(row: Row, reference: str) -> tuple[str, ...]:
+    """An engine's row of the table, in the order of `_COLUMNS`; reference: whom its flips are held against, where that differs by row."""
     found, single, clocks, served = row["accuracy"], row["single_stream"], row["clocks"], row["server"]
     low, high = found["interval"]
-    best = row["offline"].get(str(row["best_batch"]))
     return (
         row["engine"],
         row["device"],
         f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
         str(len(found["flips"])),
+        reference,
         _latencies(single),
-        f"{best['images_per_second']:,.0f} ({row['best_batch']})" if best else "",
+        f"{speed(row):,.0f} ({row['best_batch']})" if row["best_batch"] else "",
         f"{clocks['file_to_label']['images_per_second']:,.0f}" if clocks else "",
         rate(served) if served else "",
     )
@@ -34,14 +35,41 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def table(document: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the main table: engines, foreign programs, and what was not measured. Columns without a single figure are left out."""
-    shown = [cells(row) for row in document["engines"]]
+    shown = [cells(row, references(document)[row["engine"]]) for row in document["engines"]]
     for peer in document["peers"]:
         low, high = peer["interval"]
         score = f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-        shown.append((f"peer: {peer['command']}", "", score, "", "", f"{peer['images_per_second']:,.0f}", "", ""))
+        shown.append((f"peer: {peer['command']}", "", score, "", "", "", f"{peer['images_per_second']:,.0f}", "", ""))
     shown += [(name, "not here", *[""] * (len(_COLUMNS) - 2)) for name in document["absent"]]
     used = [any(column) for column in zip(*shown, strict=True)]
     return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
+
+
+def references(document: Row) -> dict[str, str]:
+    """By engine: the reference of its flips as a cell; empty where all have the same, which the text above the table names."""
+    engines = document["engines"]
+    several = len({row["reference"] for row in engines}) > 1
+    return {row["engine"]: row["reference"] * several for row in engines}
+
+
+def said_of_flips(document: Row) -> str:
+    """What a flip is, and against whom."""
+    [name, *others] = dict.fromkeys(row["reference"] for row in document["engines"])
+    return f"Flips: top-1 answers that differ from {'those of the engine they are held against' if others else name}."
+
+
+def flips(document: Row, most: int | None = None) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns and rows of every tile that an engine answers otherwise than its reference, the first `most` of each; reports of an older
+    sattrt name the tiles alone."""
+    columns = ("engine", "tile", "class", "its answer", "against", "that one's answer")
+    shown = []
+    for row in document["engines"]:
+        names = row["accuracy"]["flips"]
+        answers = row["accuracy"].get("flip_answers") or [("", "", "")] * len(names)
+        for name, (truth, own, other) in list(zip(names, answers, strict=True))[:most]:
+            shown.append(tuple((text, text) for text in (row["engine"], name, truth, own, row["reference"], other)))
+    used = [any(text for _, text in column) for column in zip(*shown, strict=True)] if shown else [True] * len(columns)
+    return tuple(compress(columns, used)), [tuple(compress(row, used)) for row in shown]
 
 
 def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
@@ -102,17 +130,34 @@ def rate(served: Row) -> str:
     return f"{INDICATIVE * served['indicative']}{AT_LEAST * served['at_least']}{served['rate']:,.0f}"
 
 
+def speed(row: Row) -> Any:
+    """Images a second by which an engine is judged: the best of the batch sweep or, where none was made, the engine's own clock."""
+    if row["best_batch"]:
+        return row["offline"][str(row["best_batch"])]["images_per_second"]
+    return row["clocks"] and row["clocks"]["engine"]["images_per_second"]
+
+
+def percentile(timed: Row | None, name: str, digits: int) -> Cell:
+    """A percentile of a latency in ms and its text, marked where it is indicative; both empty where none was taken."""
+    if timed is None:
+        return "", ""
+    return timed["latency_ms"][name], f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:,.{digits}f}"
+
+
+def percent(found: Row) -> str:
+    """An accuracy in percent, without the digits that its interval makes idle."""
+    low, high = found["interval"]
+    digits = next((count for count in (2, 1) if 50 * (high - low) <= 0.5 / 10**count), 0)
+    return f"{100 * found['accuracy']:.{digits}f} %"
+
+
 def number(value: Any, digits: int, times: float = 1) -> Cell:
     """A figure and its text; both empty where there is none."""
     return ("", "") if value is None else (value, f"{times * value:,.{digits}f}")
 
 
 def _latencies(timed: Row | None) -> str:
-    if timed is None:
-        return ""
-    return "/".join(
-        f"{INDICATIVE * (name in timed['indicative'])}{timed['latency_ms'][name]:.1f}" for name in (f"p{each}" for each in PERCENTILES)
-    )
+    return "/".join(percentile(timed, f"p{each}", 1)[1] for each in PERCENTILES) if timed else ""
 
 
 def to_markdown(document: Row) -> str:
@@ -128,8 +173,8 @@ def to_markdown(document: Row) -> str:
         f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {document['measured_at']}, sattrt "
         f"{document['sattrt']}, bundle {', '.join('`' + bundle['digest'][:16] + '`' for bundle in document['bundles'])}.",
         "",
-        f"{data['tiles']} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. Flips: top-1 answers that differ from "
-        f"{engines[0]['reference']}. ms: one tile after another, from host array to host array. images/s: the best of the batch sweep. File to "
+        f"{data['tiles']} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. {said_of_flips(document)} "
+        "ms: one tile after another, from host array to host array. images/s: the best of the batch sweep. File to "
         f"label: read, decode, infer, argmax. {served}{INDICATIVE}: indicative, fewer than ten samples lie beyond it. Each timed for {method['seconds']:g} s after its warm-up, in turns.",
         "",
         *_markdown(*table(document)),
@@ -140,6 +185,7 @@ def to_markdown(document: Row) -> str:
         lines += ["", *[f"- {', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()]]
     if any(row["verdict"] for row in engines):
         lines += ["", "## What bounds it", "", *[f"- {row['engine']}: {row['verdict']}" for row in engines if row["verdict"]]]
+    lines += ["", "## Flips", "", *_flips(document)]
     columns, shown = details(document)
     lines += [
         "",
@@ -165,6 +211,16 @@ def to_markdown(document: Row) -> str:
     lines += ["", "## Right of all tiles, by class", "", *_markdown(("class", *names), per_class)]
     lines += ["", "Libraries: " + ", ".join(f"{name} {version}" for name, version in environment["libraries"].items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _flips(document: Row) -> list[str]:
+    columns, shown = flips(document, _MOST_FLIPS)
+    if not shown:
+        return ["None."]
+    lines = _markdown(columns, _texts(shown))
+    if longer := [row["engine"] for row in document["engines"] if len(row["accuracy"]["flips"]) > _MOST_FLIPS]:
+        lines += ["", f"The first {_MOST_FLIPS} of {', '.join(longer)}; all are in bench.html and bench.json."]
+    return lines
 
 
 def _texts(rows: list[tuple[Cell, ...]]) -> list[tuple[str, ...]]:

@@ -104,7 +104,8 @@ def export(
         for engine in engines:
             write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
         write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in spec.classes).encode())
-        write_flips(samples, expected, making.answers, spec, folder)
+        if left_out := write_flips(samples, expected, making.answers, spec, folder):
+            on_progress(left_out)
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
         _seal(folder, spec, engines, run, config)

@@ -14,7 +14,6 @@ from ..bands import preview
 from ..calibration import softmax
 from ..runtime import EngineRecord
 from ..spec import ModelSpec, write_bytes
-from ..training.figures import contact_sheet
 from ..training.run import Samples
 from .config import ExportConfig
 
@@ -72,8 +71,11 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
 
 def write_flips(
     samples: Samples, expected: NDArray[np.float32], answers: dict[str, NDArray[np.float32]], spec: ModelSpec, folder: Path
-) -> None:
-    """flips.csv: every validation tile that an engine judges otherwise than fp32; flips.png: the tiles, most confident first."""
+) -> str | None:
+    """flips.csv: every validation tile that an engine judges otherwise than fp32; flips.png: the tiles, most confident first.
+
+    Returns what people should know: that the picture was left out, where matplotlib is missing.
+    """
     table, classes = io.StringIO(), spec.classes
     captions: dict[int, tuple[float, str]] = {}  # of each flipped tile: how sure fp32 was, and what is written under it
     rows = csv.writer(table, lineterminator="\n")
@@ -89,8 +91,13 @@ def write_flips(
     write_bytes(folder / "flips.csv", table.getvalue().encode())
     shown = sorted(captions, key=lambda i: -captions[i][0])[:_SHEET_TILES]
     if shown:
+        try:
+            from ..training.figures import contact_sheet
+        except ImportError:
+            return "flips.png was left out: matplotlib is not installed (pip install matplotlib)"
         right = (fp32[shown].argmax(1) == samples.valid_labels[shown]).tolist()
         contact_sheet(preview(samples.valid[shown], spec.bands), [captions[i][1] for i in shown], right, folder / "flips.png")
+    return None
 
 
 def _calibration(engines: list[EngineRecord]) -> list[str]:

@@ -21,17 +21,20 @@ from ..calibration import expected_calibration_error, fit_temperature, softmax
 from ..data.dataset import Dataset
 from ..data.loader import Loader
 from ..model import TileClassifier
-from . import figures
 from .config import TrainConfig
 from .hardware import DTYPES, Rank
 from .log import read_log
 from .run import load_trained
 
 WORST_TILES = 40
+NO_PICTURES = "The run's pictures were left out: matplotlib is not installed (pip install matplotlib)."
 
 
-def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: TrainConfig) -> None:
-    """Write temperature and calibration into spec.json; curves, confusion matrix and the worst tiles as pictures."""
+def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: TrainConfig) -> str | None:
+    """Write temperature and calibration into spec.json; curves, confusion matrix and the worst tiles as pictures.
+
+    Returns what people should know: that the pictures were left out, where matplotlib is missing.
+    """
     model, spec = load_trained(run)
     model.to(rank.device).to(memory_format=torch.channels_last)
     tiles = dataset.tiles("valid")
@@ -56,6 +59,11 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views]}
     replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
 
+    try:
+        from . import figures
+    except ImportError:
+        loader.close()
+        return NO_PICTURES
     predicted = plain.argmax(1)
     figures.curves(read_log(run / "log.csv"), run)
     figures.confusion(predicted, labels, dataset.classes, run)
@@ -68,6 +76,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     ]
     figures.contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
     loader.close()
+    return None
 
 
 @torch.inference_mode()

@@ -62,6 +62,9 @@ class Observer:
     def finishing(self) -> None:
         """All epochs are over; the best network is examined."""
 
+    def noted(self, what: str) -> None:
+        """A line that people should read."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -193,7 +196,8 @@ class _Run:
         self.rank.barrier()  # the others needn't wait for what the first does alone
         if self.rank.is_first and not stopped:
             self.observer.finishing()
-            finish(self.dataset, self.out, self.rank, self.precision, self.config)
+            if left_out := finish(self.dataset, self.out, self.rank, self.precision, self.config):
+                self.observer.noted(left_out)
         return Result(self.best, self.best_epoch, self.step, stopped)
 
     def _epoch(self, epoch: int) -> bool:

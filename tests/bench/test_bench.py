@@ -17,10 +17,11 @@ from sattrt.bench.ceiling import work_per_tile
 from sattrt.bench.compare import against, read_report
 from sattrt.bench.contenders import names
 from sattrt.bench.report import Report, write_report
+from sattrt.bench.rows import accuracy
 from sattrt.bench.run import bench
 from sattrt.bench.tiles import TileReader
 from sattrt.bench.verdict import NAMES
-from sattrt.data.dataset import Dataset
+from sattrt.data.dataset import Dataset, Tile
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.machine import cores
 from sattrt.runtime import Bundle, Engine, open_bundle
@@ -54,6 +55,17 @@ def test_the_evaluator_counts() -> None:
     assert (b.precision, b.recall, b.f1) == (0.5, 1.0, pytest.approx(2 / 3))
     assert (c.precision, c.recall, c.f1) == (0.5, 0.5, 0.5)
     assert score.flips == [1]
+
+
+def test_a_flip_is_told_with_its_class_and_both_answers() -> None:
+    logits, reference, labels = (
+        np.eye(3, dtype=np.float32)[[0, 1, 2, 1]],
+        np.eye(3, dtype=np.float32)[[0, 2, 2, 0]],
+        np.array([0, 1, 2, 2]),
+    )
+    tiles = [Tile(name, label, "test", "", 0) for name, label in zip("wxyz", labels.tolist(), strict=True)]
+    found = accuracy(logits, logits, labels, ("a", "b", "c"), reference, tiles)
+    assert (found["flips"], found["flip_answers"]) == (["x", "z"], [["b", "b", "c"], ["c", "b", "a"]])
 
 
 def test_the_most_certain_tiles_come_first() -> None:
@@ -163,7 +175,7 @@ def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> Non
     text = markdown.read_text()
     for name, row in engines(report).items():
         assert f"| {name} |" in text
-        assert f"~{row['single_stream']['latency_ms']['p99']:.1f} |" in text  # too few samples for that
+        assert f"~{row['single_stream']['latency_ms']['p99']:,.1f} |" in text  # too few samples for that
         assert f"{row['clocks']['host_to_host']['images_per_second']:,.0f}" in text
         assert f"{row['callers']['2']:,.0f}" in text
     for reason in report.document["absent"].values():

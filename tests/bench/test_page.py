@@ -1,19 +1,28 @@
 """The page in a real browser: it renders, says nothing on the console, shows the JSON's numbers, sorts, prints, fits a phone."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import unicodedata
+import zlib
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sattrt.bench import charts
 from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
-from sattrt.bench.tables import to_markdown
+from sattrt.bench.tables import table, to_markdown
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-eurosat-demo-4epochs-epyc-zen5-2core-2026-11-25.json"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")  # beside $CHROME and the one that playwright installs
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +34,6 @@ def folder(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not BROWSER:
-        pytest.skip("no Chromium is installed")
     from playwright.sync_api import sync_playwright
 
     quiet = [
@@ -39,7 +46,11 @@ def browser() -> Iterator[Any]:
         "--disable-sync",
     ]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=quiet)
+        names = (os.environ.get("CHROME", ""), *BROWSERS, playwright.chromium.executable_path)
+        path = next(filter(None, map(shutil.which, names)), None)
+        if not path:
+            pytest.skip("no Chromium is installed")
+        opened = playwright.chromium.launch(executable_path=path, args=quiet)
         yield opened
         opened.close()
 
@@ -58,12 +69,52 @@ def column(page: Any, number: int, table: str = "engines") -> list[str]:
     return page.eval_on_selector_all(f"#{table} tbody td:nth-child({number})", "cells => cells.map(cell => cell.dataset.value)")  # type: ignore[no-any-return]
 
 
+def demo() -> dict[str, Any]:
+    """A report of a real run, read anew: a test may change it."""
+    return json.loads(DEMO.read_text())  # type: ignore[no-any-return]
+
+
+def drawn(document: dict[str, Any]) -> str:
+    return to_html(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8))
+
+
+def cards(html: str) -> list[tuple[str, str]]:
+    return [(unescape(figure), unescape(text)) for figure, text in re.findall(r"<div class=fact><b>(.*?)</b>(.*?)</div>", html)]
+
+
 def test_it_needs_nothing_but_itself(report: Report) -> None:
     html = to_html(report.document, report.worst)
     assert not re.search(r'(src|href)="(?!data:|#)', html)
     assert "@import" not in html
     assert html.count("<svg") == 7
     assert html.count('<img src="data:image/png') == len(report.worst)
+
+
+def test_without_matplotlib_there_is_a_page_without_charts(tmp_path: Path) -> None:
+    script = """
+import json, sys
+from pathlib import Path
+import numpy as np
+sys.modules["matplotlib"] = None  # an import of it fails
+from sattrt.bench.report import Report, write_report
+document = json.loads(Path(sys.argv[1]).read_text())
+write_report(Report(document, np.zeros((len(document["worst_tiles"]), 64, 64, 3), np.uint8)), Path(sys.argv[2]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(DEMO), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "bench.json").read_text()) == demo()
+    html = (tmp_path / "bench.html").read_text()
+    assert "<svg" not in html
+    assert "Without charts: matplotlib is not installed" in html
+    assert "openvino-int8" in html
+
+
+def test_a_page_that_can_not_be_drawn_does_not_cost_the_figures(tmp_path: Path) -> None:
+    document = demo()
+    with pytest.raises(ValueError, match="zip"):
+        write_report(Report(document, np.zeros((0, 64, 64, 3), np.uint8)), tmp_path)
+    assert json.loads((tmp_path / "bench.json").read_text()) == document
+    assert (tmp_path / "bench.md").exists()
 
 
 def test_names_can_not_become_markup(report: Report) -> None:
@@ -84,22 +135,139 @@ def test_a_column_without_a_figure_is_left_out(report: Report) -> None:
     assert "server/s" not in to_markdown(document)
 
 
+def test_the_cards_say_what_the_tables_say_with_its_marks() -> None:
+    document = demo()
+    row = document["engines"][-1]
+    assert row["engine"] == "openvino-int8"
+    row["single_stream"]["indicative"] = ["p90", "p99"]
+    row["server"] = {"rate": 2005.4, "at_least": True, "indicative": True, "bound_ms": 50.0}
+    document["engines"][0]["accuracy"]["accuracy"] = 0.99  # of another engine than the fastest
+    assert cards(drawn(document)) == [
+        ("2,358", "images a second: openvino-int8, batches of 64, 5.7 times PyTorch"),
+        ("~0.93 ms", "for one tile, nine times of ten: openvino-int8"),
+        ("~≥ 2,005/s", "tiles at random moments, 99 % answered within 50 ms: openvino-int8"),
+        ("98 %", "of 260 test tiles right (95.6 to 99.2, 95 %): openvino-int8"),
+    ]
+    row["accuracy"]["interval"] = [0.9803, 0.9812]
+    assert cards(drawn(document))[-1][0] == "98.1 %"
+
+
+def test_without_a_batch_sweep_the_engines_own_clock_is_shown_as_such() -> None:
+    document = demo()
+    for row in document["engines"]:
+        row |= {"offline": {}, "best_batch": None}
+    html = drawn(document)
+    assert cards(html)[0] == ("2,352", "images a second: openvino-int8, by its own clock, 5.7 times PyTorch")
+
+
+def test_flips_are_listed_with_both_answers_and_the_class(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    found = document["engines"][1]["accuracy"]
+    found["flips"] = [f"Forest/{i}.jpg" for i in range(30)]
+    found["flip_answers"] = [["Forest", "Water", f"<{i}>"] for i in range(30)]
+    html, text = to_html(document, report.worst), to_markdown(document)
+    name, reference = document["engines"][1]["engine"], document["engines"][1]["reference"]
+    for i in range(30):
+        assert html.count(f">Forest/{i}.jpg<") == html.count(f">&lt;{i}&gt;<") == 1
+        line = f"| {name} | Forest/{i}.jpg | Forest | Water | {reference} | <{i}> |"
+        assert (line in text) == (i < 20)
+    assert f"The first 20 of {name}; all are in bench.html and bench.json." in text
+    assert f"differ from {reference}." in html
+
+
+def test_flips_of_an_older_report_are_listed_by_name() -> None:
+    text = to_markdown(demo())
+    assert "| openvino-bf16 | EuroSAT_RGB/HerbaceousVegetation/HerbaceousVegetation_1022.jpg | torch-eager-fp32 |" in text
+
+
+def test_where_references_differ_each_row_names_its_own() -> None:
+    document = demo()
+    for text in (to_markdown(document), drawn(document)):
+        assert "differ from torch-eager-fp32." in text
+    assert "against" not in table(document)[0]
+    document["engines"][2]["reference"] = "b/torch-eager-fp32"
+    columns, rows = table(document)
+    place = columns.index("against")
+    assert [row[place] for row in rows[:3]] == ["torch-eager-fp32", "torch-eager-fp32", "b/torch-eager-fp32"]
+    for text in (to_markdown(document), drawn(document)):
+        assert "differ from those of the engine they are held against." in text
+        assert "b/torch-eager-fp32" in text
+
+
+def test_a_chart_has_a_text_and_ids_of_its_own() -> None:
+    document = demo()
+    html = drawn(document)
+    said = re.findall(r'<svg[^>]* role="img" aria-label="([^"]+)"', html)
+    assert len(set(said)) == html.count("<svg") == 7
+    assert "Images a second over the batch size" in said
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= set(ids)
+
+
+def test_a_second_engine_of_a_colour_has_another_shape() -> None:
+    document = demo()
+    first = charts.throughput(document)
+    document["engines"] = [{**row, "engine": f"{folder}/{row['engine']}"} for folder in "ab" for row in document["engines"]]
+    second = charts.throughput(document)
+    assert "stroke-dasharray" not in first
+    assert second.count("stroke-dasharray") == 2 * 4  # four engines beyond the first ten, and their lines in the legend
+    html = drawn(document)
+    assert [html.count(f"<i class=look{i} ") for i in range(3)] == [10, 4, 0]
+
+
+def test_the_axis_of_speed_names_what_is_drawn() -> None:
+    document = demo()
+    assert "images a second, best batch size<" in charts.pareto(document)
+    for row in document["engines"]:
+        row |= {"offline": {}, "best_batch": None}
+    assert "images a second, the engine alone<" in charts.pareto(document)
+
+
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
     page, said = opened(browser, folder)
     rows = json.loads((folder / "bench.json").read_text())["engines"]
-    header = page.eval_on_selector_all("#engines th", "cells => cells.map(cell => cell.textContent)")
-    shown = {name: column(page, i + 1)[: len(rows)] for i, name in enumerate(header)}
-    assert shown["engine"] == [row["engine"] for row in rows]
-    assert [float(value) for value in shown["accuracy % (95 %)"]] == [row["accuracy"]["accuracy"] for row in rows]
-    assert [float(value) for value in shown["p99 ms"]] == [row["single_stream"]["latency_ms"]["p99"] for row in rows]
-    assert [float(value) for value in shown["images/s"]] == [row["offline"][str(row["best_batch"])]["images_per_second"] for row in rows]
-    header = page.eval_on_selector_all("#details th", "cells => cells.map(cell => cell.textContent)")
-    detailed = {name: column(page, i + 1, "details") for i, name in enumerate(header)}
-    assert [float(value) for value in detailed["engine alone/s"]] == [row["clocks"]["engine"]["images_per_second"] for row in rows]
-    assert [float(value) for value in detailed["2 callers/s"]] == [row["callers"]["2"] for row in rows]
-    assert [float(value) for value in detailed["memory %"]] == [row["fraction_of_memory_rate"] for row in rows]
-    texts = page.eval_on_selector_all("#engines tbody td:nth-child(3)", "cells => cells.map(cell => cell.textContent)")
-    assert texts[0].startswith(f"{100 * rows[0]['accuracy']['accuracy']:.2f}")
+
+    def shown(table: str) -> dict[str, list[str]]:
+        header, *body = page.eval_on_selector_all(
+            f"#{table} tr", "rows => rows.map(row => [...row.children].map(cell => cell.textContent))"
+        )
+        return {name: [row[i] for row in body][: len(rows)] for i, name in enumerate(header)}
+
+    def speed(row: dict[str, Any]) -> float:
+        return float(row["offline"][str(row["best_batch"])]["images_per_second"])
+
+    def milliseconds(row: dict[str, Any], name: str) -> str:
+        return "~" * (name in row["single_stream"]["indicative"]) + f"{row['single_stream']['latency_ms'][name]:,.2f}"
+
+    engines, detailed = shown("engines"), shown("details")
+    assert engines["engine"] == [row["engine"] for row in rows]
+    assert engines["accuracy % (95 %)"] == [
+        "{:.2f} ({:.1f}-{:.1f})".format(*(100 * value for value in (row["accuracy"]["accuracy"], *row["accuracy"]["interval"])))
+        for row in rows
+    ]
+    assert engines["flips"] == [str(len(row["accuracy"]["flips"])) for row in rows]
+    for name in ("p50", "p90", "p99"):
+        assert engines[f"{name} ms"] == [milliseconds(row, name) for row in rows]
+    assert engines["images/s"] == [f"{speed(row):,.0f}" for row in rows]
+    assert engines["file to label/s"] == [f"{row['clocks']['file_to_label']['images_per_second']:,.0f}" for row in rows]
+    served = [
+        row["server"] and f"{'~' * row['server']['indicative']}{'≥ ' * row['server']['at_least']}{row['server']['rate']:,.0f}"
+        for row in rows
+    ]
+    assert engines["server/s"] == [text or "" for text in served]
+    assert detailed["engine alone/s"] == [f"{row['clocks']['engine']['images_per_second']:,.0f}" for row in rows]
+    assert detailed["2 callers/s"] == [f"{row['callers']['2']:,.0f}" for row in rows]
+    assert detailed["memory %"] == [f"{100 * row['fraction_of_memory_rate']:,.0f}" for row in rows]
+    assert [float(value) for value in column(page, 3)[: len(rows)]] == [row["accuracy"]["accuracy"] for row in rows]  # what is sorted by
+    found = page.eval_on_selector_all(".fact", "cards => cards.map(card => card.textContent)")
+    own = [row for row in rows if row["backend"] != "torch"]
+    fastest = max(own, key=speed)
+    first = min(own, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
+    assert found[0].startswith(f"{speed(fastest):,.0f}images a second: {fastest['engine']}, batches of {fastest['best_batch']}, ")
+    assert found[1] == f"{milliseconds(first, 'p90')} msfor one tile, nine times of ten: {first['engine']}"
+    assert found[2].startswith(f"{engines['server/s'][rows.index(max(own, key=lambda row: row['server']['rate']))]}/s")
+    assert found[3].startswith(f"{100 * fastest['accuracy']['accuracy']:.0f} %of {fastest['accuracy']['tiles']} test tiles right (")
     assert said == []
 
 
@@ -128,6 +296,51 @@ def test_it_fits_a_phone_and_follows_the_readers_colours(browser: Any, folder: P
     assert said == []
 
 
+def printed(pdf: bytes) -> list[str]:
+    """The text of each page of a PDF as Chromium makes them: glyphs by font, each font with its map to Unicode."""
+    objects = {int(number): body for number, body in re.findall(rb"\n(\d+) 0 obj\n(.*?)\nendobj", pdf, re.S)}
+
+    def stream(number: bytes) -> str:
+        found = re.search(rb"stream\n(.*)\nendstream", objects[int(number)], re.S)
+        assert found
+        return zlib.decompress(found[1]).decode("latin-1")
+
+    letters: dict[str, dict[int, str]] = {}  # by name of the font, which has the number of its object
+    for number, body in objects.items():
+        if found := re.search(rb"/ToUnicode (\d+) 0 R", body):
+            known = letters[f"F{number}"] = {}
+            for first, last, letter in re.findall(r"<(\w{4})> (?:<(\w{4})> )?<(\w{4})>\n", stream(found[1])):
+                span = range(int(first, 16), int(last or first, 16) + 1)
+                known.update({glyph: chr(int(letter, 16) + glyph - span[0]) for glyph in span})
+    pages = []
+    for body in objects.values():
+        if re.search(rb"/Type /Page\n", body):
+            [content] = re.findall(rb"/Contents (\d+) 0 R", body)
+            text, font = "", ""
+            for name, glyphs in re.findall(r"/(F\d+) \S+ Tf|<(\w+)> Tj", stream(content)):
+                font = name or font
+                text += "".join(letters[font].get(int(glyph, 16), "?") for glyph in re.findall("....", glyphs))
+            pages.append(text)
+    return pages
+
+
+def letters_of(text: str) -> str:
+    """Without spaces, and without ligatures."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
 def test_it_prints(browser: Any, folder: Path) -> None:
     page, _ = opened(browser, folder)
-    assert page.pdf(format="A4").startswith(b"%PDF-")
+    rows = json.loads((folder / "bench.json").read_text())["engines"]
+    pages = printed(page.pdf(format="A4"))
+    text = letters_of("".join(pages))
+    for row in rows:
+        assert text.count(row["engine"]) > 5  # tables and charts
+        assert f"{row['offline'][str(row['best_batch'])]['images_per_second']:,.0f}" in text
+    for heading in page.eval_on_selector_all("h1, h2, h3, figcaption", "found => found.map(each => each.textContent)"):
+        assert letters_of(heading) in text
+    assert 2 < len(pages) < 9
+    assert all(pages)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1030})  # A4 without its margins, at 96 dots an inch
+    assert page.evaluate("[...document.querySelectorAll('table')].every(table => table.offsetWidth <= table.parentNode.clientWidth)")

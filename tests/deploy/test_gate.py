@@ -14,6 +14,7 @@ from sattrt.accuracy import mcnemar, reject_threshold
 from sattrt.cli import app
 from sattrt.data.dataset import Dataset
 from sattrt.deploy.bundle import export
+from sattrt.deploy.card import write_flips
 from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.gate import Verdict, judge, torch_logits
 from sattrt.errors import InputError, ParityError
@@ -162,3 +163,15 @@ def test_flips_are_listed_by_tile(bundle: Bundle, dataset: Dataset) -> None:
 def test_a_wrong_export_setting_is_one_line(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ExportConfig.from_dict(settings, "export.toml")
+
+
+def test_without_matplotlib_flips_are_listed_and_not_drawn(
+    bundle: Bundle, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = read_samples(run, bundle.spec)
+    expected = np.eye(3, dtype=np.float32)[samples.valid_labels]
+    monkeypatch.setitem(sys.modules, "sattrt.training.figures", None)
+    said = write_flips(samples, expected, {"a": expected[:, [1, 2, 0]]}, bundle.spec, tmp_path)
+    assert said == "flips.png was left out: matplotlib is not installed (pip install matplotlib)"
+    assert len((tmp_path / "flips.csv").read_text().splitlines()) == 1 + len(expected)
+    assert not (tmp_path / "flips.png").exists()
