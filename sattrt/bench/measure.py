@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..errors import BackendError
+from ..errors import SattrtError
 
 Name = TypeVar("Name", str, tuple[str, str])  # of a contender, or of one by one of its clocks
 Call = Callable[[], float]  # does the work once; the seconds it took, by the clock that suits it
@@ -25,6 +25,7 @@ STEADY, VARIATION = 0.05, 0.05  # how far windows of a warm-up may differ; a coe
 WINDOWS, MOST_WINDOWS = 3, 10
 _WINDOW_SECONDS, _TURN_SECONDS, _PAUSE_SECONDS = 0.15, 0.2, 0.02
 _LONG_CALL = 0.1  # seconds
+FAILURES = (SattrtError, MemoryError)  # of a contender, which is then left out; anything else is a fault of ours
 _BEYOND = 10  # samples that have to lie beyond a percentile before it is claimed
 
 
@@ -88,7 +89,7 @@ def measure(
     seed: int = 0,
     failed: dict[Name, str] | None = None,
 ) -> dict[Name, Samples]:
-    """Time every contender. failed: takes up the reason of each that raises BackendError or MemoryError, which is then left out; None lets it pass."""
+    """Time every contender. failed: takes up the reason of each that raises one of `FAILURES`, which is then left out; None lets it pass."""
     draw = random.Random(seed)
     seconds: dict[Name, list[float]] = {}
     steady: dict[Name, bool] = {}
@@ -97,7 +98,7 @@ def measure(
         try:
             steady[name], seconds[name] = _warm_up(each.call), []
             waiting.append(name)
-        except (BackendError, MemoryError) as error:
+        except FAILURES as error:
             _give_up(name, error, failed)
     while waiting:
         draw.shuffle(waiting)
@@ -105,7 +106,7 @@ def measure(
             taken = seconds[name]
             try:
                 taken += _turn(contenders[name].call, bool(taken) and taken[-1] > _LONG_CALL)
-            except (BackendError, MemoryError) as error:
+            except FAILURES as error:
                 _give_up(name, error, failed)
                 waiting.remove(name)
                 del seconds[name]

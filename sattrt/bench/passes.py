@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 from .config import BenchConfig
 from .contenders import Contender, Contenders, Infer, Tiles
-from .measure import Budget, Samples, Timed, measure, wall, why
+from .measure import FAILURES, Budget, Samples, Timed, measure, wall, why
 from .power import joules
 from .scenarios import QUERY, ServerRate, queries, server, streams
 from .tiles import TileReader
@@ -59,7 +59,7 @@ class Passes:
     def _absent_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (BackendError, MemoryError) as error:
+        except FAILURES as error:
             self._all.absent[name] = why(error)
 
     def _batch(self, size: int) -> Tiles:

@@ -15,7 +15,7 @@ from sattrt.accuracy import evaluate, selective_curve, wilson
 from sattrt.bench import charts
 from sattrt.bench.ceiling import work_per_tile
 from sattrt.bench.compare import against, read_report
-from sattrt.bench.contenders import names
+from sattrt.bench.contenders import gather, names
 from sattrt.bench.report import Report, write_report
 from sattrt.bench.run import bench
 from sattrt.bench.tiles import TileReader
@@ -241,6 +241,18 @@ def test_nothing_that_runs_is_an_error_with_every_reason(bundle: Bundle, dataset
         bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset)
 
 
+def test_a_damaged_engine_or_run_is_absent_and_the_others_are_there(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(run, tmp_path / "run")
+    (damaged / "spec.json").write_text("{}")
+    engine = bundle.engine("onnxruntime-fp32")
+    few = replace(bundle, engines=(replace(engine, name="broken", file="golden.npz"), engine))
+    found = gather([few], dataset, damaged, (1,))
+    found.close()
+    assert set(found.present) == {"onnxruntime-fp32"}
+    assert "can't load" in found.absent["broken"]
+    assert "spec.json" in found.absent["torch-eager-fp32"]
+
+
 def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,12 +261,16 @@ def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     def infer(engine: Engine, tiles: np.ndarray) -> Any:
         if engine.name == "onnxruntime-fp16" and len(tiles) == 4:
             raise MemoryError
+        if engine.name == "openvino-fp32":
+            raise ContractError("It answers with other arrays.")
         logits, probabilities = answer(engine, tiles)
         return (logits * np.nan if engine.name == "onnxruntime-int8" else logits), probabilities
 
     monkeypatch.setattr(Engine, "infer", infer)
-    few = only(bundle, "onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8")
+    few = only(bundle, "onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8", "openvino-fp32")
     report = bench([few], dataset, replace(QUICK, scenarios="offline"))
+    message = "It answers with other arrays."
+    assert report.document["absent"].get("openvino-fp32", message) == message
     assert "out of memory" in report.document["absent"]["onnxruntime-fp16"]
     assert "no number" in report.document["absent"]["onnxruntime-int8"]
     assert set(engines(report)) == {"torch-eager-fp32", "onnxruntime-fp32"}

@@ -11,7 +11,7 @@ from sattrt.bench.config import BenchConfig
 from sattrt.bench.measure import Budget, Samples, Timed, measure, turns, wall
 from sattrt.bench.scenarios import moments, queries, server, streams
 from sattrt.bench.verdict import Clocks, verdict
-from sattrt.errors import BackendError, InputError
+from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, open_bundle
 
 
@@ -63,6 +63,16 @@ def test_what_fails_is_left_out_with_its_reason_and_the_others_go_on() -> None:
     assert failed == {"at once": "it gave up", "later": "it gave up"}
     with pytest.raises(BackendError, match="gave up"):
         measure({"at once": Timed(after(0))})
+
+
+@pytest.mark.parametrize("error", [ContractError("it answers with other arrays"), InputError("the tiles are gone"), MemoryError()])
+def test_whatever_a_user_can_mend_leaves_one_out_not_all(error: Exception) -> None:
+    def refuse() -> float:
+        raise error
+
+    failed: dict[str, str] = {}
+    samples = measure({"refuses": Timed(refuse), "works": Timed(wall(lambda: time.sleep(0.005)))}, Budget(seconds=0.1), failed=failed)
+    assert (set(samples), failed) == ({"works"}, {"refuses": module.why(error)})
 
 
 def test_a_percentile_is_claimed_with_ten_samples_beyond_it() -> None:
