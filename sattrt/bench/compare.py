@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..accuracy import mcnemar
 from ..errors import ContractError
 from ..spec import check_schema, read_json
 from .measure import turns
 
-SCHEMA = 3
+SCHEMA = 4
 Row = dict[str, Any]
 _RESAMPLES = 400
 _STUDENT = (math.inf, 63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17)  # Student's t, 99 % two-sided, by degrees of freedom
@@ -163,12 +164,12 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
             found.append(_timing(name, f"{scenario} {told}, ms", before["seconds"], after["seconds"], percentile))
     for batch, row in new["offline"].items():
         if before := old["offline"].get(batch):
-            found.append(_timing(name, f"offline at {batch}, ms", before["seconds"], row["seconds"], 50))
+            found.append(_timing(name, f"offline at {batch}, ms", before["seconds"], row["seconds"]))
     if old["clocks"] and new["clocks"]:
         for clock in ("engine", "host_to_host"):
             before, after = (each["clocks"][clock] for each in (old, new))
             if before["images_a_call"] == after["images_a_call"]:
-                found.append(_timing(name, f"clock {clock}, ms", before["seconds"], after["seconds"], 50))
+                found.append(_timing(name, f"clock {clock}, ms", before["seconds"], after["seconds"]))
     if old["server"] and new["server"] and old["server"]["bound_ms"] == new["server"]["bound_ms"]:
         found += _rate(name, old["server"], new["server"])
     before, after = old["accuracy"], new["accuracy"]
@@ -183,8 +184,9 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
     return found
 
 
-def _timing(engine: str, figure: str, old: list[float], new: list[float], percentile: float) -> Change:
-    before, after = (float(np.percentile(taken, percentile)) for taken in (old, new))
+def _timing(engine: str, figure: str, old: list[float], new: list[float], percentile: float | None = None) -> Change:
+    """Of a percentile; without one, of the mean, which images a second follow from."""
+    before, after = (_statistic(np.asarray(taken, float), percentile) for taken in (old, new))
     if not 0 < before < math.inf:
         raise ValueError(f"{figure} of {before}")
     errors, freedom = zip(*(_error(taken, percentile) for taken in (old, new)), strict=True)
@@ -192,13 +194,15 @@ def _timing(engine: str, figure: str, old: list[float], new: list[float], percen
     return Change(engine, figure, 1e3 * before, 1e3 * after, 100 * (before / after - 1), 100 * math.hypot(chance, _DRIFT))
 
 
-def _error(seconds: list[float], percentile: float) -> tuple[float, int]:
-    """Standard error of a percentile and its degrees of freedom, by a bootstrap of whole turns: calls within one are not independent."""
+def _statistic(seconds: NDArray[np.float64], percentile: float | None) -> float:
+    return float(np.mean(seconds) if percentile is None else np.percentile(seconds, percentile))
+
+
+def _error(seconds: list[float], percentile: float | None = None) -> tuple[float, int]:
+    """Standard error of a percentile (or the mean), its degrees of freedom, by a bootstrap of whole turns: calls within one are not independent."""
     rng = np.random.default_rng(0)
     taken = [np.asarray(turn) for turn in turns(seconds)]
-    drawn = [
-        np.percentile(np.concatenate([taken[i] for i in rng.integers(0, len(taken), len(taken))]), percentile) for _ in range(_RESAMPLES)
-    ]
+    drawn = [_statistic(np.concatenate([taken[i] for i in rng.integers(0, len(taken), len(taken))]), percentile) for _ in range(_RESAMPLES)]
     return float(np.std(drawn)) * math.sqrt(len(taken) / max(1, len(taken) - 1)), len(taken) - 1
 
 

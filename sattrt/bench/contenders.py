@@ -125,7 +125,9 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise BackendError(f"PyTorch can't run it: {' '.join(str(error).split())[:200]}. Choose smaller batches, or free the GPU.") from None
+        raise BackendError(
+            f"PyTorch can't run it: {' '.join(str(error).split())[:200]}. Choose smaller batches, or free the GPU."
+        ) from None
 
 
 def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads: int) -> Contender:

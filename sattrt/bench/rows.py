@@ -63,7 +63,7 @@ def accuracy(
 
 
 def timing(samples: Samples | None) -> Row | None:
-    """Percentiles in ms, images a second, and the raw seconds of every call."""
+    """Percentiles in ms (p50: the median call), images a second of all calls together, and the raw seconds of every call."""
     if samples is None:
         return None
     return {

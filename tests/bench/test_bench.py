@@ -89,7 +89,7 @@ def test_every_engine_is_measured_or_said_why_not(report: Report, bundle: Bundle
 def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
     for row in report.document["engines"]:
         for size, timed in row["offline"].items():
-            assert timed["images_per_second"] == pytest.approx(int(size) / np.median(timed["seconds"]), rel=1e-3)
+            assert timed["images_per_second"] == pytest.approx(int(size) * timed["calls"] / sum(timed["seconds"]), rel=1e-3)
         assert row["best_batch"] == max(map(int, row["offline"]), key=lambda size: row["offline"][str(size)]["images_per_second"])
         assert row["single_stream"]["latency_ms"]["p90"] == pytest.approx(
             1e3 * np.percentile(row["single_stream"]["seconds"], 90), rel=1e-3
@@ -98,7 +98,7 @@ def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
         assert set(row["callers"]) == {"1", "2"}
         clocks = {name: row["clocks"][name] for name in ("engine", "host_to_host", "file_to_label", "decoding")}
         for found in clocks.values():
-            assert found["images_per_second"] == pytest.approx(found["images_a_call"] / np.median(found["seconds"]), rel=1e-3)
+            assert found["images_per_second"] == pytest.approx(found["images_a_call"] / np.mean(found["seconds"]), rel=1e-3)
         for name in ("file_to_label", "decoding"):
             assert (clocks[name]["images_a_call"], len(clocks[name]["seconds"])) == (row["accuracy"]["tiles"], 3)
         engine, host, whole, decode = (1 / found["images_per_second"] for found in clocks.values())

@@ -30,7 +30,7 @@ def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: s
         "clocks": {"engine": timed, "host_to_host": timed},
         "server": {"rate": 800 / slower, "bound_ms": 50.0, "trials": [{"rate": rate / slower} for rate in (1000, 500, 750, 800, 810)]},
     }
-    return {"schema": 3, "dataset": {"digest": digest}, "engines": [row], "absent": {}, "warnings": []}
+    return {"schema": 4, "dataset": {"digest": digest}, "engines": [row], "absent": {}, "warnings": []}
 
 
 def served(rate: float, *trials: float) -> dict[str, Any]:
@@ -78,6 +78,16 @@ def test_a_difference_beyond_the_noise_is_real() -> None:
     assert f"e: {found.regression.figure} " in str(found.failure(5))
     assert found.failure(20) is None
     assert against(document(slower=1.2), document()).regression is None
+
+
+def test_slow_calls_count_by_what_they_cost() -> None:
+    slow = document()
+    slow["engines"][0]["offline"]["64"]["seconds"] = [
+        2 * s if i % 4 == 0 else s for i, s in enumerate(document()["engines"][0]["offline"]["64"]["seconds"])
+    ]
+    [offline] = [change for change in compare(document(), slow) if change.figure == "offline at 64, ms"]
+    assert offline.percent == pytest.approx(-20, abs=0.5)  # a quarter of the calls takes twice as long; the median call does not
+    assert offline.real
 
 
 def test_noise_hides_a_small_difference() -> None:
@@ -154,7 +164,7 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema": 1}, "has schema 1; this sattrt reads schema 3"),
+        ({"schema": 1}, "has schema 1; this sattrt reads schema 4"),
         ({"engines": [3]}, "no list of engines"),
         ({"engines": None}, "no list of engines"),
         ({"engines": []}, "no list of engines"),
