@@ -3,7 +3,7 @@
     samples = measure({"onnxruntime-fp32": Timed(wall(lambda: engine.infer(tiles)), len(tiles))}, Budget(seconds=3))
     samples["onnxruntime-fp32"].images_per_second
 
-Each is first warmed up until three windows agree. Then everyone has turns in a freshly shuffled order: a short pause and one untimed
+Each is first warmed up until three windows agree (or once, where a call is long work by itself). Then everyone has turns in a freshly shuffled order: a short pause and one untimed
 call, since the idle threads of one library spin for a while after its last call, and timed calls for a moment.
 """
 
@@ -39,10 +39,14 @@ class Timed:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each is timed after its warm-up: in seconds, and at least that many calls."""
+    """How long each is timed after its warm-up: in seconds, and at least that many calls.
+
+    warm_up: False for work of seconds a call: one uncounted call in the first turn is enough, and the first timed ones tell whether it rested.
+    """
 
     seconds: float = 3.0
     calls: int = 3
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def measure(
     waiting: list[Name] = []
     for name, each in contenders.items():
         try:
-            steady[name], seconds[name] = _warm_up(each.call), []
+            steady[name], seconds[name] = budget.warm_up and _warm_up(each.call), []
             waiting.append(name)
         except FAILURES as error:
             _give_up(name, error, failed)
@@ -113,6 +117,8 @@ def measure(
                 continue
             if len(taken) >= budget.calls and sum(taken) >= budget.seconds:
                 waiting.remove(name)
+    if not budget.warm_up:
+        steady = {name: _rests(taken[:WINDOWS]) for name, taken in seconds.items()}
     return {name: Samples(contenders[name].images, taken, steady[name]) for name, taken in seconds.items()}
 
 
@@ -156,7 +162,10 @@ def _warm_up(call: Call) -> bool:
         while sum(window) < _WINDOW_SECONDS:
             window.append(call())
         medians.append(float(np.median(window)))
-        last = medians[-WINDOWS:]
-        if len(last) == WINDOWS and max(last) <= (1 + STEADY) * min(last):
+        if _rests(medians[-WINDOWS:]):
             return True
     return False
+
+
+def _rests(medians: list[float]) -> bool:
+    return len(medians) == WINDOWS and max(medians) <= (1 + STEADY) * min(medians)

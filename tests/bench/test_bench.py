@@ -15,8 +15,10 @@ from sattrt.accuracy import evaluate, selective_curve, wilson
 from sattrt.bench import charts
 from sattrt.bench.ceiling import work_per_tile
 from sattrt.bench.compare import against, read_report
-from sattrt.bench.contenders import gather, names
+from sattrt.bench.contenders import Contender, Contenders, gather, names
+from sattrt.bench.passes import Passes
 from sattrt.bench.report import Report, write_report
+from sattrt.bench.rows import warnings
 from sattrt.bench.run import bench
 from sattrt.bench.tiles import TileReader
 from sattrt.bench.verdict import NAMES
@@ -96,11 +98,15 @@ def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
         )
         assert row["multi_stream"]["images_a_call"] == 8
         assert set(row["callers"]) == {"1", "2"}
+        for count, rates in row["callers_rounds"].items():
+            assert len(rates) == 5
+            assert row["callers"][count] == pytest.approx(np.mean(rates))
         clocks = {name: row["clocks"][name] for name in ("engine", "host_to_host", "file_to_label", "decoding")}
         for found in clocks.values():
             assert found["images_per_second"] == pytest.approx(found["images_a_call"] / np.mean(found["seconds"]), rel=1e-3)
         for name in ("file_to_label", "decoding"):
-            assert (clocks[name]["images_a_call"], len(clocks[name]["seconds"])) == (row["accuracy"]["tiles"], 3)
+            assert clocks[name]["images_a_call"] == row["accuracy"]["tiles"]
+            assert len(clocks[name]["seconds"]) >= 5
         engine, host, whole, decode = (1 / found["images_per_second"] for found in clocks.values())
         parts = {"engine": engine, "copy": max(0, host - engine), "decode": decode, "host": max(0, whole - host - decode)}
         assert row["clocks"]["shares"] == pytest.approx({name: min(1, seconds / whole) for name, seconds in parts.items()})
@@ -156,6 +162,51 @@ def test_the_report_warns_of_what_it_can_not_tell(report: Report, dataset: Datas
     text = "\n".join(report.document["warnings"])
     assert f"{len(dataset.tiles('test'))} test tiles tell an accuracy to within" in text
     assert "percentiles of latency are indicative" in text
+
+
+def test_the_report_warns_of_clocks_as_of_other_timings(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    for row in document["engines"]:
+        timings = [row["single_stream"], row["multi_stream"], *row["offline"].values()]
+        timings += [found for name, found in row["clocks"].items() if name != "shares"]
+        for timed in timings:
+            timed |= {"variation": 0.01, "steady": True}
+    assert not any("vary by more" in line or "come to rest" in line for line in warnings(document))
+    row = document["engines"][0]
+    row["clocks"]["file_to_label"]["variation"] = 0.5
+    for each in document["engines"]:
+        each["clocks"]["decoding"]["steady"] = False
+    text = "\n".join(warnings(document))
+    assert f"1 of {len(document['engines']) * 7 + 1} timings vary" in text
+    assert f"worst: {row['engine']}, file to label, 50 %" in text
+    assert "did not come to rest within 5 %: decoding." in text
+
+
+def test_passes_and_callers_are_in_another_order_each_time(bundle: Bundle, dataset: Dataset) -> None:
+    """The order of engines from file to label, and of several callers, over seeds."""
+    tiles = dataset.tiles("test")
+    images = np.concatenate([images.copy() for images, _ in TileReader(dataset, tiles, 1)])
+    asked: list[str] = []
+
+    def contender(name: str) -> Contender:
+        def infer(tiles: np.ndarray) -> Any:
+            asked.append(name)
+            return np.zeros((len(tiles), 3), np.float32), np.zeros((len(tiles), 3), np.float32)
+
+        return Contender(name, bundle, "b", "numpy", "fp32", "cpu", 1, infer, lambda tiles: lambda: 0.3, None)
+
+    last: dict[str, set[str]] = {"whole": set(), "callers": set()}
+    for seed in range(6):
+        everyone = Contenders({name: contender(name) for name in "abcd"})
+        passes = Passes(everyone, images, replace(QUICK, seed=seed, streams="2", batches="1"), lambda _: None)
+        clocks = passes.clocks(TileReader(dataset, tiles, 1))
+        assert {len(each.whole.seconds) >= 5 and each.whole.images == len(tiles) for each in clocks.values()} == {True}
+        last["whole"].add(asked[-1])
+        _, callers = passes.offline()
+        assert {len(each[2]) for each in callers.values()} == {5}
+        last["callers"].add(asked[-1])
+    assert len(last["whole"]) > 1
+    assert len(last["callers"]) > 1
 
 
 def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> None:

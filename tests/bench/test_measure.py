@@ -34,6 +34,43 @@ def test_contenders_are_timed_in_turns() -> None:
     assert len(turns) >= 6  # a and b warmed up, then at least two turns of each
 
 
+def test_the_order_of_turns_is_drawn_anew_each_time() -> None:
+    """Calls that say how long they took, so that a turn is one call."""
+    calls: list[str] = []
+
+    def contender(name: str) -> Timed:
+        def call() -> float:
+            calls.append(name)
+            return 0.3
+
+        return Timed(call)
+
+    orders = set()
+    for seed in range(8):
+        calls.clear()
+        measure({name: contender(name) for name in "abc"}, Budget(seconds=0, calls=4, warm_up=False), seed)
+        turns = calls[6:]  # in the first turn each has an uncounted call
+        rounds = ["".join(turns[i : i + 3]) for i in range(0, 9, 3)]
+        assert [sorted(each) for each in rounds] == [list("abc")] * 3
+        orders.add(tuple(rounds))
+    assert len({rounds[0] for rounds in orders}) > 2  # over seeds
+    assert max(len(set(rounds)) for rounds in orders) > 1  # and from round to round
+
+
+def test_long_work_has_one_call_that_does_not_count() -> None:
+    calls: list[float] = []
+    pace = iter([9.0, 1.0, 1.0, 1.02, 1.0, 2.0])
+
+    def call() -> float:
+        calls.append(next(pace))
+        return calls[-1]
+
+    found = measure({"pass": Timed(call, 7)}, Budget(seconds=0, calls=5, warm_up=False))["pass"]
+    assert (found.seconds, found.steady, len(calls)) == ([1.0, 1.0, 1.02, 1.0, 2.0], True, 6)
+    pace = iter([9.0, 1.0, 1.5, 1.0])
+    assert not measure({"pass": Timed(call, 7)}, Budget(seconds=0, calls=3, warm_up=False))["pass"].steady
+
+
 def test_the_warm_up_goes_on_until_it_rests() -> None:
     pace = iter([0.1] * 4 + [0.05] * 4 + [0.02] * 1000)  # seconds of each call: slow at first
 
