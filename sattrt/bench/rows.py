@@ -181,6 +181,10 @@ def warnings(document: Row) -> list[str]:
             f"{len(close)} pairs of engines differ in accuracy by less than that interval (most: {first['engine']} and {second['engine']}, "
             f"{100 * _apart(first, second):.2f} points): this split can't tell them apart. Look at the flips."
         )
+    if beyond := [row["engine"] for row in engines if (row["fraction_of_matrix_rate"] or 0) > 1]:
+        found.append(
+            f"{', '.join(beyond)}: faster than the matrix products that were to be the ceiling, which is none for them; no share of it is claimed."
+        )
     if other := [bundle["name"] for bundle in document["bundles"] if not bundle["same_split"]]:
         found.append(
             f"The dataset's split is not the one that {', '.join(other)} was trained on: test tiles may have been seen in training."

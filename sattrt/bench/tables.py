@@ -63,7 +63,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
             *(number(row["clocks"] and row["clocks"][name]["images_per_second"], 0) for name in CLOCKS),
             (many["latency_ms"]["p50"] if (many := row["multi_stream"]) else "", _latencies(many)),
             *(number(row["callers"].get(count), 0) for count in callers),
-            number(row["fraction_of_matrix_rate"], 0, 100),
+            (share, "> 100") if (share := row["fraction_of_matrix_rate"] or 0) > 1 else number(row["fraction_of_matrix_rate"], 0, 100),
             number(row["fraction_of_memory_rate"], 0, 100),
             number(row["joules_per_1000_images"], 1),
         )

@@ -20,6 +20,7 @@ from sattrt.bench.passes import Passes
 from sattrt.bench.report import Report, write_report
 from sattrt.bench.rows import warnings
 from sattrt.bench.run import bench
+from sattrt.bench.tables import details
 from sattrt.bench.tiles import TileReader
 from sattrt.bench.verdict import NAMES
 from sattrt.data.dataset import Dataset
@@ -180,6 +181,15 @@ def test_the_report_warns_of_clocks_as_of_other_timings(report: Report) -> None:
     assert f"1 of {len(document['engines']) * 7 + 1} timings vary" in text
     assert f"worst: {row['engine']}, file to label, 50 %" in text
     assert "did not come to rest within 5 %: decoding." in text
+
+
+def test_more_than_all_of_a_ceiling_is_not_claimed(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    document["engines"][0]["fraction_of_matrix_rate"] = 1.19
+    name = document["engines"][0]["engine"]
+    assert any(line.startswith(f"{name}: faster than the matrix products") for line in warnings(document))
+    columns, rows = details(document)
+    assert rows[0][columns.index("matrix %")] == (1.19, "> 100")
 
 
 def test_passes_and_callers_are_in_another_order_each_time(bundle: Bundle, dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sattrt.bench import measure as module
-from sattrt.bench.ceiling import ceilings, work_per_tile
+from sattrt.bench.ceiling import _quantised, ceilings, work_per_tile
 from sattrt.bench.config import BenchConfig
 from sattrt.bench.measure import Budget, Samples, Timed, measure, turns, wall
 from sattrt.bench.scenarios import moments, queries, server, streams
@@ -199,6 +199,19 @@ def test_ceilings_and_operations_are_measured(bundle: Bundle) -> None:
     assert work.operations == pytest.approx(0.67e9, rel=0.1)  # ResNet-50 at 64x64: a twelfth of the 8.2 GFLOP at 224x224
 
 
+def test_the_quantised_products_are_products() -> None:
+    rng = np.random.default_rng(0)
+    tiles, weights = rng.integers(0, 256, (256, 256), np.uint8), rng.integers(-127, 128, (256, 256), np.int8)
+    exact = (tiles.astype(np.int64) @ weights / 2**14).round().clip(0, 255)
+    products = list(_quantised(256))
+    assert products
+    for product in products:
+        answer = product()
+        [found] = answer if isinstance(answer, list) else answer.values()  # type: ignore[attr-defined]
+        assert np.abs(found - exact).max() <= 1
+    assert exact.max() > 10
+
+
 def clocks(engine: float, host: float, decode: float, whole: float) -> Clocks:
     return Clocks(*(Samples(10, [10 * seconds]) for seconds in (engine, host, decode, whole)))
 
@@ -210,6 +223,7 @@ def test_the_verdict_names_what_takes_most() -> None:
     text = verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=0.5)
     assert text.startswith("Bound by the engine itself: 67 %")
     assert text.endswith("It runs at 50 % of the machine's matrix rate.")
+    assert "matrix rate" not in verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=1.19)  # that was no ceiling
     assert "overlap" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
     assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5e-3))
 
