@@ -25,6 +25,7 @@ STEADY, VARIATION = 0.05, 0.05  # how far windows of a warm-up may differ; a coe
 WINDOWS, MOST_WINDOWS = 3, 10
 _WINDOW_SECONDS, _TURN_SECONDS, _PAUSE_SECONDS = 0.15, 0.2, 0.02
 _LONG_CALL = 0.1  # seconds
+_LONGEST = 4  # times the seconds of a budget, for calls that are hoped for
 FAILURES = (SattrtError, MemoryError)  # of a contender, which is then left out; anything else is a fault of ours
 _BEYOND = 10  # samples that have to lie beyond a percentile before it is claimed
 
@@ -41,12 +42,19 @@ class Timed:
 class Budget:
     """How long each is timed after its warm-up: in seconds, and at least that many calls.
 
+    hoped: calls that are taken as well where they fit into `_LONGEST` times `seconds`: a percentile may want them.
     warm_up: False for work of seconds a call: one uncounted call in the first turn is enough, and the first timed ones tell whether it rested.
     """
 
     seconds: float = 3.0
     calls: int = 3
+    hoped: int = 0
     warm_up: bool = True
+
+    def spent(self, taken: list[float]) -> bool:
+        """Whether these seconds of calls are enough."""
+        hopeless = self.hoped * sum(taken) > _LONGEST * self.seconds * len(taken)
+        return len(taken) >= self.calls and sum(taken) >= self.seconds and (len(taken) >= self.hoped or hopeless)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Samples:
 
     def tells(self, percentile: float) -> bool:
         """Whether there are samples enough to claim that percentile: ten beyond it. Else it is indicative."""
-        return len(self.seconds) * min(percentile, 100 - percentile) / 100 >= _BEYOND
+        return tells(len(self.seconds), percentile)
 
     @property
     def images_per_second(self) -> float:
@@ -74,6 +82,11 @@ class Samples:
     def variation(self) -> float:
         """Coefficient of variation: standard deviation over mean."""
         return float(np.std(self.seconds) / np.mean(self.seconds))
+
+
+def tells(calls: int, percentile: float) -> bool:
+    """Whether ten of so many calls lie beyond a percentile."""
+    return calls * min(percentile, 100 - percentile) / 100 >= _BEYOND
 
 
 def wall(work: Callable[[], object]) -> Call:
@@ -115,7 +128,7 @@ def measure(
                 waiting.remove(name)
                 del seconds[name]
                 continue
-            if len(taken) >= budget.calls and sum(taken) >= budget.seconds:
+            if budget.spent(taken):
                 waiting.remove(name)
     if not budget.warm_up:
         steady = {name: _rests(taken[:WINDOWS]) for name, taken in seconds.items()}

@@ -20,7 +20,7 @@ from .config import BenchConfig
 from .contenders import Contender, Contenders, Infer, Tiles
 from .measure import FAILURES, Budget, Samples, Timed, measure, wall, why
 from .power import joules
-from .scenarios import QUERY, ServerRate, queries, server, streams
+from .scenarios import FEWEST, QUERY, ServerRate, queries, server, streams
 from .tiles import TileReader
 from .verdict import Clocks
 
@@ -73,8 +73,8 @@ class Passes:
     def _batch(self, size: int) -> Tiles:
         return np.resize(self._images, (size, *self._images.shape[1:]))
 
-    def _measure(self, timed: dict[str, Timed]) -> dict[str, Samples]:
-        return measure(timed, self._budget, self._config.seed, self._all.absent)
+    def _measure(self, timed: dict[str, Timed], budget: Budget | None = None) -> dict[str, Samples]:
+        return measure(timed, budget or self._budget, self._config.seed, self._all.absent)
 
     def clocks(self, reader: TileReader) -> dict[str, Clocks]:
         """The three clocks of each, and of decoding."""
@@ -104,7 +104,8 @@ class Passes:
         """Latencies of queries that come one after another."""
         self._say(scenario)
         size, seed = QUERY[scenario], self._config.seed
-        return self._measure({name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()})
+        budget = Budget(self._config.seconds, hoped=FEWEST[scenario])
+        return self._measure({name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()}, budget)
 
     def offline(self) -> tuple[dict[int, dict[str, Samples]], dict[str, dict[int, list[float]]]]:
         """Times of a batch by size and name; images a second in every round by name and number of callers, at the best size of each."""

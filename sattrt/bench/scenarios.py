@@ -21,6 +21,7 @@ from .measure import Samples, Timed, wall
 
 Tiles = NDArray[np.unsignedinteger]
 QUERY = {"single-stream": 1, "multi-stream": 8}  # tiles a query
+FEWEST = {"single-stream": 100, "multi-stream": 1000}  # queries, so that ten lie beyond the percentile that it is judged by
 _MOST_QUERIES = 64  # different ones, so that no cache makes the work easier than it is
 _TRIALS, _STEP = 6, 1.3  # of the search for a rate; from one that is held to the next that is tried
 _FEWEST_ARRIVALS, _MOST_ARRIVALS = 200, 20_000

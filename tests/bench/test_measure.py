@@ -57,6 +57,14 @@ def test_the_order_of_turns_is_drawn_anew_each_time() -> None:
     assert max(len(set(rounds)) for rounds in orders) > 1  # and from round to round
 
 
+def test_calls_that_a_percentile_wants_are_taken_where_they_fit() -> None:
+    budget = Budget(seconds=1.0, hoped=1000)
+    assert not budget.spent([0.003] * 400)
+    assert budget.spent([0.003] * 1000)
+    assert not budget.spent([0.01] * 99)
+    assert budget.spent([0.01] * 101)  # a thousand would take ten times the seconds
+
+
 def test_long_work_has_one_call_that_does_not_count() -> None:
     calls: list[float] = []
     pace = iter([9.0, 1.0, 1.0, 1.02, 1.0, 2.0])
