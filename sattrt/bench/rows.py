@@ -135,7 +135,10 @@ def peer_row(peer: Peer, labels: NDArray[np.integer], classes: tuple[str, ...]) 
         "tiles": score.tiles,
         "images_per_second": peer.images_per_second,
         "start_seconds": peer.start_seconds,
+        "indicative": peer.indicative,
+        "images_a_run": peer.images,
         "seconds": peer.seconds,
+        "starts": peer.starts,
     }
 
 

@@ -38,7 +38,9 @@ def table(document: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     for peer in document["peers"]:
         low, high = peer["interval"]
         score = f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-        shown.append((f"peer: {peer['command']}", "", score, "", "", f"{peer['images_per_second']:,.0f}", "", ""))
+        shown.append(
+            (f"peer: {peer['command']}", "", score, "", "", f"{INDICATIVE * peer['indicative']}{peer['images_per_second']:,.0f}", "", "")
+        )
     shown += [(name, "not here", *[""] * (len(_COLUMNS) - 2)) for name in document["absent"]]
     used = [any(column) for column in zip(*shown, strict=True)]
     return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
