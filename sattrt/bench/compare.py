@@ -6,23 +6,28 @@ found.failure(max_regression=5)        # what a check has to say, or None
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..accuracy import mcnemar
 from ..errors import ContractError
 from ..spec import check_schema, read_json
-from .measure import turns
+from .measure import tells, turns
 
-SCHEMA = 3
+SCHEMA = 4
 Row = dict[str, Any]
 _RESAMPLES = 400
+_JUDGED = {"single_stream": 90, "multi_stream": 99}  # scenario to the percentile that it is judged by
 _STUDENT = (math.inf, 63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17)  # Student's t, 99 % two-sided, by degrees of freedom
+_METHOD = ("seconds", "clock_batch", "latency_bound", "streams")
 _DRIFT = 0.05  # how far two runs of the same engine lie apart, which no look at one of them tells: docs/bench.md
 
 
@@ -51,8 +56,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """changes: of every figure that both runs have. missing: engines of the old run that the new one does not have. fault: why the old run
-    can't be compared with, if so."""
+    """changes: of every figure that both runs have. missing: engines of the old run that the new one does not have, and those that lack
+    figures, with these. fault: why the old run can't be compared with, if so."""
 
     changes: tuple[Change, ...] = ()
     missing: tuple[str, ...] = ()
@@ -65,7 +70,7 @@ class Comparison:
         return min(worse, key=lambda change: change.percent, default=None)
 
     def failure(self, max_regression: float) -> str | None:
-        """One line where a figure became worse by more percent than that, an engine is gone, or nothing could be compared."""
+        """One line where a figure became worse by more percent than that, an engine or a figure is gone, or nothing could be compared."""
         faults = []
         if (worst := self.regression) and -worst.percent > max_regression:
             faults.append(f"worse than the baseline by more than {max_regression:g} %: {worst}")
@@ -77,14 +82,18 @@ class Comparison:
 
 
 def against(old: object, document: Row) -> Comparison:
-    """Hold a report against an older one, and note in its document what differs: changes, engines that are gone, or why it can't be compared."""
+    """Hold a report against an older one, and note in its document what differs: changes, what is gone, how they were measured, or why not."""
     try:
         checked = _checked(old)
-        found = Comparison(tuple(compare(checked, document)), tuple(missing(checked, document)))
+        with _damaged_if_it_fails():
+            found = Comparison(tuple(compare(checked, document)), tuple(missing(checked, document)))
+            differing, others = unlike(checked, document), other_tiles(checked, document)
     except ContractError as error:
         document["warnings"].append(str(error))
         return Comparison(fault=error)
-    if others := other_tiles(checked, document):
+    if differing:
+        document["warnings"].append(f"The baseline was measured otherwise: {'; '.join(differing)}.")
+    if others:
         document["warnings"].append(f"Accuracy was not compared, of {', '.join(others)}: the baseline was measured on other tiles.")
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:
@@ -110,21 +119,24 @@ def _checked(data: Any) -> Row:
     return data  # type: ignore[no-any-return]
 
 
-def compare(old: Row, new: Row) -> list[Change]:
-    """Changes of every figure that both runs have and that neither has too few samples for; noise as 99 % of what chance does.
-
-    ContractError where the old report lacks what its schema promises.
-    """
+@contextlib.contextmanager
+def _damaged_if_it_fails() -> Iterator[None]:
+    """ContractError where the old report lacks what its schema promises."""
     try:
-        return [
-            change
-            for row in new["engines"]
-            for before in old["engines"]
-            if before["engine"] == row["engine"]
-            for change in _changes(before, row, _same_tiles(old, new, before, row))
-        ]
+        yield
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ContractError(f"The baseline is damaged ({type(error).__name__}: {error}). Make it again with `sattrt bench`.") from None
+
+
+def compare(old: Row, new: Row) -> list[Change]:
+    """Changes of every figure that both runs have, at the highest percentile that both have samples for; noise as 99 % of what chance does."""
+    return [
+        change
+        for row in new["engines"]
+        for before in old["engines"]
+        if before["engine"] == row["engine"]
+        for change in _changes(before, row, _same_tiles(old, new, before, row))
+    ]
 
 
 def other_tiles(old: Row, new: Row) -> list[str]:
@@ -143,9 +155,26 @@ def _same_tiles(old: Row, new: Row, before: Row, after: Row) -> bool:
 
 
 def missing(old: Row, new: Row) -> list[str]:
-    """Names of the engines of the old run that the new one does not have."""
-    there = {row["engine"] for row in new["engines"]}
-    return [row["engine"] for row in old["engines"] if row["engine"] not in there]
+    """Names of the engines of the old run that the new one does not have, and figures that those of both lack in the new one."""
+    there = {row["engine"]: row for row in new["engines"]}
+    gone = [row["engine"] for row in old["engines"] if row["engine"] not in there]
+    lacking = {row["engine"]: _lacking(row, there[row["engine"]]) for row in old["engines"] if row["engine"] in there}
+    return gone + [f"{name} ({', '.join(figures)})" for name, figures in lacking.items() if figures]
+
+
+def unlike(old: Row, new: Row) -> list[str]:
+    """What two runs were not alike in, as far as it bears on speed: machine, libraries, method, and each engine's device and threads."""
+    pairs: dict[str, tuple[object, object]] = {}
+    for key in ("cpu", "cores", "gpu", "python"):
+        pairs[key] = (old["environment"][key], new["environment"][key])
+    libraries = [run["environment"]["libraries"] for run in (old, new)]
+    pairs |= {name: (libraries[0].get(name), libraries[1].get(name)) for name in {**libraries[0], **libraries[1]}}
+    pairs |= {name: (old["method"].get(name), new["method"].get(name)) for name in _METHOD}
+    there = {row["engine"]: row for row in new["engines"]}
+    for row in old["engines"]:
+        if now := there.get(row["engine"]):
+            pairs |= {f"{row['engine']}'s {key}": (row[key], now[key]) for key in ("device", "threads")}
+    return [f"{name} {before} -> {after}" for name, (before, after) in pairs.items() if before != after]
 
 
 def _to_json(change: Change) -> Row:
@@ -155,20 +184,20 @@ def _to_json(change: Change) -> Row:
 
 
 def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
-    name, found = new["engine"], []
-    for scenario, percentile in (("single_stream", 90), ("multi_stream", 99)):
-        before, after = old[scenario], new[scenario]
-        told = f"p{percentile}"
-        if before and after and told not in (*before["indicative"], *after["indicative"]):
-            found.append(_timing(name, f"{scenario} {told}, ms", before["seconds"], after["seconds"], percentile))
-    for batch, row in new["offline"].items():
-        if before := old["offline"].get(batch):
-            found.append(_timing(name, f"offline at {batch}, ms", before["seconds"], row["seconds"], 50))
-    if old["clocks"] and new["clocks"]:
-        for clock in ("engine", "host_to_host"):
-            before, after = (each["clocks"][clock] for each in (old, new))
-            if before["images_a_call"] == after["images_a_call"]:
-                found.append(_timing(name, f"clock {clock}, ms", before["seconds"], after["seconds"], 50))
+    name, there = new["engine"], _timings(new)
+    found = []
+    for figure, (images, seconds) in _timings(old).items():
+        if figure not in there or there[figure][0] != images:
+            continue
+        now = there[figure][1]
+        if percentile := _JUDGED.get(figure):
+            percentile, mark = _told(percentile, min(len(seconds), len(now)))
+            found.append(_timing(name, f"{figure} p{percentile}{mark}, ms", seconds, now, percentile))
+        else:
+            found.append(_timing(name, f"{figure}, ms", seconds, now))
+    for count, rates in old["callers_rounds"].items():
+        if count in new["callers_rounds"]:
+            found.append(_callers(name, f"{count} callers, tiles/s", rates, new["callers_rounds"][count]))
     if old["server"] and new["server"] and old["server"]["bound_ms"] == new["server"]["bound_ms"]:
         found += _rate(name, old["server"], new["server"])
     before, after = old["accuracy"], new["accuracy"]
@@ -183,8 +212,33 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
     return found
 
 
-def _timing(engine: str, figure: str, old: list[float], new: list[float], percentile: float) -> Change:
-    before, after = (float(np.percentile(taken, percentile)) for taken in (old, new))
+def _timings(row: Row) -> dict[str, tuple[int, list[float]]]:
+    """Every timing of an engine by the name of its figure: images a call, raw seconds."""
+    found = {scenario: row[scenario] for scenario in _JUDGED}
+    found |= {f"offline at {batch}": timed for batch, timed in row["offline"].items()}
+    found |= {f"clock {clock}": row["clocks"][clock] for clock in ("engine", "host_to_host", "file_to_label") if row["clocks"]}
+    return {figure: (timed["images_a_call"], timed["seconds"]) for figure, timed in found.items() if timed}
+
+
+def _lacking(old: Row, new: Row) -> list[str]:
+    """Names of the figures of an engine's old row that its new one does not have, or of other batches."""
+    there = _timings(new)
+    found = [figure for figure, (images, _) in _timings(old).items() if figure not in there or there[figure][0] != images]
+    found += [f"{count} callers" for count in old["callers_rounds"] if count not in new["callers_rounds"]]
+    if old["server"] and not (new["server"] and new["server"]["bound_ms"] == old["server"]["bound_ms"]):
+        found.append("server")
+    return found
+
+
+def _told(percentile: int, calls: int) -> tuple[int, str]:
+    """The highest percentile up to this one that so many calls tell; where none does, the median, and that it is indicative."""
+    told = [each for each in (99, 90, 50) if each <= percentile and tells(calls, each)]
+    return (told[0], "") if told else (50, " (indicative)")
+
+
+def _timing(engine: str, figure: str, old: list[float], new: list[float], percentile: float | None = None) -> Change:
+    """Of a percentile; without one, of the mean, which images a second follow from."""
+    before, after = (_statistic(np.asarray(taken, float), percentile) for taken in (old, new))
     if not 0 < before < math.inf:
         raise ValueError(f"{figure} of {before}")
     errors, freedom = zip(*(_error(taken, percentile) for taken in (old, new)), strict=True)
@@ -192,14 +246,26 @@ def _timing(engine: str, figure: str, old: list[float], new: list[float], percen
     return Change(engine, figure, 1e3 * before, 1e3 * after, 100 * (before / after - 1), 100 * math.hypot(chance, _DRIFT))
 
 
-def _error(seconds: list[float], percentile: float) -> tuple[float, int]:
-    """Standard error of a percentile and its degrees of freedom, by a bootstrap of whole turns: calls within one are not independent."""
+def _statistic(seconds: NDArray[np.float64], percentile: float | None) -> float:
+    return float(np.mean(seconds) if percentile is None else np.percentile(seconds, percentile))
+
+
+def _error(seconds: list[float], percentile: float | None = None) -> tuple[float, int]:
+    """Standard error of a percentile (or the mean), its degrees of freedom, by a bootstrap of whole turns: calls within one are not independent."""
     rng = np.random.default_rng(0)
     taken = [np.asarray(turn) for turn in turns(seconds)]
-    drawn = [
-        np.percentile(np.concatenate([taken[i] for i in rng.integers(0, len(taken), len(taken))]), percentile) for _ in range(_RESAMPLES)
-    ]
+    drawn = [_statistic(np.concatenate([taken[i] for i in rng.integers(0, len(taken), len(taken))]), percentile) for _ in range(_RESAMPLES)]
     return float(np.std(drawn)) * math.sqrt(len(taken) / max(1, len(taken) - 1)), len(taken) - 1
+
+
+def _callers(engine: str, figure: str, old: list[float], new: list[float]) -> Change:
+    """Images a second of several callers; the noise is that of their rounds."""
+    before, after = (float(np.mean(rates)) for rates in (old, new))
+    if not 0 < before < math.inf:
+        raise ValueError(f"{figure} of {before}")
+    errors = [np.std(rates, ddof=1) / math.sqrt(len(rates)) / np.mean(rates) if len(rates) > 1 else math.inf for rates in (old, new)]
+    chance = _STUDENT[min(len(old) - 1, len(new) - 1, len(_STUDENT) - 1)] * math.hypot(*errors)
+    return Change(engine, figure, before, after, 100 * (after / before - 1), 100 * math.hypot(chance, _DRIFT))
 
 
 def _rate(engine: str, old: Row, new: Row) -> list[Change]:

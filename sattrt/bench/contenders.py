@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, SattrtError
 from ..runtime import Bundle, Engine
 from ..spec import ModelSpec, sha256_file
 from .measure import Call, wall
@@ -57,9 +57,9 @@ class Contenders:
 
 
 def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_counts: tuple[int, ...]) -> Contenders:
-    """Open what can be opened. A changed file is a ContractError, not an absence.
+    """Open what can be opened; what can't is absent, for the reason that it gives.
 
-    A bundle that does not fit the dataset is absent. Raises BackendError where no engine of the others can run here.
+    A bundle that does not fit the dataset is absent, too. Raises BackendError where no engine of the others can run here.
     """
     found = Contenders()
     for bundle, name in zip(bundles, names(bundles), strict=True):
@@ -72,13 +72,13 @@ def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_cou
             try:
                 eager = _torch_eager(f"{before}{TORCH}{after}", bundle, name, run or Path(bundle.source["run"]), threads)
                 found.present[eager.name] = eager
-            except (BackendError, InputError) as error:
+            except SattrtError as error:
                 found.absent[f"{before}{TORCH}{after}"] = str(error)
             for record in bundle.engines:
                 label = f"{before}{record.name}{after}"
                 try:
                     engine = bundle.open(record.name, threads)
-                except BackendError as error:
+                except SattrtError as error:
                     found.absent[label] = str(error)
                     continue
                 found.present[label] = Contender(
@@ -125,7 +125,9 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise BackendError(f"PyTorch can't run it: {' '.join(str(error).split())[:200]}. Choose smaller batches.") from None
+        raise BackendError(
+            f"PyTorch can't run it: {' '.join(str(error).split())[:200]}. Choose smaller batches, or free the GPU."
+        ) from None
 
 
 def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads: int) -> Contender:
@@ -147,7 +149,8 @@ def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads
     model.views = bundle.spec.views
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # fp32 as the name says
-    model.to(device).to(memory_format=torch.channels_last)
+    with _refusing():
+        model.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def infer(tiles: Tiles) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

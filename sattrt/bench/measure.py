@@ -3,7 +3,7 @@
     samples = measure({"onnxruntime-fp32": Timed(wall(lambda: engine.infer(tiles)), len(tiles))}, Budget(seconds=3))
     samples["onnxruntime-fp32"].images_per_second
 
-Each is first warmed up until three windows agree. Then everyone has turns in a freshly shuffled order: a short pause and one untimed
+Each is first warmed up until three windows agree (or once, where a call is long work by itself). Then everyone has turns in a freshly shuffled order: a short pause and one untimed
 call, since the idle threads of one library spin for a while after its last call, and timed calls for a moment.
 """
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..errors import BackendError
+from ..errors import SattrtError
 
 Name = TypeVar("Name", str, tuple[str, str])  # of a contender, or of one by one of its clocks
 Call = Callable[[], float]  # does the work once; the seconds it took, by the clock that suits it
@@ -25,6 +25,8 @@ STEADY, VARIATION = 0.05, 0.05  # how far windows of a warm-up may differ; a coe
 WINDOWS, MOST_WINDOWS = 3, 10
 _WINDOW_SECONDS, _TURN_SECONDS, _PAUSE_SECONDS = 0.15, 0.2, 0.02
 _LONG_CALL = 0.1  # seconds
+_LONGEST = 4  # times the seconds of a budget, for calls that are hoped for
+FAILURES = (SattrtError, MemoryError)  # of a contender, which is then left out; anything else is a fault of ours
 _BEYOND = 10  # samples that have to lie beyond a percentile before it is claimed
 
 
@@ -38,10 +40,21 @@ class Timed:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each is timed after its warm-up: in seconds, and at least that many calls."""
+    """How long each is timed after its warm-up: in seconds, and at least that many calls.
+
+    hoped: calls that are taken as well where they fit into `_LONGEST` times `seconds`: a percentile may want them.
+    warm_up: False for work of seconds a call: one uncounted call in the first turn is enough, and the first timed ones tell whether it rested.
+    """
 
     seconds: float = 3.0
     calls: int = 3
+    hoped: int = 0
+    warm_up: bool = True
+
+    def spent(self, taken: list[float]) -> bool:
+        """Whether these seconds of calls are enough."""
+        hopeless = self.hoped * sum(taken) > _LONGEST * self.seconds * len(taken)
+        return len(taken) >= self.calls and sum(taken) >= self.seconds and (len(taken) >= self.hoped or hopeless)
 
 
 @dataclass(frozen=True)
@@ -58,17 +71,22 @@ class Samples:
 
     def tells(self, percentile: float) -> bool:
         """Whether there are samples enough to claim that percentile: ten beyond it. Else it is indicative."""
-        return len(self.seconds) * min(percentile, 100 - percentile) / 100 >= _BEYOND
+        return tells(len(self.seconds), percentile)
 
     @property
     def images_per_second(self) -> float:
-        """By the median call."""
-        return self.images / float(np.median(self.seconds))
+        """All images over all seconds, as MLPerf's offline scenario has it: slow calls count by what they cost."""
+        return self.images / float(np.mean(self.seconds))
 
     @property
     def variation(self) -> float:
         """Coefficient of variation: standard deviation over mean."""
         return float(np.std(self.seconds) / np.mean(self.seconds))
+
+
+def tells(calls: int, percentile: float) -> bool:
+    """Whether ten of so many calls lie beyond a percentile."""
+    return calls * min(percentile, 100 - percentile) / 100 >= _BEYOND
 
 
 def wall(work: Callable[[], object]) -> Call:
@@ -88,16 +106,16 @@ def measure(
     seed: int = 0,
     failed: dict[Name, str] | None = None,
 ) -> dict[Name, Samples]:
-    """Time every contender. failed: takes up the reason of each that raises BackendError or MemoryError, which is then left out; None lets it pass."""
+    """Time every contender. failed: takes up the reason of each that raises one of `FAILURES`, which is then left out; None lets it pass."""
     draw = random.Random(seed)
     seconds: dict[Name, list[float]] = {}
     steady: dict[Name, bool] = {}
     waiting: list[Name] = []
     for name, each in contenders.items():
         try:
-            steady[name], seconds[name] = _warm_up(each.call), []
+            steady[name], seconds[name] = budget.warm_up and _warm_up(each.call), []
             waiting.append(name)
-        except (BackendError, MemoryError) as error:
+        except FAILURES as error:
             _give_up(name, error, failed)
     while waiting:
         draw.shuffle(waiting)
@@ -105,13 +123,15 @@ def measure(
             taken = seconds[name]
             try:
                 taken += _turn(contenders[name].call, bool(taken) and taken[-1] > _LONG_CALL)
-            except (BackendError, MemoryError) as error:
+            except FAILURES as error:
                 _give_up(name, error, failed)
                 waiting.remove(name)
                 del seconds[name]
                 continue
-            if len(taken) >= budget.calls and sum(taken) >= budget.seconds:
+            if budget.spent(taken):
                 waiting.remove(name)
+    if not budget.warm_up:
+        steady = {name: _rests(taken[:WINDOWS]) for name, taken in seconds.items()}
     return {name: Samples(contenders[name].images, taken, steady[name]) for name, taken in seconds.items()}
 
 
@@ -155,7 +175,10 @@ def _warm_up(call: Call) -> bool:
         while sum(window) < _WINDOW_SECONDS:
             window.append(call())
         medians.append(float(np.median(window)))
-        last = medians[-WINDOWS:]
-        if len(last) == WINDOWS and max(last) <= (1 + STEADY) * min(last):
+        if _rests(medians[-WINDOWS:]):
             return True
     return False
+
+
+def _rests(medians: list[float]) -> bool:
+    return len(medians) == WINDOWS and max(medians) <= (1 + STEADY) * min(medians)

@@ -158,7 +158,7 @@ def _engines(document: Document) -> str:
                 ("", ""),
                 (peer["accuracy"], f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 *blank,
-                number(peer["images_per_second"], 0),
+                (peer["images_per_second"], f"{INDICATIVE * peer['indicative']}{peer['images_per_second']:,.0f}"),
                 *blank[:2],
             ]
         )

@@ -7,6 +7,7 @@ answers, clocks = passes.answers(), passes.clocks(reader)
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,17 +15,19 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from .config import BenchConfig
 from .contenders import Contender, Contenders, Infer, Tiles
-from .measure import Budget, Samples, Timed, measure, wall, why
+from .measure import FAILURES, Budget, Samples, Timed, measure, wall, why
 from .power import joules
-from .scenarios import QUERY, ServerRate, queries, server, streams
+from .scenarios import FEWEST, QUERY, ServerRate, queries, server, streams
 from .tiles import TileReader
 from .verdict import Clocks
 
 _ACCURACY_BATCH = 64
-_PASSES = 3  # over the whole split, from file to label
+_PASSES = 5  # at least, from file to label
+_ROUNDS = 5  # of several callers, in each of which everyone has a share of the seconds
+_DECODE = ("", "decode")
 
 
 class Passes:
@@ -35,6 +38,7 @@ class Passes:
     ) -> None:
         self._all, self._images, self._config, self._say = contenders, images, config, on_progress
         self._budget = Budget(config.seconds)
+        self._draw = random.Random(config.seed)
 
     def answers(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Logits and probabilities of every tile, by each."""
@@ -55,18 +59,22 @@ class Passes:
     def _present(self) -> dict[str, Contender]:
         return {name: each for name, each in self._all.present.items() if name not in self._all.absent}
 
+    def _shuffled(self) -> list[tuple[str, Contender]]:
+        """Those who are present, in another order each time: what comes first or last must not be the same engine always."""
+        return self._draw.sample(list(self._present().items()), len(self._present()))
+
     @contextlib.contextmanager
     def _absent_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (BackendError, MemoryError) as error:
+        except FAILURES as error:
             self._all.absent[name] = why(error)
 
     def _batch(self, size: int) -> Tiles:
         return np.resize(self._images, (size, *self._images.shape[1:]))
 
-    def _measure(self, timed: dict[str, Timed]) -> dict[str, Samples]:
-        return measure(timed, self._budget, self._config.seed, self._all.absent)
+    def _measure(self, timed: dict[str, Timed], budget: Budget | None = None) -> dict[str, Samples]:
+        return measure(timed, budget or self._budget, self._config.seed, self._all.absent)
 
     def clocks(self, reader: TileReader) -> dict[str, Clocks]:
         """The three clocks of each, and of decoding."""
@@ -77,48 +85,49 @@ class Passes:
             with self._absent_if_it_fails(name):
                 timed[name, "engine"] = Timed(each.resident(batch), min(len(batch), each.engine.max_batch if each.engine else len(batch)))
                 timed[name, "host"] = _whole(each, batch)
+        taken = self._clocks(timed, self._budget)
+        self._say("clocks: decoding, file to label")
+        passes = {_DECODE: Timed(wall(partial(_read, reader)), len(reader))}
+        passes |= {(name, "whole"): Timed(wall(partial(_read, reader, each.infer)), len(reader)) for name, each in self._present().items()}
+        taken |= self._clocks(passes, Budget(self._config.seconds, _PASSES, warm_up=False))
+        return {name: Clocks(taken[name, "engine"], taken[name, "host"], taken[_DECODE], taken[name, "whole"]) for name in self._present()}
+
+    def _clocks(self, timed: dict[tuple[str, str], Timed], budget: Budget) -> dict[tuple[str, str], Samples]:
         failed: dict[tuple[str, str], str] = {}
-        taken = measure(timed, self._budget, self._config.seed, failed)
+        taken = measure(timed, budget, self._config.seed, failed)
+        if _DECODE in failed:
+            raise InputError(failed[_DECODE])
         self._all.absent.update({name: reason for (name, _), reason in failed.items()})
-        whole: dict[str, list[float]] = {name: [] for name in self._present()}
-        decode = []
-        for turn in range(_PASSES):
-            self._say(f"clock: file to label, pass {turn + 1} of {_PASSES}")
-            decode.append(wall(partial(_read, reader))())
-            for name, each in self._present().items():
-                with self._absent_if_it_fails(name):
-                    whole[name].append(wall(partial(_read, reader, each.infer))())
-        count = len(self._images)
-        return {
-            name: Clocks(taken[name, "engine"], taken[name, "host"], Samples(count, decode), Samples(count, whole[name]))
-            for name in self._present()
-        }
+        return taken
 
     def stream(self, scenario: str) -> dict[str, Samples]:
         """Latencies of queries that come one after another."""
         self._say(scenario)
         size, seed = QUERY[scenario], self._config.seed
-        return self._measure({name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()})
+        budget = Budget(self._config.seconds, hoped=FEWEST[scenario])
+        return self._measure({name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()}, budget)
 
-    def offline(self) -> tuple[dict[int, dict[str, Samples]], dict[str, dict[int, float]]]:
-        """Times of a batch by size and name; images a second by name and number of callers, at the best size of each."""
+    def offline(self) -> tuple[dict[int, dict[str, Samples]], dict[str, dict[int, list[float]]]]:
+        """Times of a batch by size and name; images a second in every round by name and number of callers, at the best size of each."""
         sweep: dict[int, dict[str, Samples]] = {}
         for size in self._config.batch_sizes:
             self._say(f"offline, batches of {size}")
             batch = self._batch(size)
             sweep[size] = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
-        callers: dict[str, dict[int, float]] = {name: {} for name in self._present()}
+        callers: dict[str, dict[int, list[float]]] = {name: {} for name in self._present()}
         for count in self._config.stream_counts if self._config.stream_counts != (1,) else ():
             self._say(f"offline, {count} callers")
-            for name, each in self._present().items():
-                with self._absent_if_it_fails(name):
-                    callers[name][count] = streams(each.infer, self._images, _best(sweep, name), count, self._config.seconds)
+            for _ in range(_ROUNDS):
+                for name, each in self._shuffled():
+                    with self._absent_if_it_fails(name):
+                        rate = streams(each.infer, self._images, _best(sweep, name), count, self._config.seconds / _ROUNDS)
+                        callers[name].setdefault(count, []).append(rate)
         return sweep, callers
 
     def server(self, sweep: dict[int, dict[str, Samples]]) -> dict[str, ServerRate]:
         """The highest rate of arrivals that each engine answers within the bound; torch has no batcher to be asked through."""
         found = {}
-        for name, each in self._present().items():
+        for name, each in self._shuffled():
             if each.engine is None:
                 continue
             self._say(f"server: {name}")
@@ -136,7 +145,7 @@ class Passes:
         """Joules for 1,000 images, where something here counts them."""
         found = {}
         batch = self._batch(self._config.clock_batch)
-        for name, each in self._present().items():
+        for name, each in self._shuffled():
             before, source = joules(each.device)
             if before is None:
                 continue

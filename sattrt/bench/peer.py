@@ -1,8 +1,9 @@
 """A foreign program on the same tiles: `sattrt bench BUNDLE --peer "python theirs.py {tiles}"`.
 
 The command is given the path of a .npy file of (N, height, width, bands), uint8 or uint16 as the bundle takes them, in place of {tiles}, or as
-its last word where there is no {tiles}; it prints a line for each tile, in order, that begins with a class name or index. It is run for one tile and for all: the
-difference is what the tiles took, without the program's start.
+its last word where there is no {tiles}; it prints a line for each tile, in order, that begins with a class name or index. It is run for one tile and for all, in
+turns: the difference is what the tiles took, without the program's start. Where the runs differ among themselves by more than a tenth of
+that, it is given the tiles several times over; where that does not help, its speed is indicative.
 """
 
 from __future__ import annotations
@@ -22,18 +23,27 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
-_RUNS = 3
+_PAIRS = 3  # of a run for one tile and one for all
+_CLEAR = 10  # how many times what runs differ by the tiles must take
+_MOST_BYTES, _LONGEST = 2**28, 10  # of the tiles several times over; seconds of a run of them
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A foreign program's answers (class indices, int64 (N,)), images a second without its start, and its start in seconds."""
+    """A foreign program's answers (class indices, int64 (N,)), images a second without its start, and its start in seconds.
+
+    indicative: whether runs differ too much among themselves for that speed. images: that each run of `seconds` handled; starts: seconds
+    of each run for one tile.
+    """
 
     command: str
     labels: NDArray[np.int64]
     images_per_second: float
     start_seconds: float
+    indicative: bool
+    images: int
     seconds: list[float]
+    starts: list[float]
 
 
 def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[str, ...], limit: float) -> Peer:
@@ -44,14 +54,28 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
         np.save(one, tiles[:1])
         np.save(every, tiles)
         labels = _labels(command, _run(words, command, every, limit)[1], classes, len(tiles))  # fills the disk's cache, too
-        start = min(_run(words, command, one, limit)[0] for _ in range(_RUNS))
-        seconds = [_run(words, command, every, limit)[0] for _ in range(_RUNS)]
-    beyond = float(np.median(seconds)) - start
-    if beyond <= 0:
+        times = 1
+        while True:
+            pairs = [[_run(words, command, path, limit)[0] for path in (one, every)] for _ in range(_PAIRS)]
+            starts, seconds = (list(each) for each in zip(*pairs, strict=True))
+            start, whole = float(np.median(starts)), float(np.median(seconds))
+            beyond, jitter = whole - start, max(np.ptp(starts), np.ptp(seconds))
+            more = times * int(np.clip(np.ceil(2 * _CLEAR * jitter / max(beyond, 1e-9)), 2, 16))
+            if (
+                beyond >= _CLEAR * jitter
+                or more * tiles.nbytes > _MOST_BYTES
+                or whole + more / times * max(beyond, 0) > min(limit, _LONGEST)
+            ):
+                break
+            times = more
+            np.save(every, np.resize(tiles, (times * len(tiles), *tiles.shape[1:])))
+    if beyond <= jitter:
         raise InputError(
-            f"The peer {command!r} takes no longer for {len(tiles)} tiles than for one. Give it more tiles, or check what it does."
+            f"The peer {command!r} takes {1e3 * beyond:.0f} ms longer for {times * len(tiles)} tiles than for one, and its runs differ by "
+            f"{1e3 * jitter:.0f} ms: that is no speed. Give it more tiles, or check what it does."
         )
-    return Peer(command, labels, (len(tiles) - 1) / beyond, start, seconds)
+    images = times * len(tiles)
+    return Peer(command, labels, (images - 1) / beyond, start, beyond < _CLEAR * jitter, images, seconds, starts)
 
 
 def _words(command: str) -> list[str]:

@@ -65,7 +65,7 @@ def accuracy(
 
 
 def timing(samples: Samples | None) -> Row | None:
-    """Percentiles in ms, images a second, and the raw seconds of every call."""
+    """Percentiles in ms (p50: the median call), images a second of all calls together, and the raw seconds of every call."""
     if samples is None:
         return None
     return {
@@ -87,7 +87,7 @@ def engine_row(
     clocks: Clocks | None,
     streams: dict[str, Samples | None],
     offline: dict[int, Samples],
-    callers: dict[int, float],
+    callers: dict[int, list[float]],
     served: ServerRate | None,
     energy: float | None,
     ceilings: Ceilings,
@@ -116,7 +116,8 @@ def engine_row(
         "multi_stream": timing(streams.get("multi-stream")),
         "offline": {str(size): timing(samples) for size, samples in offline.items()},
         "best_batch": best,
-        "callers": {str(count): speed for count, speed in callers.items()},
+        "callers": {str(count): float(np.mean(rates)) for count, rates in callers.items()},
+        "callers_rounds": {str(count): rates for count, rates in callers.items()},
         "server": _server(served),
         "clocks": _clocks(clocks),
         "joules_per_1000_images": energy,
@@ -136,23 +137,29 @@ def peer_row(peer: Peer, labels: NDArray[np.integer], classes: tuple[str, ...]) 
         "tiles": score.tiles,
         "images_per_second": peer.images_per_second,
         "start_seconds": peer.start_seconds,
+        "indicative": peer.indicative,
+        "images_a_run": peer.images,
         "seconds": peer.seconds,
+        "starts": peer.starts,
     }
 
 
 def warnings(document: Row) -> list[str]:
     """What a reader of the figures has to know before quoting them."""
     found, engines = [], document["engines"]
-    timings = {
-        f"{row['engine']}, {name}": timed
+    latencies = {
+        f"{row['engine']}, {scenario}": timed
         for row in engines
-        for name, timed in (
-            ("single-stream", row["single_stream"]),
-            ("multi-stream", row["multi_stream"]),
-            *((f"batch {size}", t) for size, t in row["offline"].items()),
-        )
-        if timed
+        for scenario in ("single-stream", "multi-stream")
+        if (timed := row[scenario.replace("-", "_")])
     }
+    timings = latencies | {f"{row['engine']}, batch {size}": timed for row in engines for size, timed in row["offline"].items()}
+    for row in engines:
+        for clock, timed in (row["clocks"] or {}).items():
+            if clock == "decoding":  # the same for all
+                timings[clock] = timed
+            elif clock != "shares":
+                timings[f"{row['engine']}, {clock.replace('_', ' ')}"] = timed
     if noisy := [name for name, timed in timings.items() if timed["variation"] > VARIATION]:
         worst = max(noisy, key=lambda name: timings[name]["variation"])
         found.append(
@@ -163,14 +170,7 @@ def warnings(document: Row) -> list[str]:
         found.append(
             f"{len(restless)} of {len(timings)} warm-ups did not come to rest within {100 * STEADY:.0f} %: {', '.join(restless[:4])}."
         )
-    if unsure := sorted(
-        {
-            f"{name} {percentile}"
-            for name, timed in timings.items()
-            for percentile in timed["indicative"]
-            if not name.split(", ")[1].startswith("batch")
-        }
-    ):
+    if unsure := sorted(f"{name} {percentile}" for name, timed in latencies.items() for percentile in timed["indicative"]):
         found.append(
             f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {', '.join(unsure[:3])}, ..."
         )
@@ -185,6 +185,10 @@ def warnings(document: Row) -> list[str]:
         found.append(
             f"{len(close)} pairs of engines differ in accuracy by less than that interval (most: {first['engine']} and {second['engine']}, "
             f"{100 * _apart(first, second):.2f} points): this split can't tell them apart. Look at the flips."
+        )
+    if beyond := [row["engine"] for row in engines if (row["fraction_of_matrix_rate"] or 0) > 1]:
+        found.append(
+            f"{', '.join(beyond)}: faster than the matrix products that were to be the ceiling, which is none for them; no share of it is claimed."
         )
     if other := [bundle["name"] for bundle in document["bundles"] if not bundle["same_split"]]:
         found.append(
@@ -216,11 +220,7 @@ def _clocks(clocks: Clocks | None) -> Row | None:
     if clocks is None:
         return None
     parts = {"engine": clocks.engine, "host_to_host": clocks.host, "file_to_label": clocks.whole, "decoding": clocks.decode}
-    read = {
-        name: {"images_a_call": each.images, "images_per_second": each.images_per_second, "seconds": _raw(each)}
-        for name, each in parts.items()
-    }
-    return {**read, "shares": clocks.shares()}
+    return {**{name: timing(each) for name, each in parts.items()}, "shares": clocks.shares()}
 
 
 def _raw(samples: Samples) -> list[float]:

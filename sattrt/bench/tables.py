@@ -39,7 +39,8 @@ def table(document: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     for peer in document["peers"]:
         low, high = peer["interval"]
         score = f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-        shown.append((f"peer: {peer['command']}", "", score, "", "", "", f"{peer['images_per_second']:,.0f}", "", ""))
+        images = f"{INDICATIVE * peer['indicative']}{peer['images_per_second']:,.0f}"
+        shown.append((f"peer: {peer['command']}", "", score, "", "", "", images, "", ""))
     shown += [(name, "not here", *[""] * (len(_COLUMNS) - 2)) for name in document["absent"]]
     used = [any(column) for column in zip(*shown, strict=True)]
     return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
@@ -91,7 +92,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
             *(number(row["clocks"] and row["clocks"][name]["images_per_second"], 0) for name in CLOCKS),
             (many["latency_ms"]["p50"] if (many := row["multi_stream"]) else "", _latencies(many)),
             *(number(row["callers"].get(count), 0) for count in callers),
-            number(row["fraction_of_matrix_rate"], 0, 100),
+            (share, "> 100") if (share := row["fraction_of_matrix_rate"] or 0) > 1 else number(row["fraction_of_matrix_rate"], 0, 100),
             number(row["fraction_of_memory_rate"], 0, 100),
             number(row["joules_per_1000_images"], 1),
         )

@@ -38,6 +38,10 @@ class TileReader:
             self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), threads=threads, cache_gb=0)
             self.decoder = self._loader.decoder
 
+    def __len__(self) -> int:
+        """Tiles of one pass."""
+        return len(self._tiles)
+
     def __iter__(self) -> Iterator[Batch]:
         """Batches of (N, H, W, bands) and class indices (N,), read from the source anew."""
         if self._loader:

@@ -37,7 +37,7 @@ NAMES = {
 
 
 def verdict(clocks: Clocks, of_ceiling: float | None = None) -> str:
-    """The sentence; of_ceiling: the share of the machine's matrix rate that the engine reaches, if known."""
+    """The sentence; of_ceiling: the share of the machine's matrix rate that the engine reaches, if known: more than 1 is none."""
     shares = clocks.shares()
     bound, *others = sorted(shares, key=lambda name: -shares[name])
     overlap = " (they overlap)" if sum(shares.values()) > 1.02 else ""
@@ -46,6 +46,6 @@ def verdict(clocks: Clocks, of_ceiling: float | None = None) -> str:
         + ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in others)
         + overlap
     )
-    if bound == "engine" and of_ceiling:
+    if bound == "engine" and of_ceiling and of_ceiling <= 1:
         text += f". It runs at {100 * of_ceiling:.0f} % of the machine's matrix rate"
     return text + "."

@@ -15,10 +15,12 @@ from sattrt.accuracy import evaluate, selective_curve, wilson
 from sattrt.bench import charts
 from sattrt.bench.ceiling import work_per_tile
 from sattrt.bench.compare import against, read_report
-from sattrt.bench.contenders import names
+from sattrt.bench.contenders import Contender, Contenders, gather, names
+from sattrt.bench.passes import Passes
 from sattrt.bench.report import Report, write_report
-from sattrt.bench.rows import accuracy
+from sattrt.bench.rows import accuracy, warnings
 from sattrt.bench.run import bench
+from sattrt.bench.tables import details
 from sattrt.bench.tiles import TileReader
 from sattrt.bench.verdict import NAMES
 from sattrt.data.dataset import Dataset, Tile
@@ -101,18 +103,22 @@ def test_every_engine_is_measured_or_said_why_not(report: Report, bundle: Bundle
 def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
     for row in report.document["engines"]:
         for size, timed in row["offline"].items():
-            assert timed["images_per_second"] == pytest.approx(int(size) / np.median(timed["seconds"]), rel=1e-3)
+            assert timed["images_per_second"] == pytest.approx(int(size) * timed["calls"] / sum(timed["seconds"]), rel=1e-3)
         assert row["best_batch"] == max(map(int, row["offline"]), key=lambda size: row["offline"][str(size)]["images_per_second"])
         assert row["single_stream"]["latency_ms"]["p90"] == pytest.approx(
             1e3 * np.percentile(row["single_stream"]["seconds"], 90), rel=1e-3
         )
         assert row["multi_stream"]["images_a_call"] == 8
         assert set(row["callers"]) == {"1", "2"}
+        for count, rates in row["callers_rounds"].items():
+            assert len(rates) == 5
+            assert row["callers"][count] == pytest.approx(np.mean(rates))
         clocks = {name: row["clocks"][name] for name in ("engine", "host_to_host", "file_to_label", "decoding")}
         for found in clocks.values():
-            assert found["images_per_second"] == pytest.approx(found["images_a_call"] / np.median(found["seconds"]), rel=1e-3)
+            assert found["images_per_second"] == pytest.approx(found["images_a_call"] / np.mean(found["seconds"]), rel=1e-3)
         for name in ("file_to_label", "decoding"):
-            assert (clocks[name]["images_a_call"], len(clocks[name]["seconds"])) == (row["accuracy"]["tiles"], 3)
+            assert clocks[name]["images_a_call"] == row["accuracy"]["tiles"]
+            assert len(clocks[name]["seconds"]) >= 5
         engine, host, whole, decode = (1 / found["images_per_second"] for found in clocks.values())
         parts = {"engine": engine, "copy": max(0, host - engine), "decode": decode, "host": max(0, whole - host - decode)}
         assert row["clocks"]["shares"] == pytest.approx({name: min(1, seconds / whole) for name, seconds in parts.items()})
@@ -168,6 +174,60 @@ def test_the_report_warns_of_what_it_can_not_tell(report: Report, dataset: Datas
     text = "\n".join(report.document["warnings"])
     assert f"{len(dataset.tiles('test'))} test tiles tell an accuracy to within" in text
     assert "percentiles of latency are indicative" in text
+
+
+def test_the_report_warns_of_clocks_as_of_other_timings(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    for row in document["engines"]:
+        timings = [row["single_stream"], row["multi_stream"], *row["offline"].values()]
+        timings += [found for name, found in row["clocks"].items() if name != "shares"]
+        for timed in timings:
+            timed |= {"variation": 0.01, "steady": True}
+    assert not any("vary by more" in line or "come to rest" in line for line in warnings(document))
+    row = document["engines"][0]
+    row["clocks"]["file_to_label"]["variation"] = 0.5
+    for each in document["engines"]:
+        each["clocks"]["decoding"]["steady"] = False
+    text = "\n".join(warnings(document))
+    assert f"1 of {len(document['engines']) * 7 + 1} timings vary" in text
+    assert f"worst: {row['engine']}, file to label, 50 %" in text
+    assert "did not come to rest within 5 %: decoding." in text
+
+
+def test_more_than_all_of_a_ceiling_is_not_claimed(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    document["engines"][0]["fraction_of_matrix_rate"] = 1.19
+    name = document["engines"][0]["engine"]
+    assert any(line.startswith(f"{name}: faster than the matrix products") for line in warnings(document))
+    columns, rows = details(document)
+    assert rows[0][columns.index("matrix %")] == (1.19, "> 100")
+
+
+def test_passes_and_callers_are_in_another_order_each_time(bundle: Bundle, dataset: Dataset) -> None:
+    """The order of engines from file to label, and of several callers, over seeds."""
+    tiles = dataset.tiles("test")
+    images = np.concatenate([images.copy() for images, _ in TileReader(dataset, tiles, 1)])
+    asked: list[str] = []
+
+    def contender(name: str) -> Contender:
+        def infer(tiles: np.ndarray) -> Any:
+            asked.append(name)
+            return np.zeros((len(tiles), 3), np.float32), np.zeros((len(tiles), 3), np.float32)
+
+        return Contender(name, bundle, "b", "numpy", "fp32", "cpu", 1, infer, lambda tiles: lambda: 0.3, None)
+
+    last: dict[str, set[str]] = {"whole": set(), "callers": set()}
+    for seed in range(6):
+        everyone = Contenders({name: contender(name) for name in "abcd"})
+        passes = Passes(everyone, images, replace(QUICK, seed=seed, streams="2", batches="1"), lambda _: None)
+        clocks = passes.clocks(TileReader(dataset, tiles, 1))
+        assert {len(each.whole.seconds) >= 5 and each.whole.images == len(tiles) for each in clocks.values()} == {True}
+        last["whole"].add(asked[-1])
+        _, callers = passes.offline()
+        assert {len(each[2]) for each in callers.values()} == {5}
+        last["callers"].add(asked[-1])
+    assert len(last["whole"]) > 1
+    assert len(last["callers"]) > 1
 
 
 def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> None:
@@ -253,6 +313,18 @@ def test_nothing_that_runs_is_an_error_with_every_reason(bundle: Bundle, dataset
         bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset)
 
 
+def test_a_damaged_engine_or_run_is_absent_and_the_others_are_there(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(run, tmp_path / "run")
+    (damaged / "spec.json").write_text("{}")
+    engine = bundle.engine("onnxruntime-fp32")
+    few = replace(bundle, engines=(replace(engine, name="broken", file="golden.npz"), engine))
+    found = gather([few], dataset, damaged, (1,))
+    found.close()
+    assert set(found.present) == {"onnxruntime-fp32"}
+    assert "can't load" in found.absent["broken"]
+    assert "spec.json" in found.absent["torch-eager-fp32"]
+
+
 def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,12 +333,16 @@ def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     def infer(engine: Engine, tiles: np.ndarray) -> Any:
         if engine.name == "onnxruntime-fp16" and len(tiles) == 4:
             raise MemoryError
+        if engine.name == "openvino-fp32":
+            raise ContractError("It answers with other arrays.")
         logits, probabilities = answer(engine, tiles)
         return (logits * np.nan if engine.name == "onnxruntime-int8" else logits), probabilities
 
     monkeypatch.setattr(Engine, "infer", infer)
-    few = only(bundle, "onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8")
+    few = only(bundle, "onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8", "openvino-fp32")
     report = bench([few], dataset, replace(QUICK, scenarios="offline"))
+    message = "It answers with other arrays."
+    assert report.document["absent"].get("openvino-fp32", message) == message
     assert "out of memory" in report.document["absent"]["onnxruntime-fp16"]
     assert "no number" in report.document["absent"]["onnxruntime-int8"]
     assert set(engines(report)) == {"torch-eager-fp32", "onnxruntime-fp32"}

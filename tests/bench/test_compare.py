@@ -11,7 +11,15 @@ from sattrt.bench import compare as module
 from sattrt.bench.compare import Change, _error, against, compare, read_report
 from sattrt.errors import ContractError, InputError
 
-TIMINGS = ["single_stream p90, ms", "offline at 64, ms", "clock engine, ms", "clock host_to_host, ms"]
+TIMINGS = [
+    "single_stream p90, ms",
+    "multi_stream p90, ms",
+    "offline at 64, ms",
+    "clock engine, ms",
+    "clock host_to_host, ms",
+    "clock file_to_label, ms",
+]
+FIGURES = [*TIMINGS, "2 callers, tiles/s", "server, tiles/s"]
 
 
 def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: str = "d", seed: int = 0) -> dict[str, Any]:
@@ -23,14 +31,20 @@ def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: s
     timed = {"seconds": seconds, "indicative": ["p99"], "images_a_call": 64}
     row = {
         "engine": "e",
+        "device": "cpu",
+        "threads": 2,
         "accuracy": accuracy,
         "single_stream": timed,
         "multi_stream": timed,
         "offline": {"64": timed},
-        "clocks": {"engine": timed, "host_to_host": timed},
+        "clocks": {"engine": timed, "host_to_host": timed, "file_to_label": timed},
+        "callers_rounds": {"2": (rng.normal(900, 5, 5) / slower).tolist()},
         "server": {"rate": 800 / slower, "bound_ms": 50.0, "trials": [{"rate": rate / slower} for rate in (1000, 500, 750, 800, 810)]},
     }
-    return {"schema": 3, "dataset": {"digest": digest}, "engines": [row], "absent": {}, "warnings": []}
+    environment = {"cpu": "c", "cores": 2, "gpu": None, "python": "3.12", "libraries": {"onnxruntime": "1.32"}}
+    method = {"seconds": 3.0, "clock_batch": 64, "latency_bound": 50.0, "streams": "1,2"}
+    measured = {"environment": environment, "method": method, "dataset": {"digest": digest}}
+    return {"schema": 4, **measured, "engines": [row], "absent": {}, "warnings": []}
 
 
 def served(rate: float, *trials: float) -> dict[str, Any]:
@@ -43,7 +57,8 @@ def served(rate: float, *trials: float) -> dict[str, Any]:
 def test_a_run_held_against_itself_differs_in_nothing() -> None:
     new = document()
     found = against(document(), new)
-    assert [change.figure for change in found.changes] == [*TIMINGS, "server, tiles/s", "accuracy, points"]
+    assert [change.figure for change in found.changes] == [*FIGURES, "accuracy, points"]
+    assert new["warnings"] == []
     assert not any(change.real for change in found.changes)
     assert found.regression is None
     assert found.failure(0) is None
@@ -65,7 +80,7 @@ def test_the_error_of_a_median_is_that_of_turns_not_of_calls() -> None:
 def test_two_runs_of_one_engine_seldom_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRIFT", 0.0)  # there is none between these two; it would hide the rest
     real = [change.real for seed in range(1, 25) for change in compare(document(), document(seed=seed)) if change.figure in TIMINGS]
-    assert len(real) == 4 * 24
+    assert len(real) == 6 * 24
     assert sum(real) <= 1  # one in a hundred
 
 
@@ -80,12 +95,70 @@ def test_a_difference_beyond_the_noise_is_real() -> None:
     assert against(document(slower=1.2), document()).regression is None
 
 
+def test_slow_calls_count_by_what_they_cost() -> None:
+    slow = document()
+    slow["engines"][0]["offline"]["64"]["seconds"] = [
+        2 * s if i % 4 == 0 else s for i, s in enumerate(document()["engines"][0]["offline"]["64"]["seconds"])
+    ]
+    [offline] = [change for change in compare(document(), slow) if change.figure == "offline at 64, ms"]
+    assert offline.percent == pytest.approx(-20, abs=0.5)  # a quarter of the calls takes twice as long; the median call does not
+    assert offline.real
+
+
 def test_noise_hides_a_small_difference() -> None:
     assert not any(change.real for change in compare(document(), document(slower=1.02)))
 
 
-def test_a_percentile_of_too_few_samples_is_not_compared() -> None:
-    assert not any("multi_stream" in change.figure for change in compare(document(), document()))
+def test_a_percentile_of_too_few_samples_gives_way_to_one_that_both_have_enough_for() -> None:
+    def figure(calls: int) -> str:
+        few = document()
+        few["engines"][0]["multi_stream"] = {"images_a_call": 64, "seconds": [0.01] * calls}
+        return next(change.figure for change in compare(few, document()) if "multi_stream" in change.figure)
+
+    assert [figure(calls) for calls in (2000, 99, 20, 19)] == [
+        "multi_stream p90, ms",  # of 500 calls in the other run
+        "multi_stream p50, ms",
+        "multi_stream p50, ms",
+        "multi_stream p50 (indicative), ms",
+    ]
+    many = document()
+    many["engines"][0]["multi_stream"] = {"images_a_call": 64, "seconds": [0.01] * 1000}
+    assert "multi_stream p99, ms" in [change.figure for change in compare(many, many)]
+
+
+def test_a_run_under_other_conditions_is_said_in_one_line() -> None:
+    old, new = document(), document()
+    old["environment"] |= {"cpu": "d", "libraries": {"onnxruntime": "1.31"}}
+    old["method"] |= {"seconds": 0.5}
+    old["engines"][0] |= {"device": "cuda", "threads": 1}
+    assert against(old, new).fault is None
+    assert new["warnings"] == [
+        "The baseline was measured otherwise: cpu d -> c; onnxruntime 1.31 -> 1.32; seconds 0.5 -> 3.0; e's device cuda -> cpu; "
+        "e's threads 1 -> 2."
+    ]
+
+
+def test_a_figure_that_is_gone_fails_the_check() -> None:
+    new = document()
+    row = new["engines"][0]
+    row |= {"multi_stream": None, "offline": {}, "callers_rounds": {}, "server": None}
+    row["clocks"]["engine"] = row["clocks"]["engine"] | {"images_a_call": 32}
+    found = against(document(), new)
+    said = "In the baseline, but not measured now: e (multi_stream, offline at 64, clock engine, 2 callers, server)."
+    assert new["warnings"] == [said]
+    assert "not measured now: e (multi_stream" in str(found.failure(50))
+
+
+def test_several_callers_are_compared_beyond_the_noise_of_their_rounds() -> None:
+    def callers(rates: list[float]) -> Change:
+        new = document()
+        new["engines"][0]["callers_rounds"] = {"2": rates}
+        return next(change for change in compare(document(), new) if "callers" in change.figure)
+
+    assert callers([700, 702, 704, 698, 699]).real
+    assert callers([700, 702, 704, 698, 699]).percent == pytest.approx(-22, abs=1)
+    assert not callers([300, 1500, 200, 900, 600]).real  # they differ by more among themselves
+    assert not callers([700]).real
 
 
 def test_a_single_turn_tells_nothing() -> None:
@@ -97,9 +170,17 @@ def test_a_single_turn_tells_nothing() -> None:
 
 
 def test_a_check_that_could_compare_nothing_fails() -> None:
-    few = document(digest="other")
-    few["engines"][0] |= {"single_stream": None, "offline": {}, "clocks": None, "server": None}
-    assert "nothing of the baseline could be compared" in str(against(document(), few).failure(50))
+    old, few = document(), document(digest="other")
+    for each in (old, few):
+        each["engines"][0] |= {
+            "single_stream": None,
+            "multi_stream": None,
+            "offline": {},
+            "clocks": None,
+            "callers_rounds": {},
+            "server": None,
+        }
+    assert "nothing of the baseline could be compared" in str(against(old, few).failure(50))
 
 
 def test_accuracy_is_judged_by_the_tiles_that_changed() -> None:
@@ -154,7 +235,7 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema": 1}, "has schema 1; this sattrt reads schema 3"),
+        ({"schema": 1}, "has schema 1; this sattrt reads schema 4"),
         ({"engines": [3]}, "no list of engines"),
         ({"engines": None}, "no list of engines"),
         ({"engines": []}, "no list of engines"),
@@ -192,7 +273,7 @@ def test_a_baseline_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 
 def test_accuracies_on_other_tiles_are_not_compared() -> None:
     figures = [change.figure for change in compare(document(), document(wrong=("a",), digest="other"))]
-    assert figures == [*TIMINGS, "server, tiles/s"]
+    assert figures == FIGURES
     new = document(wrong=("a",), digest="other")
     against(document(), new)
     assert new["warnings"] == ["Accuracy was not compared, of e: the baseline was measured on other tiles."]

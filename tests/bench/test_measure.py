@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sattrt.bench import measure as module
-from sattrt.bench.ceiling import ceilings, work_per_tile
+from sattrt.bench.ceiling import _quantised, ceilings, work_per_tile
 from sattrt.bench.config import BenchConfig
 from sattrt.bench.measure import Budget, Samples, Timed, measure, turns, wall
 from sattrt.bench.scenarios import moments, queries, server, streams
 from sattrt.bench.verdict import Clocks, verdict
-from sattrt.errors import BackendError, InputError
+from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, open_bundle
 
 
@@ -29,9 +29,54 @@ def test_contenders_are_timed_in_turns() -> None:
     for each in samples.values():
         assert len(each.seconds) >= 40
         assert min(each.seconds) >= 0.02
-        assert each.images_per_second == pytest.approx(4 / np.median(each.seconds))
+        assert each.images_per_second == pytest.approx(4 * len(each.seconds) / sum(each.seconds))
     turns = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
     assert len(turns) >= 6  # a and b warmed up, then at least two turns of each
+
+
+def test_the_order_of_turns_is_drawn_anew_each_time() -> None:
+    """Calls that say how long they took, so that a turn is one call."""
+    calls: list[str] = []
+
+    def contender(name: str) -> Timed:
+        def call() -> float:
+            calls.append(name)
+            return 0.3
+
+        return Timed(call)
+
+    orders = set()
+    for seed in range(8):
+        calls.clear()
+        measure({name: contender(name) for name in "abc"}, Budget(seconds=0, calls=4, warm_up=False), seed)
+        turns = calls[6:]  # in the first turn each has an uncounted call
+        rounds = ["".join(turns[i : i + 3]) for i in range(0, 9, 3)]
+        assert [sorted(each) for each in rounds] == [list("abc")] * 3
+        orders.add(tuple(rounds))
+    assert len({rounds[0] for rounds in orders}) > 2  # over seeds
+    assert max(len(set(rounds)) for rounds in orders) > 1  # and from round to round
+
+
+def test_calls_that_a_percentile_wants_are_taken_where_they_fit() -> None:
+    budget = Budget(seconds=1.0, hoped=1000)
+    assert not budget.spent([0.003] * 400)
+    assert budget.spent([0.003] * 1000)
+    assert not budget.spent([0.01] * 99)
+    assert budget.spent([0.01] * 101)  # a thousand would take ten times the seconds
+
+
+def test_long_work_has_one_call_that_does_not_count() -> None:
+    calls: list[float] = []
+    pace = iter([9.0, 1.0, 1.0, 1.02, 1.0, 2.0])
+
+    def call() -> float:
+        calls.append(next(pace))
+        return calls[-1]
+
+    found = measure({"pass": Timed(call, 7)}, Budget(seconds=0, calls=5, warm_up=False))["pass"]
+    assert (found.seconds, found.steady, len(calls)) == ([1.0, 1.0, 1.02, 1.0, 2.0], True, 6)
+    pace = iter([9.0, 1.0, 1.5, 1.0])
+    assert not measure({"pass": Timed(call, 7)}, Budget(seconds=0, calls=3, warm_up=False))["pass"].steady
 
 
 def test_the_warm_up_goes_on_until_it_rests() -> None:
@@ -65,6 +110,16 @@ def test_what_fails_is_left_out_with_its_reason_and_the_others_go_on() -> None:
         measure({"at once": Timed(after(0))})
 
 
+@pytest.mark.parametrize("error", [ContractError("it answers with other arrays"), InputError("the tiles are gone"), MemoryError()])
+def test_whatever_a_user_can_mend_leaves_one_out_not_all(error: Exception) -> None:
+    def refuse() -> float:
+        raise error
+
+    failed: dict[str, str] = {}
+    samples = measure({"refuses": Timed(refuse), "works": Timed(wall(lambda: time.sleep(0.005)))}, Budget(seconds=0.1), failed=failed)
+    assert (set(samples), failed) == ({"works"}, {"refuses": module.why(error)})
+
+
 def test_a_percentile_is_claimed_with_ten_samples_beyond_it() -> None:
     hundred = Samples(1, [0.001 * i for i in range(1, 101)])
     assert hundred.tells(50)
@@ -73,6 +128,10 @@ def test_a_percentile_is_claimed_with_ten_samples_beyond_it() -> None:
     assert Samples(1, [0.001] * 1000).tells(99)
     assert hundred.milliseconds(50) == pytest.approx(50.5)
     assert Samples(1, [1.0, 3.0]).variation == pytest.approx(0.5)
+
+
+def test_images_a_second_are_all_images_over_all_seconds() -> None:
+    assert Samples(10, [1.0, 1.0, 4.0]).images_per_second == pytest.approx(30 / 6)
 
 
 def test_every_query_is_another_one() -> None:
@@ -148,6 +207,19 @@ def test_ceilings_and_operations_are_measured(bundle: Bundle) -> None:
     assert work.operations == pytest.approx(0.67e9, rel=0.1)  # ResNet-50 at 64x64: a twelfth of the 8.2 GFLOP at 224x224
 
 
+def test_the_quantised_products_are_products() -> None:
+    rng = np.random.default_rng(0)
+    tiles, weights = rng.integers(0, 256, (256, 256), np.uint8), rng.integers(-127, 128, (256, 256), np.int8)
+    exact = (tiles.astype(np.int64) @ weights / 2**14).round().clip(0, 255)
+    products = list(_quantised(256))
+    assert products
+    for product in products:
+        answer = product()
+        [found] = answer if isinstance(answer, list) else answer.values()  # type: ignore[attr-defined]
+        assert np.abs(found - exact).max() <= 1
+    assert exact.max() > 10
+
+
 def clocks(engine: float, host: float, decode: float, whole: float) -> Clocks:
     return Clocks(*(Samples(10, [10 * seconds]) for seconds in (engine, host, decode, whole)))
 
@@ -159,6 +231,7 @@ def test_the_verdict_names_what_takes_most() -> None:
     text = verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=0.5)
     assert text.startswith("Bound by the engine itself: 67 %")
     assert text.endswith("It runs at 50 % of the machine's matrix rate.")
+    assert "matrix rate" not in verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=1.19)  # that was no ceiling
     assert "overlap" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
     assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5e-3))
 

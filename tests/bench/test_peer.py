@@ -1,9 +1,11 @@
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sattrt.bench import peer as peer_module
 from sattrt.bench.peer import run_peer
 from sattrt.errors import InputError
 
@@ -28,6 +30,37 @@ def test_a_foreign_program_is_timed_without_its_start(answer: str) -> None:
     assert peer.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert 8 < peer.images_per_second < 40  # it sleeps 50 ms a tile
     assert peer.start_seconds > 0.05
+
+
+def test_a_program_that_does_nothing_has_no_speed_that_could_be_quoted() -> None:
+    def outcome() -> str:
+        try:
+            peer = run_peer(f'"{sys.executable}" -c "import sys; print(*[0] * {len(TILES)}, sep=chr(10))"', TILES, CLASSES, 20)
+        except InputError as error:
+            return str(error)
+        return "that is no speed" if peer.indicative else f"{peer.images_per_second} tiles a second"
+
+    assert "that is no speed" in outcome()
+
+
+def test_tiles_that_are_soon_done_are_given_several_times_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds as a program takes them that starts in 1 to 1.2 s and needs 10 ms a tile."""
+    starts = iter([0.0, 1.0, 1.0, 1.2, 1.2, 1.1, 1.1] + [1.0, 1.0, 1.2, 1.2, 1.1, 1.1] * 9)
+    asked: list[int] = []
+
+    def run(words: list[str], command: str, path: Path, limit: float) -> tuple[float, str]:
+        asked.append(len(np.load(path)))
+        return next(starts) + 0.01 * asked[-1], "0\n" * asked[-1]
+
+    monkeypatch.setattr(peer_module, "_run", run)
+    peer = run_peer("x", TILES, CLASSES, 1000)
+    assert (peer.indicative, peer.images) == (False, asked[-1])
+    assert peer.images > 200
+    assert peer.images_per_second == pytest.approx(100)
+    assert peer.starts == pytest.approx([1.01, 1.21, 1.11])
+    assert asked[1:7] == [1, 6] * 3  # in turns
+    starts = iter([0.0] + [1.0, 1.0, 1.2, 1.2, 1.1, 1.1] * 9)
+    assert run_peer("x", np.resize(TILES, (60, 4, 4, 3)), CLASSES, 2).indicative  # no time for more
 
 
 def test_of_two_class_names_the_longer_that_fits_is_meant() -> None:
