@@ -17,7 +17,9 @@ import torch
 from ..errors import InputError
 from ..spec import KERAS_RESNET50, RESNET50
 from ..training.hardware import Rank, ranks
+from ..training.hold import held
 from ..training.loop import Observer
+from ..training.run import refuse_to_overwrite
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
 from .files import OutFiles, prepare_folders, write_predictions
@@ -51,12 +53,16 @@ def run_config(
     """Do what the configuration says; several processes are one run, by torchrun.
 
     on_report: called on the first rank with what is about to be done, as pairs of a name and a value.
-    Raises InputError and ContractError for what doesn't fit together, before anything is written.
+    Raises InputError and ContractError for what doesn't fit together, before anything is written; and InputError for a run folder that
+    holds a run or other files, or that another process trains into.
     """
     data = config.data
     assert data.test_input_path is not None
     with ranks() as rank:
-        if data.input_path:
+        if not data.input_path:
+            return _test(config, rank, on_report)
+        with held(out, rank):
+            refuse_to_overwrite(out)
             dataset = labelled(data.input_path, data.test_input_path, on_scan)
             network = build(config, dataset.height, dataset.width)
             check_classes(network, dataset, config)
@@ -64,7 +70,6 @@ def run_config(
             if rank.is_first:
                 on_report(_report(config, network, rank) + training.report())
             return Outcome(training.run(), None, len(dataset.tiles("valid")))
-        return _test(config, rank, on_report)
 
 
 def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None]) -> Outcome:

@@ -55,14 +55,12 @@ class TrainingResult:
 
 
 class Training:
-    """One run. Raises InputError for what can't be trained, and for a run folder that holds one already."""
+    """One run, into a folder that is held for it. Raises InputError for what can't be trained."""
 
     def __init__(self, config: RmldnnConfig, dataset: Dataset, network: Network, out: Path, rank: Rank, observer: Observer) -> None:
         assert config.optimizer is not None
         if config.data.batch_size % rank.world:
             raise InputError(f"batch_size {config.data.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
-        if (out / "best.safetensors").exists() or (out.exists() and not out.is_dir()):
-            raise InputError(f"{out} holds a run already, or is a file: it is not overwritten. Choose another --out.")
         require_trainable(network, config.layers if isinstance(config.layers, Path) else config.path)
         self.config, self.dataset, self.network, self.out, self.rank, self.observer = config, dataset, network, out, rank, observer
         self.optimizer_config = config.optimizer
@@ -121,7 +119,6 @@ class Training:
             prepare_folders(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
-            self.out.mkdir(parents=True, exist_ok=True)
             write_json(self.out / "config.json", {"rmldnn": str(self.config.path), "ran_with": vars(self.plan)})
             self._write_samples()
             self.files.begin("train", "test")

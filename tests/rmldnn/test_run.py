@@ -28,6 +28,7 @@ from sattrt.rmldnn.tiles import labelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
+from sattrt.training.hold import held
 from sattrt.training.log import Row
 from sattrt.training.loop import Observer, Plan
 from sattrt.training.run import load_trained, read_samples
@@ -185,7 +186,7 @@ def test_transforms_weights_and_grey_train_too(tutorial: Path, tmp_path: Path) -
     with torch.inference_mode():
         right = model(torch.from_numpy(samples.valid)).argmax(1).numpy() == samples.valid_labels
     assert abs(right.mean() - outcome.training.accuracy) <= 1 / 15  # uint8 rounds what the run had in float
-    with pytest.raises(SattrtError, match="holds a run already"):
+    with pytest.raises(SattrtError, match=r"holds a run with a trained network already\. Choose another --out"):
         run_config(read(tmp_path / "c.json", document), tmp_path / "run")
 
 
@@ -249,6 +250,18 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     ]:
         with pytest.raises(SattrtError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
+
+
+def test_the_folder_of_a_run_is_the_runs_alone(tutorial: Path, tmp_path: Path) -> None:
+    """Whatever else lies there is not overwritten, and two runs don't share it."""
+    config = read(tmp_path / "c.json", configuration(tutorial))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"theirs": 1}')
+    with pytest.raises(InputError, match=r"mine holds 'config.json', which is not of a run"):
+        run_config(config, tmp_path / "mine")
+    assert (tmp_path / "mine" / "config.json").read_text() == '{"theirs": 1}'
+    with ranks() as rank, held(tmp_path / "run", rank), pytest.raises(InputError, match="Another process is training into"):
+        run_config(config, tmp_path / "run")
 
 
 def test_what_can_not_be_written_is_said_before_the_first_step(tutorial: Path, tmp_path: Path) -> None:
