@@ -1,21 +1,24 @@
 """An rmldnn configuration in sattrt's own words: a TOML file for `sattrt train --config`, with a comment on what came from where.
 
-text = translate(RmldnnConfig.read(Path("config_train.json")))
+write_translation(RmldnnConfig.read(Path("config_train.json")), Path("run.toml"))
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
+from ..spec import read_bytes, write_bytes
 from .config import OptimizerConfig, RmldnnConfig
 from .keras import KerasNetwork, read_network
 
 Line = Callable[[str, object, str], None]  # setting, value, what is said of it
 
+_OURS = re.compile(rb"# From [^\n]* by sattrt ")  # what a translation begins with
 _BETTER = """
 # What would be done better today; each line may be taken as it stands:
 #   normalisation   nothing to do: sattrt takes the train tiles' own mean and deviation off inside the network
@@ -26,6 +29,13 @@ _BETTER = """
 #   labels          label_smoothing = 0.1
 # All of these together are sattrt's defaults: `sattrt train dataset --out run --epochs 1`, without this file.
 """
+
+
+def write_translation(config: RmldnnConfig, path: Path) -> None:
+    """Write the TOML file. InputError where another file than an older translation is there, the configuration itself perhaps."""
+    if path.exists() and not _OURS.match(read_bytes(path)):
+        raise InputError(f"{path} is there already and is no translation: it is not overwritten. Choose another --translate.")
+    write_bytes(path, translate(config).encode())
 
 
 def translate(config: RmldnnConfig) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from conftest import configuration, write_configuration
 
+from sattrt.errors import InputError
 from sattrt.rmldnn.config import RmldnnConfig
-from sattrt.rmldnn.translate import translate
+from sattrt.rmldnn.translate import translate, write_translation
 from sattrt.training.config import TrainConfig
 
 
@@ -75,6 +76,17 @@ def test_what_is_odd_is_read_back_too(tutorial: Path, tmp_path: Path, case: str)
 def test_the_file_may_have_any_name(tutorial: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(translate(read(tmp_path / "c\n[d].json", configuration(tutorial))))
     assert TrainConfig.from_toml(tmp_path / "run.toml").epochs == 2
+
+
+def test_no_file_but_an_older_translation_is_overwritten(tutorial: Path, tmp_path: Path) -> None:
+    config = read(tmp_path / "c.json", configuration(tutorial))
+    before = (tmp_path / "c.json").read_bytes()
+    for name, said in (("c.json", "is no translation: it is not overwritten"), ("", "is not a file")):
+        with pytest.raises(InputError, match=said):
+            write_translation(config, tmp_path / name)
+    assert (tmp_path / "c.json").read_bytes() == before
+    for _ in range(2):
+        write_translation(config, tmp_path / "run.toml")
 
 
 def test_what_gives_way_is_said(tutorial: Path, tmp_path: Path) -> None:
