@@ -27,7 +27,7 @@ _BETTER = """
 #   learning rate   optimizer = "sgd", learning_rate = 0.02, schedule = "one-cycle", warmup = 0.1: the rate rises, then falls to zero
 #   what is trained tune = "all"           every layer adapts to tiles that are no photographs
 #   labels          label_smoothing = 0.1
-# All of these together are sattrt's defaults: `sattrt train dataset --out run --epochs 1`, without this file.
+# All of these together are sattrt's defaults: `sattrt train dataset --out better --epochs 1`, without this file.
 """
 
 
@@ -47,7 +47,7 @@ def translate(config: RmldnnConfig) -> str:
     lines = [
         f"# From {_printable(config.path.name)} by sattrt {__version__}. Use it so:",
         f"#   sattrt data {_printable(_parent(data.input_path, data.test_input_path))} --out dataset",
-        "#   sattrt train dataset --out run --config THIS_FILE",
+        "#   sattrt train dataset --out translated --config THIS_FILE",  # `run` is where the configuration itself trained into
         "",
     ]
     geometry, left = _geometry(config)
