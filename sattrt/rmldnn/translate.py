@@ -20,13 +20,20 @@ Line = Callable[[str, object, str], None]  # setting, value, what is said of it
 
 _OURS = re.compile(rb"# From [^\n]* by sattrt ")  # what a translation begins with
 _BETTER = """
-# What would be done better today; each line may be taken as it stands:
-#   normalisation   nothing to do: sattrt takes the train tiles' own mean and deviation off inside the network
-#   augmentation    symmetries = true      an overhead tile is as likely in any of its eight orientations
-#   what is kept    nothing to do: the epoch of the best validation accuracy, not the last one
-#   learning rate   optimizer = "sgd", learning_rate = 0.02, schedule = "one-cycle", warmup = 0.1: the rate rises, then falls to zero
-#   what is trained tune = "all"           every layer adapts to tiles that are no photographs
-#   labels          label_smoothing = 0.1
+# What would be done better today. To take a line, put it in the place of the one above that sets the same, without its "# ".
+# augmentation: an overhead tile is as likely in any of its eight orientations
+# symmetries = true
+# learning rate: it rises, then falls to zero; the four belong together
+# optimizer = "sgd"
+# learning_rate = 0.02
+# schedule = "one-cycle"
+# warmup = 0.1
+# what is trained: every layer adapts to tiles that are no photographs
+# tune = "all"
+# labels: not wholly sure ones keep a network from being too sure
+# label_smoothing = 0.1
+# Nothing is to be done for normalisation (the train tiles' own mean and deviation are taken off inside the network), nor for what
+# is kept (the epoch of the best validation accuracy, not the last one).
 # All of these together are sattrt's defaults: `sattrt train dataset --out better --epochs 1`, without this file.
 """
 

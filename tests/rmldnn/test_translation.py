@@ -1,5 +1,6 @@
 """A translation is a TOML file that `sattrt train` reads back, whatever the configuration says."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path
     assert all(" # " in line for line in settings)
     for word in ("normalisation", "augmentation", "best validation accuracy", "learning rate"):
         assert word in text
+
+
+def test_what_would_be_better_can_be_taken_line_by_line(tutorial: Path, tmp_path: Path) -> None:
+    text = translate(read(tmp_path / "c.json", configuration(tutorial)))
+    settings, better = text.split("# What would be done better today")
+    taken = dict(re.findall(r"^# (\w+) = (.+)$", better, re.M))
+    assert set(taken) == {"symmetries", "optimizer", "learning_rate", "schedule", "warmup", "tune", "label_smoothing"}
+    for key, value in taken.items():
+        settings, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", settings, flags=re.M)
+        assert count == 1, key
+    (tmp_path / "run.toml").write_text(settings)
+    config = TrainConfig.from_toml(tmp_path / "run.toml")
+    assert {key: getattr(config, key) for key in taken} == {key: getattr(TrainConfig(), key) for key in taken}
 
 
 ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
