@@ -34,7 +34,7 @@ from .sources import Source, Unreadable, open_source
 from .workers import each_file
 
 BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
-_SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _UNSHOWN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of control characters, bytes that are no UTF-8, line ends and such
 _ASKED, _TRIED, _SHOWN_PAIRS = 9, 200, 20
 
@@ -170,7 +170,7 @@ class _Layout:
         names = [name for name in images if name not in left_out]
         class_folders = {folder for folder in source.folders() if len(PurePosixPath(folder).parts) == depth - 1}
         roots = {PurePosixPath(folder).parent for folder in class_folders}
-        named = {root: _SPLIT_FOLDERS.get(root.name.lower()) for root in roots}
+        named = {root: SPLIT_FOLDERS.get(root.name.lower()) for root in roots}
         split_folders: dict[str, str] = {}
         if all(named.values()):
             split_folders = {name: str(named[PurePosixPath(name).parent.parent]) for name in names}

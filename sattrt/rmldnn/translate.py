@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import __version__
+from ..data.scan import SPLIT_FOLDERS
 from ..errors import InputError
 from ..spec import read_bytes, write_bytes
 from .config import OptimizerConfig, RmldnnConfig
@@ -53,7 +55,7 @@ def translate(config: RmldnnConfig) -> str:
     _, network = read_network(config.layers, str(config.path))
     lines = [
         f"# From {_printable(config.path.name)} by sattrt {__version__}. Use it so:",
-        f"#   sattrt data {_printable(_parent(data.input_path, data.test_input_path))} --out dataset",
+        f"#   sattrt data {_printable(_source(data.input_path, data.test_input_path))}",
         "#   sattrt train dataset --out translated --config THIS_FILE",  # `run` is where the configuration itself trained into
         "",
     ]
@@ -174,7 +176,8 @@ def _name(config: RmldnnConfig) -> str:
     return config.layers.name if isinstance(config.layers, Path) else "layers"
 
 
-def _parent(train: Path, valid: Path | None) -> str:
-    if valid and train.parent == valid.parent:
-        return json.dumps(str(train.parent))
-    return f"FOLDER    # one that holds {train} as train/ and {valid} as valid/"
+def _source(train: Path, valid: Path | None) -> str:
+    """What `sattrt data` is given: the folder that holds both, where their names say which is which."""
+    if valid and train.parent == valid.parent and [SPLIT_FOLDERS.get(each.name.lower()) for each in (train, valid)] == ["train", "valid"]:
+        return shlex.quote(str(train.parent)) + " --out dataset"
+    return f"FOLDER --out dataset    # one that holds {train} as train/ and {valid} as valid/"

@@ -103,6 +103,19 @@ def test_no_file_but_an_older_translation_is_overwritten(tutorial: Path, tmp_pat
         write_translation(config, tmp_path / "run.toml")
 
 
+def test_the_commands_can_be_run(tutorial: Path, tmp_path: Path) -> None:
+    for (train, valid), said in {
+        ("my tiles/train", "my tiles/Validation"): "#   sattrt data 'my tiles' --out dataset",
+        ("train", "val"): "#   sattrt data . --out dataset",
+        ("a/good", "a/new"): "#   sattrt data FOLDER --out dataset    # one that holds a/good as train/ and a/new as valid/",
+        ("a/train", "b/valid"): "#   sattrt data FOLDER --out dataset    # one that holds a/train as train/ and b/valid as valid/",
+        ("a/valid", "a/train"): "#   sattrt data FOLDER --out dataset    # one that holds a/valid as train/ and a/train as valid/",
+    }.items():
+        folders = {"input_path": train, "test_input_path": valid}
+        text = translate(read(tmp_path / "c.json", configuration(tutorial, data=folders)))
+        assert text.splitlines()[1] == said
+
+
 def test_what_gives_way_is_said(tutorial: Path, tmp_path: Path) -> None:
     steps = [{"resize": [96, 96]}, {"random_zoom": 0.5}, {"resize": [64, 64]}, {"random_zoom": 0.1}]
     text = translate(read(tmp_path / "c.json", configuration(tutorial, data={"transforms": steps})))
