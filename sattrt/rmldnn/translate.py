@@ -65,7 +65,8 @@ def translate(config: RmldnnConfig) -> str:
         lines.append(f"{key + ' = ' + json.dumps(value):<28}  # {_printable(said)}")
 
     line("epochs", config.num_epochs, f"num_epochs {config.num_epochs}")
-    line("batch_size", max(2, data.batch_size), f"data.batch_size {data.batch_size}; over all processes together")
+    least = "; sattrt train takes no fewer than 2" if data.batch_size < 2 else ""
+    line("batch_size", max(2, data.batch_size), f"data.batch_size {data.batch_size}; over all processes together{least}")
     if data.preload:
         line("cache_gb", 4.0, "data.preload true: tiles are decoded once and kept, up to so many GB")
     else:
@@ -100,15 +101,21 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
     )
     line("learning_rate", optimizer.learning_rate, f"optimizer.learning_rate {optimizer.learning_rate:g}")
     if "beta1" in options:
-        line("momentum", max(1e-3, float(options["beta1"])), f"optimizer.beta1 {options['beta1']}")
+        beta1 = float(options["beta1"])
+        line("momentum", max(1e-3, beta1), f"optimizer.beta1 {beta1:g}" + ("" if beta1 >= 1e-3 else "; sattrt train takes no less than 0.001"))
     else:
         momentum = float(options.get("momentum", 0.0))
         line(
             "momentum",
             min(0.999, momentum) or 0.9,
-            f"optimizer.momentum {momentum:g}" + ("" if momentum else "; sattrt's SGD always has some"),
+            f"optimizer.momentum {momentum:g}"
+            + ("; sattrt's SGD always has some" if not momentum else "; sattrt train takes no more than 0.999" if momentum > 0.999 else ""),
         )
-    line("weight_decay", min(1.0, float(options["weight_decay"])), f"optimizer.weight_decay {options['weight_decay']}")
+    decay = float(options["weight_decay"])
+    more = "; sattrt train leaves biases and BatchNorms out of it" if decay else ""
+    line(
+        "weight_decay", min(1.0, decay), f"optimizer.weight_decay {decay:g}{more}{', and takes no more than 1' if decay > 1 else ''}"
+    )
     known = {"beta1", "weight_decay", "momentum"}
     left += [f"optimizer.{key} {value}" for key, value in options.items() if key not in known]
     schedule = optimizer.scheduler
@@ -128,7 +135,8 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
     else:
         line("schedule", "exponential", "lr_scheduler.type Exponential")
     if schedule and schedule.kind != "Warmup":
-        line("gamma", min(1.0, schedule.gamma), f"lr_scheduler.gamma {schedule.gamma:g}")
+        most = "; sattrt train takes no more than 1: the rate stays as it is" if schedule.gamma > 1 else ""
+        line("gamma", min(1.0, schedule.gamma), f"lr_scheduler.gamma {schedule.gamma:g}{most}")
     line("warmup", warmup, "lr_scheduler.num_epochs, as a share of the run" if warmup else "none")
 
 
@@ -145,7 +153,7 @@ def _geometry(config: RmldnnConfig) -> tuple[dict[str, tuple[object, str]], list
         elif step.kind == "random_zoom":
             setting = "crop", round((1 - step.values[0]) ** 2, 4), "the least share of the area that is shown"
         elif "flip" in step.kind:
-            flips = True
+            flips |= step.values[0] > 0
         elif step.kind == "normalize":
             left.append(said + ": the train tiles' own mean and deviation are taken instead")
         else:

@@ -103,6 +103,32 @@ def test_no_file_but_an_older_translation_is_overwritten(tutorial: Path, tmp_pat
         write_translation(config, tmp_path / "run.toml")
 
 
+def test_what_is_changed_is_said(tutorial: Path, tmp_path: Path) -> None:
+    grows = {"type": "Step", "step_size": 1, "gamma": 2}
+    text = translate(
+        read(
+            tmp_path / "c.json",
+            configuration(
+                tutorial,
+                data={"batch_size": 1, "transforms": [{"random_horizontal_flip": 0}]},
+                optimizer={"type": "SGD", "momentum": 1, "weight_decay": 5, "lr_scheduler": grows},
+            ),
+        )
+    )
+    for key, value, said in [
+        ("batch_size", "2", "data.batch_size 1; over all processes together; sattrt train takes no fewer than 2"),
+        ("momentum", "0.999", "optimizer.momentum 1; sattrt train takes no more than 0.999"),
+        ("weight_decay", "1.0", "5; sattrt train leaves biases and BatchNorms out of it, and takes no more than 1"),
+        ("gamma", "1.0", "lr_scheduler.gamma 2; sattrt train takes no more than 1"),
+        ("symmetries", "false", "no flips"),
+    ]:
+        [line] = re.findall(rf"^{key} = .*$", text, re.M)
+        assert line.startswith(f"{key} = {value} ")
+        assert said in line
+    text = translate(read(tmp_path / "c.json", configuration(tutorial, optimizer={"beta1": 0})))
+    assert "optimizer.beta1 0; sattrt train takes no less than 0.001" in text
+
+
 def test_the_commands_can_be_run(tutorial: Path, tmp_path: Path) -> None:
     for (train, valid), said in {
         ("my tiles/train", "my tiles/Validation"): "#   sattrt data 'my tiles' --out dataset",
