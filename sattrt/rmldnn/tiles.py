@@ -24,7 +24,10 @@ Progress = Callable[[int, int], None]
 
 
 def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, total: None) -> Dataset:
-    """Two folders of class folders, as the splits "train" and "valid" of one dataset. InputError where their classes or sizes differ."""
+    """Two folders of class folders, as the splits "train" and "valid" of one dataset. InputError where their classes or sizes differ, or
+    where one folder is both."""
+    if train.resolve() == valid.resolve():
+        raise InputError(f"data.input_path and data.test_input_path are both {train}: a network is judged on tiles that it has not seen.")
     scans = [_scanned(path, on_progress) for path in (train, valid)]
     first, second = scans
     for name in sorted(set(first.classes) ^ set(second.classes)):
@@ -77,6 +80,12 @@ def unlabelled(path: Path) -> Dataset:
     )
 
 
+def on_both_sides(dataset: Dataset) -> int:
+    """How many of the tiles to validate with are to be trained on as well, byte for byte."""
+    seen = {tile.sha256 for tile in dataset.tiles("train")}
+    return sum(tile.sha256 in seen for tile in dataset.tiles("valid"))
+
+
 def known_by_folder(dataset: Dataset) -> Dataset:
     """The same tiles with the folder that each lies in as its class. InputError for one that lies in none."""
     folders = [PurePosixPath(tile.name).parent.name for tile in dataset.all_tiles]
@@ -92,6 +101,8 @@ def _scanned(path: Path, on_progress: Progress) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
     dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress)
+    if dataset.split == "folders":
+        raise InputError(f"{path} is divided into train/, valid/ or the like. Give the one that is meant, such as {path / 'train'}.")
     if dataset.dtype != "uint8":
         raise InputError(f"{path} holds tiles of {len(dataset.bands)} bands; rmldnn's images are 8-bit RGB. Train with `sattrt train`.")
     return dataset

@@ -39,6 +39,7 @@ from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
 from .files import OutFiles, prepare_folders, write_predictions
 from .network import Network, require_trainable
 from .optimizer import make_optimizer, rate_at
+from .tiles import on_both_sides
 from .weights import save_checkpoint
 
 SEED = 0
@@ -101,6 +102,8 @@ class Training:
             schedule += " (verbose: the rate of each step is in log.csv)"
         weighed = f", classes weighed by {', '.join(f'{each:g}' for each in loss.weight)}" if loss.weight else ""
         ignored = f", without class {loss.ignore_index}" if loss.ignore_index is not None else ""
+        copies = on_both_sides(self.dataset)
+        seen = f"; {copies:,} of them are train tiles too, which flatters the accuracy" if copies else ""
         return [
             ("optimizer", f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {options}"),
             ("schedule", schedule),
@@ -108,7 +111,7 @@ class Training:
             ("train tiles", f"{len(self.tiles):,}, {self.loader.steps:,} batches of {self.batch_size // world} a process"),
             (
                 "valid tiles",
-                f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process",
+                f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process{seen}",
             ),
         ]
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,7 +25,7 @@ from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import build
 from sattrt.rmldnn.run import Outcome, run_config
-from sattrt.rmldnn.tiles import labelled
+from sattrt.rmldnn.tiles import labelled, on_both_sides
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
@@ -226,12 +227,15 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     (tmp_path / "one" / "Forest").mkdir(parents=True)
     for name in ("Field", "Forest"):
         (tmp_path / "one" / name / "a.jpg").write_bytes((tutorial / "data" / "train" / name / f"{name}_0.jpg").read_bytes())
-    two = {"input_path": str(tmp_path / "one"), "test_input_path": str(tmp_path / "one")}
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    two = {"input_path": str(tmp_path / "one"), "test_input_path": str(tmp_path / "two")}
     frozen = json.loads((tutorial / "layers.json").read_text())
     frozen["config"]["trainable"] = False
     cases: list[tuple[dict[str, Any], str]] = [
         ({"data": two}, "The head 'dense"),
         ({"data": {"input_path": str(tmp_path / "one")}}, "has the class 'Water'"),
+        ({"data": {"test_input_path": f"{tutorial}/data/valid/../train"}}, "are both"),
+        ({"data": {"input_path": f"{tutorial}/data"}}, "data is divided into train/, valid/ or the like. Give the one that is meant"),
         ({"data": {"input_path": "nowhere/"}}, "nowhere is no folder"),
         ({"data": {"test_input_path": "../nowhere/"}}, "../nowhere is no folder"),
         ({"layers": "nowhere.json"}, "nowhere.json"),
@@ -316,6 +320,13 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, la
     assert said["train tiles"] == "30, 1 batches of 30 a process"
     assert said["schedule"] == "Exponential (verbose: the rate of each step is in log.csv)"
     assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
+
+
+def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(tutorial / "data" / "valid", tmp_path / "valid")
+    for number in range(2):
+        shutil.copy(tutorial / "data" / "train" / "Field" / f"Field_{number}.jpg", tmp_path / "valid" / "Field" / f"seen_{number}.jpg")
+    assert on_both_sides(labelled(tutorial / "data" / "train", tmp_path / "valid")) == 2
 
 
 def test_the_command_line(
