@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from ..data.dataset import Dataset
 from ..errors import InputError
 from ..spec import KERAS_RESNET50, RESNET50
 from ..training.hardware import Rank, ranks
@@ -28,6 +29,7 @@ from .tiles import Progress, known_by_folder, labelled, unlabelled
 from .training import Training, TrainingResult
 
 Report = list[tuple[str, str]]
+_SHOWN = 20  # of the files that are left out, as of `sattrt data`
 _KNOWN = {KERAS_RESNET50: "Keras'", RESNET50: "torchvision's"}
 
 
@@ -68,7 +70,7 @@ def run_config(
             check_classes(network, dataset, config)
             training = Training(config, dataset, network, out, rank, observer or Observer())
             if rank.is_first:
-                on_report(_report(config, network, rank) + training.report())
+                on_report(_left_out(dataset, out) + _report(config, network, rank) + training.report())
             return Outcome(training.run(), None, len(dataset.tiles("valid")))
 
 
@@ -123,6 +125,13 @@ def _report(config: RmldnnConfig, network: Network, rank: Rank) -> Report:
         trained = sum(each.numel() for each in parameters if each.requires_grad)
         found.append(("trainable", f"{trained:,}, in {len(network.keras.trainable)} of {len(network.keras.names)} layers"))
     return found + [("note", note) for note in network.notes]
+
+
+def _left_out(dataset: Dataset, out: Path) -> Report:
+    """The first of the files that can't be used, and why; then how many there are. All are in the run's config.json."""
+    found = [("left out", f"{name}: {reason}") for name, reason in list(dataset.left_out.items())[:_SHOWN]]
+    more = f"; the others are in {out / 'config.json'}" if len(dataset.left_out) > _SHOWN else ""
+    return [*found, ("left out", f"{len(dataset.left_out):,} files in all{more}")] if found else []
 
 
 def _batches(tiles: int, batch_size: int, rank: Rank) -> str:

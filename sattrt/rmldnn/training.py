@@ -122,7 +122,8 @@ class Training:
             prepare_folders(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
-            write_json(self.out / "config.json", {"rmldnn": str(self.config.path), "ran_with": vars(self.plan)})
+            run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
+            write_json(self.out / "config.json", run)
             self._write_samples()
             self.files.begin("train", "test")
             self.log = TrainLog(self.out, 0)

@@ -102,7 +102,11 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
     line("learning_rate", optimizer.learning_rate, f"optimizer.learning_rate {optimizer.learning_rate:g}")
     if "beta1" in options:
         beta1 = float(options["beta1"])
-        line("momentum", max(1e-3, beta1), f"optimizer.beta1 {beta1:g}" + ("" if beta1 >= 1e-3 else "; sattrt train takes no less than 0.001"))
+        line(
+            "momentum",
+            max(1e-3, beta1),
+            f"optimizer.beta1 {beta1:g}" + ("" if beta1 >= 1e-3 else "; sattrt train takes no less than 0.001"),
+        )
     else:
         momentum = float(options.get("momentum", 0.0))
         line(
@@ -113,9 +117,7 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
         )
     decay = float(options["weight_decay"])
     more = "; sattrt train leaves biases and BatchNorms out of it" if decay else ""
-    line(
-        "weight_decay", min(1.0, decay), f"optimizer.weight_decay {decay:g}{more}{', and takes no more than 1' if decay > 1 else ''}"
-    )
+    line("weight_decay", min(1.0, decay), f"optimizer.weight_decay {decay:g}{more}{', and takes no more than 1' if decay > 1 else ''}")
     known = {"beta1", "weight_decay", "momentum"}
     left += [f"optimizer.{key} {value}" for key, value in options.items() if key not in known]
     schedule = optimizer.scheduler

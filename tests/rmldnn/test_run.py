@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, QUICK, by_name, configuration, keras_by_torch, write_configuration
+from PIL import Image
 
 from sattrt.bench.run import bench
 from sattrt.cli import main
@@ -24,7 +25,7 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import build
-from sattrt.rmldnn.run import Outcome, run_config
+from sattrt.rmldnn.run import Outcome, _left_out, run_config
 from sattrt.rmldnn.tiles import labelled, on_both_sides
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
@@ -320,6 +321,21 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, la
     assert said["train tiles"] == "30, 1 batches of 30 a process"
     assert said["schedule"] == "Exponential (verbose: the rate of each step is in log.csv)"
     assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
+
+
+def test_what_is_left_out_is_said(tutorial: Path, tmp_path: Path) -> None:
+    """A tile that is damaged, one of another size, and both of two that have one content and two classes."""
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    field = tmp_path / "train" / "Field"
+    (field / "Field_0.jpg").write_bytes((field / "Field_0.jpg").read_bytes()[:500])
+    Image.new("RGB", (70, 64)).save(field / "wide.png")
+    shutil.copy(field / "Field_1.jpg", tmp_path / "train" / "Water" / "copy.jpg")
+    dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
+    said = [value for name, value in _left_out(dataset, tmp_path) if name == "left out"]
+    assert said[-1] == "4 files in all"
+    for line in ("Field/Field_0.jpg: corrupt", "Field/wide.png: wrong size (70x64", "Water/copy.jpg: same content as Field/Field_1.jpg"):
+        assert any(line in each for each in said), line
+    assert not _left_out(labelled(tutorial / "data" / "train", tutorial / "data" / "valid"), tmp_path)
 
 
 def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:
