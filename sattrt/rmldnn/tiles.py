@@ -6,21 +6,49 @@ dataset = unlabelled(Path("data/test"))                          # split "test",
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import os
 import posixpath
+import struct
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
 from ..data.dataset import Dataset, Tile
-from ..data.decode import EXTENSIONS, decode_rgb
+from ..data.decode import EXTENSIONS, FORMATS, MAX_SIDE, decode_rgb
 from ..data.scan import SplitRule, scan
-from ..data.sources import open_source
+from ..data.sources import Source, open_source
 from ..errors import InputError
 from ..machine import cores
 
 Progress = Callable[[int, int], None]
+_COLOURS = ("L", "LA", "P", "RGBA")  # of Pillow's modes, those of 8 bits that RGB is made of without a choice; transparency is dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyColour(Dataset):
+    """Tiles of which some are grey, have a palette or are transparent: they are read as RGB."""
+
+    def content(self, source: Source, name: str) -> bytes:
+        return as_rgb(source.read(name))
+
+
+def as_rgb(content: bytes) -> bytes:
+    """An image of other colours as RGB, in a BMP; any other content as it is, since whoever decodes it says what is wrong."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            if image.mode not in _COLOURS or max(image.size) > MAX_SIDE:
+                return content
+            image.convert("RGB").save(written := io.BytesIO(), "BMP")
+            return written.getvalue()
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+        return content
 
 
 def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, total: None) -> Dataset:
@@ -43,7 +71,7 @@ def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, tota
         folder = PurePosixPath(os.path.relpath(each.source, root))
         tiles += [replace(tile, name=str(folder / tile.name), split=split) for tile in each.all_tiles]
         left_out |= {str(folder / name): reason for name, reason in each.left_out.items()}
-    return replace(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out)
+    return _any_colour(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out)
 
 
 def unlabelled(path: Path) -> Dataset:
@@ -54,7 +82,7 @@ def unlabelled(path: Path) -> Dataset:
         for name in source.names():
             if posixpath.splitext(name)[1].lower() not in EXTENSIONS:
                 continue
-            content = source.read(name)
+            content = as_rgb(source.read(name))
             try:
                 height, width, _ = decode_rgb(content).shape
             except InputError as error:
@@ -66,7 +94,7 @@ def unlabelled(path: Path) -> Dataset:
             tiles.append(Tile(name, 0, "test", hashlib.sha256(content).hexdigest(), len(content)))
     if not tiles:
         raise InputError(f"{path} holds no image ({', '.join(sorted(EXTENSIONS))}). Check data.test_input_path.")
-    return Dataset(
+    return AnyColour(
         source=str(path.resolve()),
         classes=("unknown",),
         height=size[0],
@@ -97,10 +125,15 @@ def known_by_folder(dataset: Dataset) -> Dataset:
     return replace(dataset, classes=classes, all_tiles=tiles)
 
 
+def _any_colour(dataset: Dataset, **changes: object) -> AnyColour:
+    values = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(Dataset)}
+    return AnyColour(**{**values, **changes})
+
+
 def _scanned(path: Path, on_progress: Progress) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
-    dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress)
+    dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress, convert=as_rgb)
     if dataset.split == "folders":
         raise InputError(f"{path} is divided into train/, valid/ or the like. Give the one that is meant, such as {path / 'train'}.")
     if dataset.dtype != "uint8":

@@ -19,6 +19,7 @@ from PIL import Image
 from sattrt.bench.run import bench
 from sattrt.cli import main
 from sattrt.data.decode import decode_rgb as decode
+from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
@@ -26,7 +27,7 @@ from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import build
 from sattrt.rmldnn.run import Outcome, _left_out, run_config
-from sattrt.rmldnn.tiles import labelled, on_both_sides
+from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
@@ -336,6 +337,30 @@ def test_what_is_left_out_is_said(tutorial: Path, tmp_path: Path) -> None:
     for line in ("Field/Field_0.jpg: corrupt", "Field/wide.png: wrong size (70x64", "Water/copy.jpg: same content as Field/Field_1.jpg"):
         assert any(line in each for each in said), line
     assert not _left_out(labelled(tutorial / "data" / "train", tutorial / "data" / "valid"), tmp_path)
+
+
+@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+def test_grey_files_are_read_as_rgb(tutorial: Path, tmp_path: Path, decoder: str) -> None:
+    """Palettes and transparency too; what is damaged or of 16 bits is left out still."""
+    if decoder == "dali":
+        pytest.importorskip("nvidia.dali")
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    paths = sorted((tmp_path / "train").glob("*/*.jpg"))
+    wanted = {}
+    for path, mode, kind in zip(paths, ["L", "L", "P", "RGBA", "LA"], ["jpg", "png", "png", "png", "tif"], strict=False):
+        image = Image.open(path).convert(mode)
+        path.unlink()
+        image.save(path.with_name(f"{mode}.{kind}"))
+        wanted[f"{mode}.{kind}"] = np.asarray(Image.open(path.with_name(f"{mode}.{kind}")).convert("RGB"))
+    Image.fromarray(np.full((64, 64), 999, np.uint16)).save(tmp_path / "train" / "Water" / "deep.png")
+    dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
+    assert [Path(name).name for name in dataset.left_out] == ["deep.png"]
+    tiles = dataset.tiles("train")
+    pixels, _ = decode_tiles(dataset, tiles, decoder)
+    for name, expected in wanted.items():
+        [found] = [pixels[i] for i, tile in enumerate(tiles) if Path(tile.name).name == name]
+        np.testing.assert_array_equal(found, expected)
+    assert len(unlabelled(tmp_path / "train" / "Field").all_tiles) == 10
 
 
 def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:
