@@ -25,7 +25,7 @@ from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
 from .files import OutFiles, prepare_folders, write_predictions
 from .network import Network, build
-from .tiles import Progress, known_by_folder, labelled, unlabelled
+from .tiles import AsGiven, Progress, known_by_folder, labelled, unlabelled
 from .training import Training, TrainingResult
 
 Report = list[tuple[str, str]]
@@ -65,12 +65,12 @@ def run_config(
             return _test(config, rank, on_report)
         with held(out, rank):
             refuse_to_overwrite(out)
-            dataset = labelled(data.input_path, data.test_input_path, on_scan)
+            dataset = labelled(data.input_path, data.test_input_path, on_scan, data.transforms.resizes)
             network = build(config, dataset.height, dataset.width)
             check_classes(network, dataset, config)
             training = Training(config, dataset, network, out, rank, observer or Observer())
             if rank.is_first:
-                on_report(_left_out(dataset, out) + _report(config, network, rank) + training.report())
+                on_report(_left_out(dataset, out) + _as_read(dataset) + _report(config, network, rank) + training.report())
             return Outcome(training.run(), None, len(dataset.tiles("valid")))
 
 
@@ -84,7 +84,7 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
         raise InputError(
             f"{config.path} has neither input_path, test_output_path nor target_type: nothing would come of it. Add one of them."
         )
-    dataset = unlabelled(data.test_input_path)
+    dataset = unlabelled(data.test_input_path, data.transforms.resizes)
     network = build(config, dataset.height, dataset.width)
     if data.labels:
         dataset = known_by_folder(dataset)
@@ -97,7 +97,8 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
             files.begin("test")
     tiles = dataset.tiles("test")
     if rank.is_first:
-        on_report([*_report(config, network, rank), ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
+        said = [*_as_read(dataset), *_report(config, network, rank)]
+        on_report([*said, ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
     loader = loader_of(dataset, tiles, data.test_batch_size, rank)
     logits = answers(network, loader, len(tiles), rank, "fp32", data.transforms)
     loader.close()
@@ -127,11 +128,18 @@ def _report(config: RmldnnConfig, network: Network, rank: Rank) -> Report:
     return found + [("note", note) for note in network.notes]
 
 
+def _as_read(dataset: AsGiven) -> Report:
+    """Whether tiles are resized."""
+    return [("note", f"tiles of other sizes are resized to {dataset.width}x{dataset.height} as they are read")] * dataset.resized
+
+
 def _left_out(dataset: Dataset, out: Path) -> Report:
     """The first of the files that can't be used, and why; then how many there are. All are in the run's config.json."""
     found = [("left out", f"{name}: {reason}") for name, reason in list(dataset.left_out.items())[:_SHOWN]]
     more = f"; the others are in {out / 'config.json'}" if len(dataset.left_out) > _SHOWN else ""
-    return [*found, ("left out", f"{len(dataset.left_out):,} files in all{more}")] if found else []
+    if found:
+        found.append(("left out", f"{len(dataset.left_out):,} files in all{more}"))
+    return found
 
 
 def _batches(tiles: int, batch_size: int, rank: Rank) -> str:

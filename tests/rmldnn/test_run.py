@@ -26,7 +26,7 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import build
-from sattrt.rmldnn.run import Outcome, _left_out, run_config
+from sattrt.rmldnn.run import Outcome, _as_read, _left_out, run_config
 from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
@@ -361,6 +361,31 @@ def test_grey_files_are_read_as_rgb(tutorial: Path, tmp_path: Path, decoder: str
         [found] = [pixels[i] for i, tile in enumerate(tiles) if Path(tile.name).name == name]
         np.testing.assert_array_equal(found, expected)
     assert len(unlabelled(tmp_path / "train" / "Field").all_tiles) == 10
+
+
+def test_tiles_of_other_sizes_are_resized_where_the_transforms_are(tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "train" / "Field" / "wide.png")
+    (tmp_path / "valid").mkdir()
+    for path in (tutorial / "data" / "valid").glob("*/*.jpg"):
+        (tmp_path / "valid" / path.parent.name).mkdir(exist_ok=True)
+        Image.open(path).resize((80, 80)).save(tmp_path / "valid" / path.parent.name / f"{path.stem}.png")
+    with pytest.raises(InputError, match="Cut them alike"):
+        labelled(tmp_path / "train", tmp_path / "valid")
+    dataset = labelled(tmp_path / "train", tmp_path / "valid", resizes=True)
+    assert (dataset.width, dataset.height, dataset.left_out, len(dataset.tiles("train"))) == (64, 64, {}, 31)
+    assert _as_read(dataset) == [("note", "tiles of other sizes are resized to 64x64 as they are read")]
+    [wide] = [tile for tile in dataset.tiles("train") if tile.name.endswith("wide.png")]
+    pixels, _ = decode_tiles(dataset, [wide, *dataset.tiles("valid")])
+    assert pixels.shape == (16, 64, 64, 3)
+    np.testing.assert_array_equal(pixels[0], Image.fromarray(noise).resize((64, 64), Image.Resampling.BILINEAR))
+    assert not labelled(tutorial / "data" / "train", tutorial / "data" / "valid", resizes=True).resized
+    with pytest.raises(InputError, match="Give tiles of one size"):
+        unlabelled(tmp_path / "train")
+    given = unlabelled(tmp_path / "train", resizes=True)
+    assert (len(given.all_tiles), given.resized) == (31, True)
+    assert decode_tiles(given, given.tiles("test"))[0].shape == (31, 64, 64, 3)
 
 
 def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:
