@@ -126,6 +126,9 @@ def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
             elif (height, width) != size:
                 raise InputError(f"{path / name} has {width}x{height} pixels, {first} {size[1]}x{size[0]}. Give tiles of one size.")
             tiles.append(Tile(name, 0, "test", hashlib.sha256(content).hexdigest(), len(content)))
+    names = {tile.name for tile in tiles}
+    if both := sorted({str(folder) for name in names for folder in PurePosixPath(name).parents} & names):
+        raise InputError(f"{path} holds {both[0]!r} both as an image and as a folder. Rename one of them.")
     if not tiles:
         raise InputError(f"{path} holds no image ({', '.join(sorted(EXTENSIONS))}). Check data.test_input_path.")
     return AsGiven(

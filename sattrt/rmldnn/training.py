@@ -84,6 +84,7 @@ class Training:
         self.batch_size = min(config.data.batch_size, len(self.tiles) // rank.world * rank.world)
         if not self.batch_size:
             raise InputError(f"{config.data.input_path} has fewer tiles, {len(self.tiles)}, than there are processes. Start fewer.")
+        self._refuse_lone_values()
         shuffled = Augmentation(symmetries=False)  # how tiles vary is the transforms' affair
         self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, **memory)
         self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, **memory)
@@ -92,6 +93,16 @@ class Training:
         self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder, slower)
         self.step, self.best, self.best_epoch, self.last = 0, -1.0, 0, 0.0
         self.checkpoints: list[Path] = []
+
+    def _refuse_lone_values(self) -> None:
+        """InputError where the last stage, which sees a 32nd of each side, has a single value a channel: BatchNorm can't take its variance."""
+        height, width = self.network.size
+        norms = [role for role in self.network.keras.trainable if role.startswith("layer4") and ("bn" in role or "downsample.1" in role)]
+        if self.batch_size == 1 and max(height, width) <= 32 and norms:
+            raise InputError(
+                f"A batch of one sample of {width}x{height} pixels has nothing that BatchNorm could learn from. Set batch_size to 2 or "
+                "more, or resize to more than 32."
+            )
 
     def report(self) -> list[tuple[str, str]]:
         """Optimizer, schedule, loss and sizes, as pairs of a name and a value."""

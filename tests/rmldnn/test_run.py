@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,16 @@ def test_samples_in_one_folder_are_predicted_without_groups(tutorial: Path, trai
         run_config(read(tmp_path / "c.json", configuration(tutorial, "test", data=paths)), tmp_path / "none")
 
 
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tutorial: Path, tmp_path: Path) -> None:
+    """In an archive it may be; the file of predictions has no place for it."""
+    content = (tutorial / "data" / "test" / "Water" / "Water_0.jpg").read_bytes()
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as file:
+        for name in ("Water/a.jpg", "Water/a.jpg/b.jpg", "Water/c.jpg"):
+            file.writestr(name, content)
+    with pytest.raises(InputError, match=r"holds 'Water/a.jpg' both as an image and as a folder"):
+        unlabelled(tmp_path / "test.zip")
+
+
 def test_transforms_weights_and_grey_train_too(tutorial: Path, tmp_path: Path) -> None:
     """What comes before the network is in the samples, so that the exported graph is judged by the tiles it is made for."""
     document = configuration(
@@ -233,6 +244,8 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     two = {"input_path": str(tmp_path / "one"), "test_input_path": str(tmp_path / "two")}
     frozen = json.loads((tutorial / "layers.json").read_text())
     frozen["config"]["trainable"] = False
+    open_size = json.loads((tutorial / "layers.json").read_text())
+    open_size["config"]["layers"][0]["config"]["batch_shape"] = [None, None, None, 3]
     cases: list[tuple[dict[str, Any], str]] = [
         ({"data": two}, "The head 'dense"),
         ({"data": {"input_path": str(tmp_path / "one")}}, "has the class 'Water'"),
@@ -244,6 +257,7 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
         ({"checkpoints": {"load": "nowhere.h5"}}, "nowhere.h5 does not exist"),
         ({"loss": {"weight": [1, 2]}}, "weight has 2 numbers for 3 classes"),
         ({"layers": frozen}, "trains no layer"),
+        ({"layers": open_size, "data": {"batch_size": 1, "transforms": [{"resize": [32, 32]}]}}, "A batch of one sample of 32x32 pixels"),
     ]
     for changes, said in cases:
         with pytest.raises(SattrtError) as caught:
