@@ -375,12 +375,11 @@ def rmldnn(
     """Run an rmldnn configuration as it is. Several processes: torchrun --nproc-per-node N -m sattrt rmldnn ..."""
     from .rmldnn.config import RmldnnConfig
     from .rmldnn.run import run_config
-    from .rmldnn.translate import translate as to_toml
-    from .spec import write_bytes
+    from .rmldnn.translate import write_translation
 
     settings = RmldnnConfig.read(config)
     if translate:
-        write_bytes(translate, to_toml(settings).encode())
+        write_translation(settings, translate)
         print(translate)
         return
 

@@ -20,6 +20,7 @@ from ..bands import ESA, RGB
 from ..errors import ContractError, InputError
 from ..spec import check_schema, read_json, write_bytes
 from .decode import TileFormat
+from .sources import Source
 
 SCHEMA = 2
 SPLITS = ("train", "valid", "test")
@@ -97,6 +98,10 @@ class Dataset:
     def tiles(self, split: str) -> list[Tile]:
         """Tiles of one split, in the order of their names."""
         return [tile for tile in self.all_tiles if tile.split == split]
+
+    def content(self, source: Source, name: str) -> bytes:
+        """What is decoded, and hashed, of a file."""
+        return source.read(name)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of tiles by split and class name."""

@@ -208,7 +208,7 @@ class Loader:
     def _read(self, index: int) -> bytes:
         assert self._source is not None
         tile = self._tiles[index]
-        content = self._source.read(tile.name)
+        content = self._dataset.content(self._source, tile.name)
         if hashlib.sha256(content).hexdigest() != tile.sha256:
             raise InputError(f"{tile.name} in {self._source.path} has changed since it was scanned. Run `sattrt data` again.")
         return content

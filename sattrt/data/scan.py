@@ -34,7 +34,7 @@ from .sources import Source, Unreadable, open_source
 from .workers import each_file
 
 BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
-_SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _UNSHOWN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of control characters, bytes that are no UTF-8, line ends and such
 _ASKED, _TRIED, _SHOWN_PAIRS = 9, 200, 20
 
@@ -94,11 +94,13 @@ def scan(
     workers: int = 2,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     bands: tuple[str, ...] | None = None,
+    convert: Callable[[bytes], bytes] = bytes,
 ) -> Dataset:
     """Scan a folder or archive into a `Dataset`; files that can't be used are in its `left_out`, with the reason.
 
     workers: processes that decode. on_progress: called with files done and files in all. bands: which are used, of tiles with more
-    than red, green and blue; None takes all.
+    than red, green and blue; None takes all. convert: what is made of a file's content before it is looked at (see `Dataset.content`);
+    it goes to other processes.
     Raises InputError for a source that can't be read, an empty class, fewer than two classes, bands that are not there or in an
     order that can't be right; BackendError where the tiles are GeoTIFF and rasterio is not installed.
     """
@@ -106,7 +108,7 @@ def scan(
     with open_source(source_path) as source:
         layout = _Layout.of(source)
         kind = _format_of(source, layout.names, bands)
-        for look in each_file(source, layout.names, _Looking(kind), workers):
+        for look in each_file(source, layout.names, _Looking(kind, convert), workers):
             looks.append(look)
             on_progress(len(looks), len(layout.names))
     left_out = {**layout.left_out, **{look.name: look.fault for look in looks if look.fault}}
@@ -170,7 +172,7 @@ class _Layout:
         names = [name for name in images if name not in left_out]
         class_folders = {folder for folder in source.folders() if len(PurePosixPath(folder).parts) == depth - 1}
         roots = {PurePosixPath(folder).parent for folder in class_folders}
-        named = {root: _SPLIT_FOLDERS.get(root.name.lower()) for root in roots}
+        named = {root: SPLIT_FOLDERS.get(root.name.lower()) for root in roots}
         split_folders: dict[str, str] = {}
         if all(named.values()):
             split_folders = {name: str(named[PurePosixPath(name).parent.parent]) for name in names}
@@ -250,10 +252,11 @@ class _Looking:
     """What is done with each file, in whichever process."""
 
     kind: TileFormat
+    convert: Callable[[bytes], bytes]
 
     def __call__(self, source: Source, name: str) -> _Look:
         try:
-            content = source.read(name)
+            content = self.convert(source.read(name))
         except Unreadable as error:
             return _Look(name, "", 0, fault=error.fault)
         known = _Look(name, hashlib.sha256(content).hexdigest(), len(content))

@@ -20,6 +20,7 @@ from ..spec import KERAS_RESNET50, RESNET50
 from .layers import Graph, Layer, read_layers
 from .pixels import Pixels
 from .preprocessing import preprocessing
+from .section import is_number
 
 ACTIVATIONS = {"log_softmax": "log_softmax", "log_softmax_v2": "log_softmax", "softmax": "softmax", "linear": "linear"}
 _BLOCKS, _WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
@@ -188,7 +189,7 @@ def _same(found: Any, wanted: Any) -> bool:
     while isinstance(found, list) and found and all(each == found[0] for each in found):
         found = found[0]
     if isinstance(wanted, float):
-        return isinstance(found, int | float) and abs(found - wanted) <= 1e-9
+        return is_number(found) and abs(found - wanted) <= 1e-9
     return bool(found == wanted) or (wanted == 3 and found == -1)
 
 

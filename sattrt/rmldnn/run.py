@@ -14,18 +14,22 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from ..data.dataset import Dataset
 from ..errors import InputError
 from ..spec import KERAS_RESNET50, RESNET50
 from ..training.hardware import Rank, ranks
+from ..training.hold import held
 from ..training.loop import Observer
+from ..training.run import refuse_to_overwrite
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
 from .files import OutFiles, prepare_folders, write_predictions
 from .network import Network, build
-from .tiles import Progress, known_by_folder, labelled, unlabelled
+from .tiles import AsGiven, Progress, known_by_folder, labelled, unlabelled
 from .training import Training, TrainingResult
 
 Report = list[tuple[str, str]]
+_SHOWN = 20  # of the files that are left out, as of `sattrt data`
 _KNOWN = {KERAS_RESNET50: "Keras'", RESNET50: "torchvision's"}
 
 
@@ -51,20 +55,23 @@ def run_config(
     """Do what the configuration says; several processes are one run, by torchrun.
 
     on_report: called on the first rank with what is about to be done, as pairs of a name and a value.
-    Raises InputError and ContractError for what doesn't fit together, before anything is written.
+    Raises InputError and ContractError for what doesn't fit together, before anything is written; and InputError for a run folder that
+    holds a run or other files, or that another process trains into.
     """
     data = config.data
     assert data.test_input_path is not None
     with ranks() as rank:
-        if data.input_path:
-            dataset = labelled(data.input_path, data.test_input_path, on_scan)
+        if not data.input_path:
+            return _test(config, rank, on_report)
+        with held(out, rank):
+            refuse_to_overwrite(out)
+            dataset = labelled(data.input_path, data.test_input_path, on_scan, data.transforms.resizes)
             network = build(config, dataset.height, dataset.width)
             check_classes(network, dataset, config)
             training = Training(config, dataset, network, out, rank, observer or Observer())
             if rank.is_first:
-                on_report(_report(config, network, rank) + training.report())
+                on_report(_left_out(dataset, out) + _as_read(dataset) + _report(config, network, rank) + training.report())
             return Outcome(training.run(), None, len(dataset.tiles("valid")))
-        return _test(config, rank, on_report)
 
 
 def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None]) -> Outcome:
@@ -77,7 +84,7 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
         raise InputError(
             f"{config.path} has neither input_path, test_output_path nor target_type: nothing would come of it. Add one of them."
         )
-    dataset = unlabelled(data.test_input_path)
+    dataset = unlabelled(data.test_input_path, data.transforms.resizes)
     network = build(config, dataset.height, dataset.width)
     if data.labels:
         dataset = known_by_folder(dataset)
@@ -90,7 +97,8 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
             files.begin("test")
     tiles = dataset.tiles("test")
     if rank.is_first:
-        on_report([*_report(config, network, rank), ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
+        said = [*_as_read(dataset), *_report(config, network, rank)]
+        on_report([*said, ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
     loader = loader_of(dataset, tiles, data.test_batch_size, rank)
     logits = answers(network, loader, len(tiles), rank, "fp32", data.transforms)
     loader.close()
@@ -118,6 +126,20 @@ def _report(config: RmldnnConfig, network: Network, rank: Rank) -> Report:
         trained = sum(each.numel() for each in parameters if each.requires_grad)
         found.append(("trainable", f"{trained:,}, in {len(network.keras.trainable)} of {len(network.keras.names)} layers"))
     return found + [("note", note) for note in network.notes]
+
+
+def _as_read(dataset: AsGiven) -> Report:
+    """Whether tiles are resized."""
+    return [("note", f"tiles of other sizes are resized to {dataset.width}x{dataset.height} as they are read")] * dataset.resized
+
+
+def _left_out(dataset: Dataset, out: Path) -> Report:
+    """The first of the files that can't be used, and why; then how many there are. All are in the run's config.json."""
+    found = [("left out", f"{name}: {reason}") for name, reason in list(dataset.left_out.items())[:_SHOWN]]
+    more = f"; the others are in {out / 'config.json'}" if len(dataset.left_out) > _SHOWN else ""
+    if found:
+        found.append(("left out", f"{len(dataset.left_out):,} files in all{more}"))
+    return found
 
 
 def _batches(tiles: int, batch_size: int, rank: Rank) -> str:

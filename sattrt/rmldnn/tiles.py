@@ -6,26 +6,88 @@ dataset = unlabelled(Path("data/test"))                          # split "test",
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import os
 import posixpath
+import struct
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
 
 from ..data.dataset import Dataset, Tile
-from ..data.decode import EXTENSIONS, decode_rgb
+from ..data.decode import EXTENSIONS, FORMATS, MAX_SIDE, decode_rgb
 from ..data.scan import SplitRule, scan
-from ..data.sources import open_source
+from ..data.sources import Source, open_source
 from ..errors import InputError
 from ..machine import cores
 
 Progress = Callable[[int, int], None]
+_COLOURS = ("L", "LA", "P", "RGBA")  # of Pillow's modes, those of 8 bits that RGB is made of without a choice; transparency is dropped
 
 
-def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, total: None) -> Dataset:
-    """Two folders of class folders, as the splits "train" and "valid" of one dataset. InputError where their classes or sizes differ."""
+@dataclass(frozen=True, kw_only=True)
+class AsGiven(Dataset):
+    """Tiles of which some are grey, have a palette or are transparent: they are read as RGB. resized: some are of other sizes, too."""
+
+    resized: bool = False
+
+    def content(self, source: Source, name: str) -> bytes:
+        return _Prepared((self.width, self.height) if self.resized else None)(source.read(name))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is made of a file's content: RGB and, where a size (width, height) is given, of that size, bilinear."""
+
+    size: tuple[int, int] | None = None
+
+    def __call__(self, content: bytes) -> bytes:
+        content = as_rgb(content)
+        if not self.size:
+            return content
+        try:
+            image = Image.fromarray(decode_rgb(content))
+        except InputError:  # whoever decodes it says so
+            return content
+        return content if image.size == self.size else _bmp(image.resize(self.size, Image.Resampling.BILINEAR))
+
+
+def as_rgb(content: bytes) -> bytes:
+    """An image of other colours as RGB, in a BMP; any other content as it is, since whoever decodes it says what is wrong."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            if image.mode not in _COLOURS or max(image.size) > MAX_SIDE:
+                return content
+            return _bmp(image.convert("RGB"))
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+        return content
+
+
+def _bmp(image: Image.Image) -> bytes:
+    image.save(written := io.BytesIO(), "BMP")  # no compression: the same bytes everywhere
+    return written.getvalue()
+
+
+def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, total: None, resizes: bool = False) -> AsGiven:
+    """Two folders of class folders, as the splits "train" and "valid" of one dataset.
+
+    resizes: the transforms begin with a resize, so that tiles may be of any size: those of another than most train tiles have are
+    resized to that. InputError where classes differ, or sizes without it, or where one folder is both.
+    """
+    if train.resolve() == valid.resolve():
+        raise InputError(f"data.input_path and data.test_input_path are both {train}: a network is judged on tiles that it has not seen.")
     scans = [_scanned(path, on_progress) for path in (train, valid)]
+    size = (scans[0].width, scans[0].height)
+    odd = any((each.width, each.height) != size or _of_other_sizes(each) for each in scans)
+    if odd and resizes:
+        scans = [_scanned(path, on_progress, size) for path in (train, valid)]
     first, second = scans
     for name in sorted(set(first.classes) ^ set(second.classes)):
         there, lacking = (train, valid) if name in first.classes else (valid, train)
@@ -40,30 +102,36 @@ def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, tota
         folder = PurePosixPath(os.path.relpath(each.source, root))
         tiles += [replace(tile, name=str(folder / tile.name), split=split) for tile in each.all_tiles]
         left_out |= {str(folder / name): reason for name, reason in each.left_out.items()}
-    return replace(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out)
+    return _as_given(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out, resized=odd and resizes)
 
 
-def unlabelled(path: Path) -> Dataset:
-    """Every image below a folder, in order of their names. InputError for one that can't be read, or is of another size."""
+def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
+    """Every image below a folder, in order of their names. InputError for one that can't be read, or is of another size than the first;
+    resizes: it is resized to that."""
     tiles: list[Tile] = []
-    size, first = (0, 0), ""
+    size, first, odd = (0, 0), "", False
     with open_source(path) as source:
         for name in source.names():
             if posixpath.splitext(name)[1].lower() not in EXTENSIONS:
                 continue
-            content = source.read(name)
+            content = as_rgb(source.read(name))
             try:
                 height, width, _ = decode_rgb(content).shape
             except InputError as error:
                 raise InputError(f"{path / name}: {error}. Mend it, or take it out.") from None
             if not tiles:
                 size, first = (height, width), name
-            if (height, width) != size:
+            if (height, width) != size and resizes:
+                odd, content = True, _Prepared(size[::-1])(content)
+            elif (height, width) != size:
                 raise InputError(f"{path / name} has {width}x{height} pixels, {first} {size[1]}x{size[0]}. Give tiles of one size.")
             tiles.append(Tile(name, 0, "test", hashlib.sha256(content).hexdigest(), len(content)))
+    names = {tile.name for tile in tiles}
+    if both := sorted({str(folder) for name in names for folder in PurePosixPath(name).parents} & names):
+        raise InputError(f"{path} holds {both[0]!r} both as an image and as a folder. Rename one of them.")
     if not tiles:
         raise InputError(f"{path} holds no image ({', '.join(sorted(EXTENSIONS))}). Check data.test_input_path.")
-    return Dataset(
+    return AsGiven(
         source=str(path.resolve()),
         classes=("unknown",),
         height=size[0],
@@ -74,10 +142,17 @@ def unlabelled(path: Path) -> Dataset:
         seed=0,
         all_tiles=tuple(tiles),
         left_out={},
+        resized=odd,
     )
 
 
-def known_by_folder(dataset: Dataset) -> Dataset:
+def on_both_sides(dataset: Dataset) -> int:
+    """How many of the tiles to validate with are to be trained on as well, byte for byte."""
+    seen = {tile.sha256 for tile in dataset.tiles("train")}
+    return sum(tile.sha256 in seen for tile in dataset.tiles("valid"))
+
+
+def known_by_folder(dataset: AsGiven) -> AsGiven:
     """The same tiles with the folder that each lies in as its class. InputError for one that lies in none."""
     folders = [PurePosixPath(tile.name).parent.name for tile in dataset.all_tiles]
     if "" in folders:
@@ -88,10 +163,21 @@ def known_by_folder(dataset: Dataset) -> Dataset:
     return replace(dataset, classes=classes, all_tiles=tiles)
 
 
-def _scanned(path: Path, on_progress: Progress) -> Dataset:
+def _as_given(dataset: Dataset, **changes: Any) -> AsGiven:
+    values = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(Dataset)}
+    return AsGiven(**{**values, **changes})
+
+
+def _of_other_sizes(dataset: Dataset) -> bool:
+    return any(reason.startswith("wrong size") for reason in dataset.left_out.values())
+
+
+def _scanned(path: Path, on_progress: Progress, size: tuple[int, int] | None = None) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
-    dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress)
+    dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress, convert=_Prepared(size))
+    if dataset.split == "folders":
+        raise InputError(f"{path} is divided into train/, valid/ or the like. Give the one that is meant, such as {path / 'train'}.")
     if dataset.dtype != "uint8":
         raise InputError(f"{path} holds tiles of {len(dataset.bands)} bands; rmldnn's images are 8-bit RGB. Train with `sattrt train`.")
     return dataset

@@ -39,6 +39,7 @@ from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
 from .files import OutFiles, prepare_folders, write_predictions
 from .network import Network, require_trainable
 from .optimizer import make_optimizer, rate_at
+from .tiles import on_both_sides
 from .weights import save_checkpoint
 
 SEED = 0
@@ -55,14 +56,12 @@ class TrainingResult:
 
 
 class Training:
-    """One run. Raises InputError for what can't be trained, and for a run folder that holds one already."""
+    """One run, into a folder that is held for it. Raises InputError for what can't be trained."""
 
     def __init__(self, config: RmldnnConfig, dataset: Dataset, network: Network, out: Path, rank: Rank, observer: Observer) -> None:
         assert config.optimizer is not None
         if config.data.batch_size % rank.world:
             raise InputError(f"batch_size {config.data.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
-        if (out / "best.safetensors").exists() or (out.exists() and not out.is_dir()):
-            raise InputError(f"{out} holds a run already, or is a file: it is not overwritten. Choose another --out.")
         require_trainable(network, config.layers if isinstance(config.layers, Path) else config.path)
         self.config, self.dataset, self.network, self.out, self.rank, self.observer = config, dataset, network, out, rank, observer
         self.optimizer_config = config.optimizer
@@ -85,6 +84,7 @@ class Training:
         self.batch_size = min(config.data.batch_size, len(self.tiles) // rank.world * rank.world)
         if not self.batch_size:
             raise InputError(f"{config.data.input_path} has fewer tiles, {len(self.tiles)}, than there are processes. Start fewer.")
+        self._refuse_lone_values()
         shuffled = Augmentation(symmetries=False)  # how tiles vary is the transforms' affair
         self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, **memory)
         self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, **memory)
@@ -93,6 +93,16 @@ class Training:
         self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder, slower)
         self.step, self.best, self.best_epoch, self.last = 0, -1.0, 0, 0.0
         self.checkpoints: list[Path] = []
+
+    def _refuse_lone_values(self) -> None:
+        """InputError where the last stage, which sees a 32nd of each side, has a single value a channel: BatchNorm can't take its variance."""
+        height, width = self.network.size
+        norms = [role for role in self.network.keras.trainable if role.startswith("layer4") and ("bn" in role or "downsample.1" in role)]
+        if self.batch_size == 1 and max(height, width) <= 32 and norms:
+            raise InputError(
+                f"A batch of one sample of {width}x{height} pixels has nothing that BatchNorm could learn from. Set batch_size to 2 or "
+                "more, or resize to more than 32."
+            )
 
     def report(self) -> list[tuple[str, str]]:
         """Optimizer, schedule, loss and sizes, as pairs of a name and a value."""
@@ -103,6 +113,8 @@ class Training:
             schedule += " (verbose: the rate of each step is in log.csv)"
         weighed = f", classes weighed by {', '.join(f'{each:g}' for each in loss.weight)}" if loss.weight else ""
         ignored = f", without class {loss.ignore_index}" if loss.ignore_index is not None else ""
+        copies = on_both_sides(self.dataset)
+        seen = f"; {copies:,} of them are train tiles too, which flatters the accuracy" if copies else ""
         return [
             ("optimizer", f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {options}"),
             ("schedule", schedule),
@@ -110,7 +122,7 @@ class Training:
             ("train tiles", f"{len(self.tiles):,}, {self.loader.steps:,} batches of {self.batch_size // world} a process"),
             (
                 "valid tiles",
-                f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process",
+                f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process{seen}",
             ),
         ]
 
@@ -121,8 +133,8 @@ class Training:
             prepare_folders(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_json(self.out / "config.json", {"rmldnn": str(self.config.path), "ran_with": vars(self.plan)})
+            run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
+            write_json(self.out / "config.json", run)
             self._write_samples()
             self.files.begin("train", "test")
             self.log = TrainLog(self.out, 0)

@@ -109,6 +109,11 @@ class Transforms:
         """Whether samples differ from epoch to epoch."""
         return any(step.random for step in self.steps)
 
+    @property
+    def resizes(self) -> bool:
+        """Whether tiles may come in any size, since the first that is done to all of them is a resize."""
+        return [step.kind for step in self.steps if step.fixed][:1] == ["resize"]
+
     def in_network(self, height: int, width: int) -> int | None:
         """The side that the network can resize a tile to by itself (0: none needed), where that is all the fixed steps do; else None."""
         needed: list[Transform] = []

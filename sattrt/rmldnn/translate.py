@@ -1,31 +1,50 @@
 """An rmldnn configuration in sattrt's own words: a TOML file for `sattrt train --config`, with a comment on what came from where.
 
-text = translate(RmldnnConfig.read(Path("config_train.json")))
+write_translation(RmldnnConfig.read(Path("config_train.json")), Path("run.toml"))
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import __version__
+from ..data.scan import SPLIT_FOLDERS
 from ..errors import InputError
+from ..spec import read_bytes, write_bytes
 from .config import OptimizerConfig, RmldnnConfig
 from .keras import KerasNetwork, read_network
 
 Line = Callable[[str, object, str], None]  # setting, value, what is said of it
 
+_OURS = re.compile(rb"# From [^\n]* by sattrt ")  # what a translation begins with
 _BETTER = """
-# What would be done better today; each line may be taken as it stands:
-#   normalisation   nothing to do: sattrt takes the train tiles' own mean and deviation off inside the network
-#   augmentation    symmetries = true      an overhead tile is as likely in any of its eight orientations
-#   what is kept    nothing to do: the epoch of the best validation accuracy, not the last one
-#   learning rate   optimizer = "sgd", learning_rate = 0.02, schedule = "one-cycle", warmup = 0.1: the rate rises, then falls to zero
-#   what is trained tune = "all"           every layer adapts to tiles that are no photographs
-#   labels          label_smoothing = 0.1
-# All of these together are sattrt's defaults: `sattrt train dataset --out run --epochs 1`, without this file.
+# What would be done better today. To take a line, put it in the place of the one above that sets the same, without its "# ".
+# augmentation: an overhead tile is as likely in any of its eight orientations
+# symmetries = true
+# learning rate: it rises, then falls to zero; the four belong together
+# optimizer = "sgd"
+# learning_rate = 0.02
+# schedule = "one-cycle"
+# warmup = 0.1
+# what is trained: every layer adapts to tiles that are no photographs
+# tune = "all"
+# labels: not wholly sure ones keep a network from being too sure
+# label_smoothing = 0.1
+# Nothing is to be done for normalisation (the train tiles' own mean and deviation are taken off inside the network), nor for what
+# is kept (the epoch of the best validation accuracy, not the last one).
+# All of these together are sattrt's defaults: `sattrt train dataset --out better --epochs 1`, without this file.
 """
+
+
+def write_translation(config: RmldnnConfig, path: Path) -> None:
+    """Write the TOML file. InputError where another file than an older translation is there, the configuration itself perhaps."""
+    if path.exists() and not _OURS.match(read_bytes(path)):
+        raise InputError(f"{path} is there already and is no translation: it is not overwritten. Choose another --translate.")
+    write_bytes(path, translate(config).encode())
 
 
 def translate(config: RmldnnConfig) -> str:
@@ -36,8 +55,8 @@ def translate(config: RmldnnConfig) -> str:
     _, network = read_network(config.layers, str(config.path))
     lines = [
         f"# From {_printable(config.path.name)} by sattrt {__version__}. Use it so:",
-        f"#   sattrt data {_printable(_parent(data.input_path, data.test_input_path))} --out dataset",
-        "#   sattrt train dataset --out run --config THIS_FILE",
+        f"#   sattrt data {_printable(_source(data.input_path, data.test_input_path))}",
+        "#   sattrt train dataset --out translated --config THIS_FILE",  # `run` is where the configuration itself trained into
         "",
     ]
     geometry, left = _geometry(config)
@@ -46,7 +65,8 @@ def translate(config: RmldnnConfig) -> str:
         lines.append(f"{key + ' = ' + json.dumps(value):<28}  # {_printable(said)}")
 
     line("epochs", config.num_epochs, f"num_epochs {config.num_epochs}")
-    line("batch_size", max(2, data.batch_size), f"data.batch_size {data.batch_size}; over all processes together")
+    least = "; sattrt train takes no fewer than 2" if data.batch_size < 2 else ""
+    line("batch_size", max(2, data.batch_size), f"data.batch_size {data.batch_size}; over all processes together{least}")
     if data.preload:
         line("cache_gb", 4.0, "data.preload true: tiles are decoded once and kept, up to so many GB")
     else:
@@ -81,15 +101,23 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
     )
     line("learning_rate", optimizer.learning_rate, f"optimizer.learning_rate {optimizer.learning_rate:g}")
     if "beta1" in options:
-        line("momentum", max(1e-3, float(options["beta1"])), f"optimizer.beta1 {options['beta1']}")
+        beta1 = float(options["beta1"])
+        line(
+            "momentum",
+            max(1e-3, beta1),
+            f"optimizer.beta1 {beta1:g}" + ("" if beta1 >= 1e-3 else "; sattrt train takes no less than 0.001"),
+        )
     else:
         momentum = float(options.get("momentum", 0.0))
         line(
             "momentum",
             min(0.999, momentum) or 0.9,
-            f"optimizer.momentum {momentum:g}" + ("" if momentum else "; sattrt's SGD always has some"),
+            f"optimizer.momentum {momentum:g}"
+            + ("; sattrt's SGD always has some" if not momentum else "; sattrt train takes no more than 0.999" if momentum > 0.999 else ""),
         )
-    line("weight_decay", min(1.0, float(options["weight_decay"])), f"optimizer.weight_decay {options['weight_decay']}")
+    decay = float(options["weight_decay"])
+    more = "; sattrt train leaves biases and BatchNorms out of it" if decay else ""
+    line("weight_decay", min(1.0, decay), f"optimizer.weight_decay {decay:g}{more}{', and takes no more than 1' if decay > 1 else ''}")
     known = {"beta1", "weight_decay", "momentum"}
     left += [f"optimizer.{key} {value}" for key, value in options.items() if key not in known]
     schedule = optimizer.scheduler
@@ -109,7 +137,8 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
     else:
         line("schedule", "exponential", "lr_scheduler.type Exponential")
     if schedule and schedule.kind != "Warmup":
-        line("gamma", min(1.0, schedule.gamma), f"lr_scheduler.gamma {schedule.gamma:g}")
+        most = "; sattrt train takes no more than 1: the rate stays as it is" if schedule.gamma > 1 else ""
+        line("gamma", min(1.0, schedule.gamma), f"lr_scheduler.gamma {schedule.gamma:g}{most}")
     line("warmup", warmup, "lr_scheduler.num_epochs, as a share of the run" if warmup else "none")
 
 
@@ -126,7 +155,7 @@ def _geometry(config: RmldnnConfig) -> tuple[dict[str, tuple[object, str]], list
         elif step.kind == "random_zoom":
             setting = "crop", round((1 - step.values[0]) ** 2, 4), "the least share of the area that is shown"
         elif "flip" in step.kind:
-            flips = True
+            flips |= step.values[0] > 0
         elif step.kind == "normalize":
             left.append(said + ": the train tiles' own mean and deviation are taken instead")
         else:
@@ -157,7 +186,8 @@ def _name(config: RmldnnConfig) -> str:
     return config.layers.name if isinstance(config.layers, Path) else "layers"
 
 
-def _parent(train: Path, valid: Path | None) -> str:
-    if valid and train.parent == valid.parent:
-        return json.dumps(str(train.parent))
-    return f"FOLDER    # one that holds {train} as train/ and {valid} as valid/"
+def _source(train: Path, valid: Path | None) -> str:
+    """What `sattrt data` is given: the folder that holds both, where their names say which is which."""
+    if valid and train.parent == valid.parent and [SPLIT_FOLDERS.get(each.name.lower()) for each in (train, valid)] == ["train", "valid"]:
+        return shlex.quote(str(train.parent)) + " --out dataset"
+    return f"FOLDER --out dataset    # one that holds {train} as train/ and {valid} as valid/"

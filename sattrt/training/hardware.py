@@ -98,6 +98,12 @@ def _from_launcher() -> tuple[int, int, int, int]:
     """How many processes there are, and which this is; its number, and how many there are, on this machine. InputError where that makes no sense."""
     given = {key: os.environ.get(key) for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     way_out = "Start several processes with torchrun, or a single one without these variables."
+    for key in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):  # Open MPI's, and MPICH's and Intel's
+        if given["WORLD_SIZE"] is None and (count := os.environ.get(key, "1")) != "1":
+            raise InputError(
+                f"mpirun started {count} processes ({key}), which would be as many runs over the same files. Start them so: "
+                f"torchrun --nproc-per-node {count} -m sattrt ..."
+            )
     if (given["WORLD_SIZE"] is None) != (given["RANK"] is None):
         there, lacking = ("RANK", "WORLD_SIZE") if given["RANK"] is not None else ("WORLD_SIZE", "RANK")
         raise InputError(f"The environment has {there}={given[there]}, but no {lacking}. {way_out}")

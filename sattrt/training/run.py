@@ -147,8 +147,9 @@ def refuse_to_overwrite(out: Path) -> None:
         raise InputError(f"{last} can't be read as a checkpoint: it is not overwritten. Restore it, or choose another --out.") from None
     if steps:
         raise InputError(f"{out} holds a run of {steps} steps already. Go on with --resume, or choose another --out.")
-    if last.exists() and (out / "best.safetensors").exists():
-        raise InputError(f"{out} holds a run with a trained network already. Go on with --resume, or choose another --out.")
+    if (out / "best.safetensors").exists():  # of `sattrt rmldnn` there is no other checkpoint, and no going on
+        way_out = "Go on with --resume, or choose" if last.exists() else "Choose"
+        raise InputError(f"{out} holds a run with a trained network already. {way_out} another --out.")
     found = {path.name for path in out.glob("[!.]*")}
     strange = found - _OF_A_START if _begun(out / "config.json") else found
     if strange:

@@ -102,6 +102,7 @@ OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
     "a stride that stands elsewhere": ("conv3_block1_1_conv", {"strides": [1, 1]}, "strides 2, padding valid"),
     "more filters": ("conv4_block6_3_conv", {"filters": 2048}, "'conv4_block6_3_conv', Conv2D (filters 2048"),
     "another epsilon": ("conv2_block1_2_bn", {"epsilon": 0.001}, "a BatchNormalization (epsilon 1.001e-05"),
+    "an epsilon of 400 digits": ("conv1_bn", {"epsilon": 10**400}, "epsilon 1.001e-05"),
     "another activation": ("conv5_block3_out", {"activation": "gelu"}, "'conv5_block3_out', Activation (activation gelu)"),
     "another pool": ("pool1_pool", {"pool_size": [2, 2]}, "a MaxPooling2D (pool_size 3"),
     "an input of 13 bands": ("input", {"batch_shape": [None, 64, 64, 13]}, "tiles are [null, height, width, 3]"),

@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, QUICK, by_name, configuration, keras_by_torch, write_configuration
+from PIL import Image
 
 from sattrt.bench.run import bench
 from sattrt.cli import main
 from sattrt.data.decode import decode_rgb as decode
+from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import build
-from sattrt.rmldnn.run import Outcome, run_config
-from sattrt.rmldnn.tiles import labelled
+from sattrt.rmldnn.run import Outcome, _as_read, _left_out, run_config
+from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
+from sattrt.training.hold import held
 from sattrt.training.log import Row
 from sattrt.training.loop import Observer, Plan
 from sattrt.training.run import load_trained, read_samples
@@ -155,6 +160,16 @@ def test_samples_in_one_folder_are_predicted_without_groups(tutorial: Path, trai
         run_config(read(tmp_path / "c.json", configuration(tutorial, "test", data=paths)), tmp_path / "none")
 
 
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tutorial: Path, tmp_path: Path) -> None:
+    """In an archive it may be; the file of predictions has no place for it."""
+    content = (tutorial / "data" / "test" / "Water" / "Water_0.jpg").read_bytes()
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as file:
+        for name in ("Water/a.jpg", "Water/a.jpg/b.jpg", "Water/c.jpg"):
+            file.writestr(name, content)
+    with pytest.raises(InputError, match=r"holds 'Water/a.jpg' both as an image and as a folder"):
+        unlabelled(tmp_path / "test.zip")
+
+
 def test_transforms_weights_and_grey_train_too(tutorial: Path, tmp_path: Path) -> None:
     """What comes before the network is in the samples, so that the exported graph is judged by the tiles it is made for."""
     document = configuration(
@@ -185,7 +200,7 @@ def test_transforms_weights_and_grey_train_too(tutorial: Path, tmp_path: Path) -
     with torch.inference_mode():
         right = model(torch.from_numpy(samples.valid)).argmax(1).numpy() == samples.valid_labels
     assert abs(right.mean() - outcome.training.accuracy) <= 1 / 15  # uint8 rounds what the run had in float
-    with pytest.raises(SattrtError, match="holds a run already"):
+    with pytest.raises(SattrtError, match=r"holds a run with a trained network already\. Choose another --out"):
         run_config(read(tmp_path / "c.json", document), tmp_path / "run")
 
 
@@ -225,18 +240,24 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     (tmp_path / "one" / "Forest").mkdir(parents=True)
     for name in ("Field", "Forest"):
         (tmp_path / "one" / name / "a.jpg").write_bytes((tutorial / "data" / "train" / name / f"{name}_0.jpg").read_bytes())
-    two = {"input_path": str(tmp_path / "one"), "test_input_path": str(tmp_path / "one")}
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    two = {"input_path": str(tmp_path / "one"), "test_input_path": str(tmp_path / "two")}
     frozen = json.loads((tutorial / "layers.json").read_text())
     frozen["config"]["trainable"] = False
+    open_size = json.loads((tutorial / "layers.json").read_text())
+    open_size["config"]["layers"][0]["config"]["batch_shape"] = [None, None, None, 3]
     cases: list[tuple[dict[str, Any], str]] = [
         ({"data": two}, "The head 'dense"),
         ({"data": {"input_path": str(tmp_path / "one")}}, "has the class 'Water'"),
+        ({"data": {"test_input_path": f"{tutorial}/data/valid/../train"}}, "are both"),
+        ({"data": {"input_path": f"{tutorial}/data"}}, "data is divided into train/, valid/ or the like. Give the one that is meant"),
         ({"data": {"input_path": "nowhere/"}}, "nowhere is no folder"),
         ({"data": {"test_input_path": "../nowhere/"}}, "../nowhere is no folder"),
         ({"layers": "nowhere.json"}, "nowhere.json"),
         ({"checkpoints": {"load": "nowhere.h5"}}, "nowhere.h5 does not exist"),
         ({"loss": {"weight": [1, 2]}}, "weight has 2 numbers for 3 classes"),
         ({"layers": frozen}, "trains no layer"),
+        ({"layers": open_size, "data": {"batch_size": 1, "transforms": [{"resize": [32, 32]}]}}, "A batch of one sample of 32x32 pixels"),
     ]
     for changes, said in cases:
         with pytest.raises(SattrtError) as caught:
@@ -249,6 +270,18 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     ]:
         with pytest.raises(SattrtError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
+
+
+def test_the_folder_of_a_run_is_the_runs_alone(tutorial: Path, tmp_path: Path) -> None:
+    """Whatever else lies there is not overwritten, and two runs don't share it."""
+    config = read(tmp_path / "c.json", configuration(tutorial))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"theirs": 1}')
+    with pytest.raises(InputError, match=r"mine holds 'config.json', which is not of a run"):
+        run_config(config, tmp_path / "mine")
+    assert (tmp_path / "mine" / "config.json").read_text() == '{"theirs": 1}'
+    with ranks() as rank, held(tmp_path / "run", rank), pytest.raises(InputError, match="Another process is training into"):
+        run_config(config, tmp_path / "run")
 
 
 def test_what_can_not_be_written_is_said_before_the_first_step(tutorial: Path, tmp_path: Path) -> None:
@@ -303,6 +336,77 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, la
     assert said["train tiles"] == "30, 1 batches of 30 a process"
     assert said["schedule"] == "Exponential (verbose: the rate of each step is in log.csv)"
     assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
+
+
+def test_what_is_left_out_is_said(tutorial: Path, tmp_path: Path) -> None:
+    """A tile that is damaged, one of another size, and both of two that have one content and two classes."""
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    field = tmp_path / "train" / "Field"
+    (field / "Field_0.jpg").write_bytes((field / "Field_0.jpg").read_bytes()[:500])
+    Image.new("RGB", (70, 64)).save(field / "wide.png")
+    shutil.copy(field / "Field_1.jpg", tmp_path / "train" / "Water" / "copy.jpg")
+    dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
+    said = [value for name, value in _left_out(dataset, tmp_path) if name == "left out"]
+    assert said[-1] == "4 files in all"
+    for line in ("Field/Field_0.jpg: corrupt", "Field/wide.png: wrong size (70x64", "Water/copy.jpg: same content as Field/Field_1.jpg"):
+        assert any(line in each for each in said), line
+    assert not _left_out(labelled(tutorial / "data" / "train", tutorial / "data" / "valid"), tmp_path)
+
+
+@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+def test_grey_files_are_read_as_rgb(tutorial: Path, tmp_path: Path, decoder: str) -> None:
+    """Palettes and transparency too; what is damaged or of 16 bits is left out still."""
+    if decoder == "dali":
+        pytest.importorskip("nvidia.dali")
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    paths = sorted((tmp_path / "train").glob("*/*.jpg"))
+    wanted = {}
+    for path, mode, kind in zip(paths, ["L", "L", "P", "RGBA", "LA"], ["jpg", "png", "png", "png", "tif"], strict=False):
+        image = Image.open(path).convert(mode)
+        path.unlink()
+        image.save(path.with_name(f"{mode}.{kind}"))
+        wanted[f"{mode}.{kind}"] = np.asarray(Image.open(path.with_name(f"{mode}.{kind}")).convert("RGB"))
+    Image.fromarray(np.full((64, 64), 999, np.uint16)).save(tmp_path / "train" / "Water" / "deep.png")
+    dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
+    assert [Path(name).name for name in dataset.left_out] == ["deep.png"]
+    tiles = dataset.tiles("train")
+    pixels, _ = decode_tiles(dataset, tiles, decoder)
+    for name, expected in wanted.items():
+        [found] = [pixels[i] for i, tile in enumerate(tiles) if Path(tile.name).name == name]
+        np.testing.assert_array_equal(found, expected)
+    assert len(unlabelled(tmp_path / "train" / "Field").all_tiles) == 10
+
+
+def test_tiles_of_other_sizes_are_resized_where_the_transforms_are(tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "train" / "Field" / "wide.png")
+    (tmp_path / "valid").mkdir()
+    for path in (tutorial / "data" / "valid").glob("*/*.jpg"):
+        (tmp_path / "valid" / path.parent.name).mkdir(exist_ok=True)
+        Image.open(path).resize((80, 80)).save(tmp_path / "valid" / path.parent.name / f"{path.stem}.png")
+    with pytest.raises(InputError, match="Cut them alike"):
+        labelled(tmp_path / "train", tmp_path / "valid")
+    dataset = labelled(tmp_path / "train", tmp_path / "valid", resizes=True)
+    assert (dataset.width, dataset.height, dataset.left_out, len(dataset.tiles("train"))) == (64, 64, {}, 31)
+    assert _as_read(dataset) == [("note", "tiles of other sizes are resized to 64x64 as they are read")]
+    [wide] = [tile for tile in dataset.tiles("train") if tile.name.endswith("wide.png")]
+    pixels, _ = decode_tiles(dataset, [wide, *dataset.tiles("valid")])
+    assert pixels.shape == (16, 64, 64, 3)
+    np.testing.assert_array_equal(pixels[0], Image.fromarray(noise).resize((64, 64), Image.Resampling.BILINEAR))
+    assert not labelled(tutorial / "data" / "train", tutorial / "data" / "valid", resizes=True).resized
+    with pytest.raises(InputError, match="Give tiles of one size"):
+        unlabelled(tmp_path / "train")
+    given = unlabelled(tmp_path / "train", resizes=True)
+    assert (len(given.all_tiles), given.resized) == (31, True)
+    assert decode_tiles(given, given.tiles("test"))[0].shape == (31, 64, 64, 3)
+
+
+def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(tutorial / "data" / "valid", tmp_path / "valid")
+    for number in range(2):
+        shutil.copy(tutorial / "data" / "train" / "Field" / f"Field_{number}.jpg", tmp_path / "valid" / "Field" / f"seen_{number}.jpg")
+    assert on_both_sides(labelled(tutorial / "data" / "train", tmp_path / "valid")) == 2
 
 
 def test_the_command_line(

@@ -1,13 +1,15 @@
 """A translation is a TOML file that `sattrt train` reads back, whatever the configuration says."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import configuration, write_configuration
 
+from sattrt.errors import InputError
 from sattrt.rmldnn.config import RmldnnConfig
-from sattrt.rmldnn.translate import translate
+from sattrt.rmldnn.translate import translate, write_translation
 from sattrt.training.config import TrainConfig
 
 
@@ -43,6 +45,19 @@ def test_a_translation_is_a_configuration_of_ours(tutorial: Path, tmp_path: Path
         assert word in text
 
 
+def test_what_would_be_better_can_be_taken_line_by_line(tutorial: Path, tmp_path: Path) -> None:
+    text = translate(read(tmp_path / "c.json", configuration(tutorial)))
+    settings, better = text.split("# What would be done better today")
+    taken = dict(re.findall(r"^# (\w+) = (.+)$", better, re.M))
+    assert set(taken) == {"symmetries", "optimizer", "learning_rate", "schedule", "warmup", "tune", "label_smoothing"}
+    for key, value in taken.items():
+        settings, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", settings, flags=re.M)
+        assert count == 1, key
+    (tmp_path / "run.toml").write_text(settings)
+    config = TrainConfig.from_toml(tmp_path / "run.toml")
+    assert {key: getattr(config, key) for key in taken} == {key: getattr(TrainConfig(), key) for key in taken}
+
+
 ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "two sizes": ({"data": {"transforms": [{"resize": [96, 96]}, {"resize": [64, 64]}]}}, {"image_size": 64}),
     "two zooms": ({"data": {"transforms": [{"random_zoom": 0.5}, {"random_zoom": 0.1}]}}, {"crop": 0.81}),
@@ -75,6 +90,56 @@ def test_what_is_odd_is_read_back_too(tutorial: Path, tmp_path: Path, case: str)
 def test_the_file_may_have_any_name(tutorial: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(translate(read(tmp_path / "c\n[d].json", configuration(tutorial))))
     assert TrainConfig.from_toml(tmp_path / "run.toml").epochs == 2
+
+
+def test_no_file_but_an_older_translation_is_overwritten(tutorial: Path, tmp_path: Path) -> None:
+    config = read(tmp_path / "c.json", configuration(tutorial))
+    before = (tmp_path / "c.json").read_bytes()
+    for name, said in (("c.json", "is no translation: it is not overwritten"), ("", "is not a file")):
+        with pytest.raises(InputError, match=said):
+            write_translation(config, tmp_path / name)
+    assert (tmp_path / "c.json").read_bytes() == before
+    for _ in range(2):
+        write_translation(config, tmp_path / "run.toml")
+
+
+def test_what_is_changed_is_said(tutorial: Path, tmp_path: Path) -> None:
+    grows = {"type": "Step", "step_size": 1, "gamma": 2}
+    text = translate(
+        read(
+            tmp_path / "c.json",
+            configuration(
+                tutorial,
+                data={"batch_size": 1, "transforms": [{"random_horizontal_flip": 0}]},
+                optimizer={"type": "SGD", "momentum": 1, "weight_decay": 5, "lr_scheduler": grows},
+            ),
+        )
+    )
+    for key, value, said in [
+        ("batch_size", "2", "data.batch_size 1; over all processes together; sattrt train takes no fewer than 2"),
+        ("momentum", "0.999", "optimizer.momentum 1; sattrt train takes no more than 0.999"),
+        ("weight_decay", "1.0", "5; sattrt train leaves biases and BatchNorms out of it, and takes no more than 1"),
+        ("gamma", "1.0", "lr_scheduler.gamma 2; sattrt train takes no more than 1"),
+        ("symmetries", "false", "no flips"),
+    ]:
+        [line] = re.findall(rf"^{key} = .*$", text, re.M)
+        assert line.startswith(f"{key} = {value} ")
+        assert said in line
+    text = translate(read(tmp_path / "c.json", configuration(tutorial, optimizer={"beta1": 0})))
+    assert "optimizer.beta1 0; sattrt train takes no less than 0.001" in text
+
+
+def test_the_commands_can_be_run(tutorial: Path, tmp_path: Path) -> None:
+    for (train, valid), said in {
+        ("my tiles/train", "my tiles/Validation"): "#   sattrt data 'my tiles' --out dataset",
+        ("train", "val"): "#   sattrt data . --out dataset",
+        ("a/good", "a/new"): "#   sattrt data FOLDER --out dataset    # one that holds a/good as train/ and a/new as valid/",
+        ("a/train", "b/valid"): "#   sattrt data FOLDER --out dataset    # one that holds a/train as train/ and b/valid as valid/",
+        ("a/valid", "a/train"): "#   sattrt data FOLDER --out dataset    # one that holds a/valid as train/ and a/train as valid/",
+    }.items():
+        folders = {"input_path": train, "test_input_path": valid}
+        text = translate(read(tmp_path / "c.json", configuration(tutorial, data=folders)))
+        assert text.splitlines()[1] == said
 
 
 def test_what_gives_way_is_said(tutorial: Path, tmp_path: Path) -> None:
