@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from .errors import ContractError, InputError
 
 SCHEMA = 1
 DTYPES = {"uint8": 255, "uint16": 65535}  # of tiles, with their largest value
+_TOKEN_BYTES = 4  # of the random part of a temporary name
 RESNET50, KERAS_RESNET50 = "resnet50", "keras-resnet50"  # torchvision's (v1.5), and Keras' (v1)
 
 
@@ -180,7 +182,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     written or the disk is full; the old file is still there then.
     """
     path = Path(os.path.abspath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -194,12 +196,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(*paths: Path) -> None:
+    """Delete what processes that were killed within `atomic_path(path)` left. Nothing else may be writing these files now."""
+    for path in paths:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{2 * _TOKEN_BYTES * '[0-9a-f]'}.tmp"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole. InputError where a file is in its place."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another --out.")
-    path, token = Path(os.path.realpath(path)), secrets.token_hex(4)  # what a link leads to is replaced, not the link
+    path, token = Path(os.path.realpath(path)), secrets.token_hex(_TOKEN_BYTES)  # what a link leads to is replaced, not the link
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)

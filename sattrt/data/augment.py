@@ -90,14 +90,17 @@ def same_bits(tiles: Tensor) -> Tensor:
 
 
 def mix(images: Tensor, labels: Tensor, classes: int, rng: np.random.Generator, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix of a batch with itself reversed (Zhang et al., 2018; Yun et al., 2019): images and class shares (N, classes).
+    """Mixup or CutMix of neighbours in a batch (Zhang et al., 2018; Yun et al., 2019): images and class shares (N, classes).
 
-    mixup, cutmix: the alpha of the Beta distribution that the share is drawn from; 0 switches one off, with both a coin decides.
+    The first tile is mixed with the second and the second with the first, and so on, so that ranks mix what one rank alone would; the
+    last of an odd number stays as it is. mixup, cutmix: the alpha of the Beta distribution that the share is drawn from, one for the
+    batch; 0 switches one off, with both a coin decides.
     """
+    neighbours = (torch.arange(len(images), device=images.device) ^ 1).clamp(max=len(images) - 1)
     targets = F.one_hot(labels, classes).float()
     use_cutmix = cutmix > 0 and (mixup == 0 or bool(rng.integers(2)))
     share = float(rng.beta(*2 * (cutmix if use_cutmix else mixup,)))
-    others = same_bits(images).flip(0).view(images.dtype)
+    others = same_bits(images)[neighbours].view(images.dtype)
     if use_cutmix:
         height, width = images.shape[1:3]
         side = np.sqrt(1 - share) / 2
@@ -109,7 +112,7 @@ def mix(images: Tensor, labels: Tensor, classes: int, rng: np.random.Generator, 
         share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         mixed = images.float().lerp(others.float(), 1 - share)
-    return mixed, targets.lerp(targets.flip(0), 1 - share)
+    return mixed, targets.lerp(targets[neighbours], 1 - share)
 
 
 @cache

@@ -62,7 +62,7 @@ class Rank:
 @contextlib.contextmanager
 def ranks(threads: int = 0) -> Iterator[Rank]:
     """The rank that torchrun's environment describes, or the only one; joins and leaves the process group."""
-    world, number, local, local_world = _from_launcher()
+    world, number, local, local_world, restarts = _from_launcher()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < gpus < local_world:
         raise InputError(f"{local_world} processes were started for {gpus} GPUs. Use torchrun --nproc-per-node {gpus}.")
@@ -75,11 +75,10 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
         keep_freed_memory()
     try:
         if world > 1:
-            dist.init_process_group("nccl" if gpus else "gloo", store=_store(), rank=number, world_size=world)
+            dist.init_process_group("nccl" if gpus else "gloo", store=_store(restarts), rank=number, world_size=world)
         rank = Rank(number, world, device, threads)
         # torchrun counts restarts where the process was lost, not on the other machines
-        [restarts] = rank.sum(float(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
-        yield replace(rank, restarted=restarts > 0)
+        yield replace(rank, restarted=rank.sum(restarts)[0] > 0)
     except BaseException as error:
         if dist.is_initialized() and gpus:  # NCCL leaves in order only together: the others may be waiting for this rank
             dist.distributed_c10d._abort_process_group()
@@ -94,9 +93,11 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
             dist.destroy_process_group()
 
 
-def _from_launcher() -> tuple[int, int, int, int]:
-    """How many processes there are, and which this is; its number, and how many there are, on this machine. InputError where that makes no sense."""
-    given = {key: os.environ.get(key) for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+def _from_launcher() -> tuple[int, int, int, int, int]:
+    """How many processes there are, and which this is; its number, and how many there are, on this machine; how often they were started
+    anew. InputError where that makes no sense."""
+    keys = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    given = {key: os.environ.get(key) for key in keys}
     way_out = "Start several processes with torchrun, or a single one without these variables."
     for key in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):  # Open MPI's, and MPICH's and Intel's
         if given["WORLD_SIZE"] is None and (count := os.environ.get(key, "1")) != "1":
@@ -110,6 +111,7 @@ def _from_launcher() -> tuple[int, int, int, int]:
     try:
         world, number = int(given["WORLD_SIZE"] or 1), int(given["RANK"] or 0)
         local, local_world = int(given["LOCAL_RANK"] or 0), int(given["LOCAL_WORLD_SIZE"] or world)
+        restarts = int(given["TORCHELASTIC_RESTART_COUNT"] or 0)
     except ValueError as error:
         raise InputError(f"A process's number in the environment is none ({error}). {way_out}") from None
     if not (0 <= number < world and 0 <= local < local_world <= world):
@@ -117,10 +119,10 @@ def _from_launcher() -> tuple[int, int, int, int]:
         raise InputError(f"The environment describes no process among others ({said}). {way_out}")
     if world > 1 and (missing := [key for key in ("MASTER_ADDR", "MASTER_PORT") if not given[key]]):
         raise InputError(f"The environment has WORLD_SIZE={world}, but no {missing[0]}. {way_out}")
-    return world, number, local, local_world
+    return world, number, local, local_world, restarts
 
 
-def _store() -> Store:
+def _store(restarts: int) -> Store:
     """Where the processes find each other.
 
     torchrun hands a restarted run the store of the one before, with the addresses of dead processes in it (pytorch issue 135712):
@@ -128,7 +130,7 @@ def _store() -> Store:
     """
     store: Store = next(rendezvous("env://"))[0]
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = PrefixStore(f"restart-{restarts}", store)
     return store
 
 

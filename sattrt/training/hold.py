@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from ..spec import unwritable
+from ..spec import remove_temporaries, unwritable
 from .hardware import Rank
 
 try:
@@ -26,6 +26,8 @@ except ImportError:  # not a Unix: there is no lock then
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+# what a process that is killed while it writes leaves half of, under a temporary name: a checkpoint's is as large as the checkpoint
+_WRITTEN = ("best.safetensors", "last.safetensors", "best.json", "last.json", "config.json", "log.csv", "samples.npz", "spec.json")
 
 
 class Hold:
@@ -44,9 +46,11 @@ class Hold:
 @contextlib.contextmanager
 def held(out: Path, rank: Rank) -> Iterator[Hold]:
     """The folder for this run alone, made where it is missing, and removed where nothing came into it; the first rank
-    holds it for all. InputError where it is taken, or is no folder."""
+    holds it for all, and deletes the temporary files of runs that were killed. InputError where it is taken, or is no folder."""
     is_new = not out.exists()
     file = _open(out) if rank.is_first else None
+    if file is not None:
+        remove_temporaries(*(out / name for name in _WRITTEN))
     try:
         [begun] = rank.sum(float(file is not None and os.pread(file, 1000, 0) == launch().encode()))
         yield Hold(file, rank.restarted and begun > 0)

@@ -84,6 +84,19 @@ def test_mixing_keeps_shares_that_sum_to_one() -> None:
     torch.testing.assert_close(own, targets[torch.arange(16), labels], atol=0.02, rtol=0)
 
 
+def test_the_ranks_mix_what_one_alone_would() -> None:
+    labels = torch.arange(16) % 4
+    for mixup, cutmix in ((0.3, 0.0), (0.0, 1.0)):
+        whole = mix(TILES, labels, 4, np.random.default_rng(5), mixup, cutmix)
+        halves = [mix(TILES[part], labels[part], 4, np.random.default_rng(5), mixup, cutmix) for part in (slice(8), slice(8, 16))]
+        for place, expected in enumerate(whole):
+            assert torch.equal(torch.cat([half[place] for half in halves]), expected)
+        odd = mix(TILES[:15], labels[:15], 4, np.random.default_rng(5), mixup, cutmix)
+        assert torch.equal(odd[0][:14], whole[0][:14])
+        assert torch.equal(odd[0][14].float(), TILES[14].float())
+        assert odd[1][14].tolist() == [0, 0, 1, 0]
+
+
 def test_16_bit_tiles_are_shown_and_mixed_as_8_bit_ones_are() -> None:
     wide = TILES.to(torch.uint16)
     views = Views(torch.arange(16) % 8)

@@ -34,7 +34,9 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
         ("optimizer = 'lion'", "optimizer is 'lion'"),
         ("schedule = 'linear'", "schedule is 'linear'"),
         ("image_size = 8", "image_size is 8"),
-        ("ema = 1.0", "ema is 1.0"),
+        ("ema = 1.0", "ema is 1.0; give 0 to less than 1"),
+        ("colour = 1", "colour is 1; give 0 to less than 1"),
+        ("label_smoothing = 1.0", "label_smoothing is 1.0; give 0 to less than 1"),
         ("symmetries = 1", "symmetries is 1; give a bool"),
     ],
 )
@@ -98,6 +100,7 @@ def test_schedules_follow_the_epochs() -> None:
     ("environment", "message"),
     [
         ({"RANK": "a", "WORLD_SIZE": "2"}, "number in the environment is none"),
+        ({"TORCHELASTIC_RESTART_COUNT": "x"}, "number in the environment is none .*'x'"),
         ({"RANK": "1"}, "RANK=1, but no WORLD_SIZE"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but no RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "no process among others"),

@@ -17,8 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sattrt.data.dataset import Dataset
 from sattrt.model import TileClassifier
 from sattrt.training import checkpoint
+from sattrt.training.config import TrainConfig
 from sattrt.training.cpu import use_products
 from sattrt.training.log import read_log
+from sattrt.training.loop import train
 from sattrt.training.syncnorm import synchronise_batchnorm
 
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -26,7 +28,9 @@ CPU = torch.device("cpu")
 
 
 def launch(dataset_folder: Path, tmp_path: Path, epochs: int, *options: str) -> list[str]:
-    settings = f'weights = "none"\nbatch_size = 16\nepochs = {epochs}\nlearning_rate = 0.005\nprecision = "fp32"\n'
+    settings = (
+        f'weights = "none"\nbatch_size = 16\nepochs = {epochs}\nlearning_rate = 0.005\nprecision = "fp32"\nmixup = 1.0\ncutmix = 1.0\n'
+    )
     (tmp_path / "c.toml").write_text(settings)
     run = [str(dataset_folder), "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.toml")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
@@ -55,8 +59,10 @@ def test_two_processes_make_the_steps_of_one_and_count_each_tile_once(dataset_fo
     assert done.returncode == 0, done.stderr
     assert "2 processes on cpu" in done.stderr
     dataset = Dataset.read(dataset_folder)
-    last = read_log(tmp_path / "run" / "log.csv")[-1]
+    first, *_, last = read_log(tmp_path / "run" / "log.csv")
     assert last["step"] == len(dataset.tiles("train")) // 16
+    train(dataset, tmp_path / "alone", TrainConfig.from_toml(tmp_path / "c.toml"))
+    assert first["train_loss"] == pytest.approx(read_log(tmp_path / "alone" / "log.csv")[0]["train_loss"], rel=1e-4)  # mixed alike
     # a count of validation tiles other than the true one would give no multiple of 1/n
     correct = (last["valid_accuracy"] or 0) * len(dataset.tiles("valid"))
     assert correct == pytest.approx(round(correct), abs=1e-4)

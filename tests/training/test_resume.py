@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from safetensors.torch import save_file
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.spec import ModelSpec
+from sattrt.spec import ModelSpec, atomic_path
 from sattrt.training import checkpoint
+from sattrt.training.hardware import Rank
+from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.log import read_log
 from sattrt.training.loop import Observer, Plan, train
@@ -174,6 +177,19 @@ def test_a_disk_that_fills_up_on_the_way_keeps_the_last_checkpoint(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.load(path)[1] == {"step": 1}
     assert sorted(each.name for each in tmp_path.iterdir()) == ["last.json", "last.safetensors"]
+
+
+def test_what_a_run_that_was_killed_left_half_written_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "last.safetensors") as temporary:
+        temporary.write_bytes(b"half")
+        shutil.copy(temporary, tmp_path / "kept")
+        raise KeyboardInterrupt
+    shutil.move(tmp_path / "kept", temporary)  # as SIGKILL leaves it
+    others = [".last.safetensors.mine.tmp", ".notes.0a1b2c3d.tmp", "last.safetensors.0a1b2c3d.tmp"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    with held(tmp_path, Rank(0, 1, torch.device("cpu"), 1)):
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, ".lock"])
 
 
 @pytest.mark.parametrize("content", [b"mine", b"", None])
