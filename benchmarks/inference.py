@@ -59,7 +59,7 @@ def torch_variants(run: Path) -> dict[str, Infer]:
 
     from sattrt.training.run import load_trained
 
-    model, _ = load_trained(run)
+    model, spec = load_trained(run)
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -75,12 +75,12 @@ def torch_variants(run: Path) -> dict[str, Infer]:
 
     begin = time.perf_counter()
     for batch in BATCHES:
-        compile_fp32(np.zeros((batch, 64, 64, 3), np.uint8))
+        compile_fp32(np.zeros((batch, spec.height, spec.width, len(spec.bands)), spec.dtype))
     print(f"torch.compile took {time.perf_counter() - begin:.0f} s for batches of {BATCHES}", flush=True)
     return {"torch-compile-fp32": compile_fp32} | ({"torch-eager-bf16": bf16} if cpu_has_bf16() else {})
 
 
-def benchmark_app(path: Path, batch: int, seconds: float) -> float | None:
+def benchmark_app(path: Path, shape: tuple[int, ...], seconds: float) -> float | None:
     """Median milliseconds of OpenVINO's own benchmark of the model, one request at a time; None where it is not installed."""
     program = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
     if not program:
@@ -98,7 +98,7 @@ def benchmark_app(path: Path, batch: int, seconds: float) -> float | None:
         "-t",
         str(max(1, round(seconds))),
         "-data_shape",
-        f"[{batch},64,64,3]",
+        f"[{','.join(map(str, shape))}]",
     ]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Median:\s+([\d.]+) (ms|us)", said)
@@ -175,7 +175,7 @@ def checked_against_benchmark_app(bundle: Bundle, tiles: NDArray[np.uint8], seco
             request.set_tensor("input", openvino.Tensor(np.resize(tiles, (batch, *tiles.shape[1:]))))
             pairs = []
             for _ in range(ROUNDS):
-                theirs = benchmark_app(bundle.path / graph, batch, seconds)
+                theirs = benchmark_app(bundle.path / graph, (batch, *tiles.shape[1:]), seconds)
                 if theirs is None:
                     return {}
                 ours = measure({graph: Timed(wall(request.infer), batch)}, Budget(seconds))[graph].milliseconds(50)
