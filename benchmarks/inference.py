@@ -62,7 +62,7 @@ def torch_variants(run: Path, failed: dict[str, str]) -> dict[str, Infer]:
 
     from sattrt.training.run import load_trained
 
-    model, _ = load_trained(run)
+    model, spec = load_trained(run)
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -80,7 +80,7 @@ def torch_variants(run: Path, failed: dict[str, str]) -> dict[str, Infer]:
     begin = time.perf_counter()
     try:
         for batch in BATCHES:
-            compile_fp32(np.zeros((batch, 64, 64, 3), np.uint8))
+            compile_fp32(np.zeros((batch, spec.height, spec.width, len(spec.bands)), spec.dtype))
     except Exception as error:  # Inductor needs a C++ compiler
         failed["torch-compile-fp32"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return found
@@ -100,7 +100,7 @@ def failing_as_backend(infer: Infer) -> Infer:
     return call
 
 
-def benchmark_app(path: Path, batch: int, seconds: float) -> float | None:
+def benchmark_app(path: Path, shape: tuple[int, ...], seconds: float) -> float | None:
     """Median milliseconds of OpenVINO's own benchmark of the model, one request at a time; None where it is not installed."""
     program = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
     if not program:
@@ -118,7 +118,7 @@ def benchmark_app(path: Path, batch: int, seconds: float) -> float | None:
         "-t",
         str(max(1, round(seconds))),
         "-data_shape",
-        f"[{batch},64,64,3]",
+        f"[{','.join(map(str, shape))}]",
     ]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Median:\s+([\d.]+) (ms|us)", said)
@@ -216,7 +216,7 @@ def checked_against_benchmark_app(bundle: Bundle, tiles: NDArray[np.uint8], seco
             request.set_tensor("input", openvino.Tensor(np.resize(tiles, (batch, *tiles.shape[1:]))))
             pairs = []
             for _ in range(ROUNDS):
-                theirs = benchmark_app(bundle.path / graph, batch, seconds)
+                theirs = benchmark_app(bundle.path / graph, (batch, *tiles.shape[1:]), seconds)
                 if theirs is None:
                     return {}
                 ours = measure({graph: Timed(wall(request.infer), batch)}, Budget(seconds))[graph].milliseconds(50)

@@ -254,11 +254,11 @@ def grown_by_sizes(folder: Path) -> float:
         return resident() - before
 
 
-def grown(folder: Path) -> float:
-    """Megabytes by which 2,000 predictions move the resident size, after 500 that warm up."""
+def grown(folder: Path, name: str) -> float:
+    """Megabytes by which 2,000 predictions move the resident size, after 1,500 that warm up."""
     image = tiles(1)[0]
-    with open_bundle(folder, "onnxruntime-int8") as engine:
-        for _ in range(500):
+    with open_bundle(folder, name, threads=1) as engine:
+        for _ in range(1500):
             engine.predict(image)
         before = resident()
         for _ in range(2000):
@@ -269,7 +269,8 @@ def grown(folder: Path) -> float:
 def test_memory_stays_where_it_is(bundle: Bundle) -> None:
     # in a process of its own: this one has trained, and keeps what it freed
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        assert pool.submit(grown, bundle.path).result() < 5
+        for name in ("onnxruntime-int8", "openvino-int8"):  # 0 as a rule, 0.2 MB once: what leaks a third of a kilobyte a time would show
+            assert pool.submit(grown, bundle.path, name).result() < 0.6
         assert pool.submit(grown_by_sizes, bundle.path).result() < 100  # 190 where OpenVINO keeps what it prepared for each
 
 
