@@ -184,6 +184,11 @@ def warnings(document: Row) -> list[str]:
             f"{len(close)} pairs of engines differ in accuracy by less than that interval (most: {first['engine']} and {second['engine']}, "
             f"{100 * _apart(first, second):.2f} points): this split can't tell them apart. Look at the flips."
         )
+    if limited := [row["engine"] for row in engines if row["server"] and row["server"]["generator_limited"]]:
+        found.append(
+            f"{', '.join(limited)}: tiles could not be handed over as fast as the server scenario wanted; the rate is what this program can "
+            "generate, not what the engine can answer."
+        )
     if beyond := [row["engine"] for row in engines if (row["fraction_of_matrix_rate"] or 0) > 1]:
         found.append(
             f"{', '.join(beyond)}: faster than the matrix products that were to be the ceiling, which is none for them; no share of it is claimed."
@@ -210,7 +215,11 @@ def _server(found: ServerRate | None) -> Row | None:
         "p99_ms": latency.milliseconds(99) if latency else None,
         "indicative": bool(latency and not latency.tells(99)),
         "seconds": _raw(latency) if latency else [],
-        "trials": [{"rate": trial.rate, "within": trial.within, "queries": len(trial.seconds)} for trial in found.trials],
+        "generator_limited": found.generator_limited,
+        "trials": [
+            {"rate": trial.rate, "within": trial.within, "queries": len(trial.seconds), "generator_late": trial.late}
+            for trial in found.trials
+        ],
     }
 
 
