@@ -190,6 +190,8 @@ def warnings(document: Row) -> list[str]:
             f"{', '.join(limited)}: tiles could not be handed over as fast as the server scenario wanted; the rate is what this program can "
             "generate, not what the engine can answer."
         )
+    if slowed := document["environment"]["gpu_throttled_by"]:
+        found.append(f"The GPU was throttled while it was measured ({', '.join(slowed)}): cool it, or raise its power limit.")
     if beyond := [row["engine"] for row in engines if (row["fraction_of_matrix_rate"] or 0) > 1]:
         found.append(
             f"{', '.join(beyond)}: faster than the matrix products that were to be the ceiling, which is none for them; no share of it is claimed."

@@ -243,7 +243,7 @@ def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> Non
         assert f"{row['callers']['2']:,.0f}" in text
     for reason in report.document["absent"].values():
         assert reason in text
-    assert "decoded by DALI" in text
+    assert "decoded by DALI on the CPU" in text
 
 
 def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
