@@ -45,11 +45,11 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
     begin = time.perf_counter()
 
     def ask(_: int) -> float:
-        count = 0
-        while time.perf_counter() - begin < seconds:
+        for calls in itertools.count(1):
             infer(images)
-            count += size
-        return count / (time.perf_counter() - begin)
+            if (taken := time.perf_counter() - begin) >= seconds:
+                break
+        return calls * size / taken
 
     with ThreadPoolExecutor(callers) as pool:
         return sum(pool.map(ask, range(callers)))

@@ -165,6 +165,7 @@ def test_a_server_finds_the_rate_that_holds_the_bound(bundle: Bundle) -> None:
         hopeless = server(engine, tiles, bound=1e-4, highest=alone, seconds=0.1, seed=0)
         assert (hopeless.rate, hopeless.latency, hopeless.at_least) == (0, None, False)
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0.2) > 0
+        assert streams(engine.infer, tiles, 4, callers=2, seconds=0) > 0  # however late a thread begins
 
 
 def test_a_rate_that_only_seemed_to_hold_is_not_reported_and_batches_are_warm(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
