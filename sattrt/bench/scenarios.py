@@ -45,11 +45,11 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
     begin = time.perf_counter()
 
     def ask(_: int) -> float:
-        for calls in itertools.count(1):
+        count, taken = 0, 0.0
+        while not count or taken < seconds:
             infer(images)
-            if (taken := time.perf_counter() - begin) >= seconds:
-                break
-        return calls * size / taken
+            count, taken = count + size, time.perf_counter() - begin
+        return count / taken
 
     with ThreadPoolExecutor(callers) as pool:
         return sum(pool.map(ask, range(callers)))
