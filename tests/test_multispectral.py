@@ -85,7 +85,7 @@ def test_the_bench_scores_it_from_the_files(spectral: Dataset, engines: Bundle) 
     document = bench([engines], spectral, replace(QUICK, scenarios="offline", batches="4")).document
     rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     assert rows["onnxruntime-fp32"]["wrong"] == rows["torch-eager-fp32"]["wrong"]
-    assert document["dataset"]["decoder"] == "rasterio"
+    assert document["dataset"]["decoder"] == "rasterio on the CPU"
     assert "0 pairs of touching tiles" in document["dataset"]["split_description"]
     fewer = replace(spectral, bands=EUROSAT[:4], mean=spectral.mean[:4], std=spectral.std[:4])
     with pytest.raises(ContractError, match=r"takes B01, .* as uint16; the dataset has B01, B02, B03, B04 as uint16"):

@@ -133,12 +133,10 @@ class Passes:
             self._say(f"server: {name}")
             bound, seconds = self._config.latency_bound / 1e3, self._config.seconds
             with self._absent_if_it_fails(name):
-                if sweep:
-                    highest = sweep[_best(sweep, name)][name].images_per_second
-                else:
-                    batch = self._batch(self._config.clock_batch)
-                    highest = measure({name: _whole(each, batch)}, self._budget)[name].images_per_second
-                found[name] = server(each.engine, self._images, bound, highest, seconds, self._config.seed)
+                size = _best(sweep, name) if sweep else self._config.clock_batch
+                timed = sweep[size] if sweep else measure({name: _whole(each, self._batch(size))}, self._budget)
+                highest = timed[name].images_per_second
+                found[name] = server(each.engine, self._images, bound, highest, seconds, self._config.seed, size)
         return found
 
     def energy(self) -> dict[str, float]:

@@ -75,7 +75,7 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
             f"{1e3 * jitter:.0f} ms: that is no speed. Give it more tiles, or check what it does."
         )
     images = times * len(tiles)
-    return Peer(command, labels, (images - 1) / beyond, start, beyond < _CLEAR * jitter, images, seconds, starts)
+    return Peer(command, labels, (images - 1) / beyond, start, bool(beyond < _CLEAR * jitter), images, seconds, starts)
 
 
 def _words(command: str) -> list[str]:

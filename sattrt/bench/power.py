@@ -9,35 +9,57 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
 from ..runtime.cuda import Device
 
-_RAPL = Path("/sys/class/powercap")
+_RAPL, _MODULE = Path("/sys/class/powercap"), Path("/proc/driver/nvidia/version")
 _THROTTLES = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 
 
 def gpu_state() -> dict[str, Any] | str:
-    """Name, driver, clocks (MHz), power (W), temperature (degrees C) and throttle reasons of the GPU that engines run on; or why there is none."""
+    """Name, driver, clocks (MHz), power (W) and temperature (degrees C) of the GPU that engines run on; or why there is none.
+
+    What NVML refuses to tell, as in a container or a part of a GPU, is "unknown".
+    """
     nvml = _nvml()
     if isinstance(nvml, str):
-        return nvml
+        return f"{nvml}; driver {driver}" if (driver := _driver()) else nvml
     try:
         handle = _handle(nvml)
-        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        return {
-            "name": _text(nvml.nvmlDeviceGetName(handle)),
-            "driver": _text(nvml.nvmlSystemGetDriverVersion()),
-            "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-            "power_watts": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            "temperature_celsius": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            "throttled_by": [name for name in _THROTTLES if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)],
-        }
     except nvml.NVMLError as error:
         return f"NVML says: {error}"
+    asked: dict[str, Callable[[], Any]] = {
+        "name": lambda: _text(nvml.nvmlDeviceGetName(handle)),
+        "driver": lambda: _text(nvml.nvmlSystemGetDriverVersion()),
+        "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        "power_watts": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        "temperature_celsius": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+    }
+    found: dict[str, Any] = {}
+    for name, ask in asked.items():
+        try:
+            found[name] = ask()
+        except nvml.NVMLError:
+            found[name] = "unknown"
+    return found
+
+
+def throttles() -> set[str]:
+    """Why the GPU that engines run on is slower than it could be at this moment; empty where nothing is, or where nobody can say."""
+    nvml = _nvml()
+    if isinstance(nvml, str):
+        return set()
+    try:
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(_handle(nvml))
+    except nvml.NVMLError:
+        return set()
+    return {name for name in _THROTTLES if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)}
 
 
 def joules(device: str) -> tuple[float | None, str]:
@@ -64,6 +86,14 @@ def _handle(nvml: Any) -> Any:
         return nvml.nvmlDeviceGetHandleByPciBusId(Device().pci_bus.encode())
     except BackendError:
         return nvml.nvmlDeviceGetHandleByIndex(0)
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, as its kernel module has it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _MODULE.read_text().partition("\n")[0])
+        return found[0] if found else None
+    return None
 
 
 def _nvml() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accuracy import evaluate, selective_curve
+from ..accuracy import evaluate, mcnemar, selective_curve
 from ..calibration import expected_calibration_error, reliability_curve
 from ..data.dataset import Tile
 from .ceiling import Ceilings, Work
@@ -180,12 +180,20 @@ def warnings(document: Row) -> list[str]:
         found.append(
             f"{scores[0]['tiles']} test tiles tell an accuracy to within {100 * half:.1f} points (95 %): don't quote more digits than that."
         )
-    if close := [(a, b) for a, b in combinations(engines, 2) if 0 < _apart(a, b) < half]:
+    if close := [(a, b) for a, b in combinations(engines, 2) if _apart(a, b) and not _told_apart(a, b)]:
         first, second = max(close, key=lambda pair: _apart(*pair))
         found.append(
-            f"{len(close)} pairs of engines differ in accuracy by less than that interval (most: {first['engine']} and {second['engine']}, "
-            f"{100 * _apart(first, second):.2f} points): this split can't tell them apart. Look at the flips."
+            f"{len(close)} pairs of engines differ in accuracy by no more than chance makes of tiles that one alone has right (McNemar's exact "
+            f"test at 5 %; most: {first['engine']} and {second['engine']}, {100 * _apart(first, second):.2f} points): this split can't tell "
+            "them apart. Look at the flips."
         )
+    if limited := [row["engine"] for row in engines if row["server"] and row["server"]["generator_limited"]]:
+        found.append(
+            f"{', '.join(limited)}: tiles could not be handed over as fast as the server scenario wanted; the rate is what this program can "
+            "generate, not what the engine can answer."
+        )
+    if slowed := document["environment"]["gpu_throttled_by"]:
+        found.append(f"The GPU was throttled while it was measured ({', '.join(slowed)}): cool it, or raise its power limit.")
     if beyond := [row["engine"] for row in engines if (row["fraction_of_matrix_rate"] or 0) > 1]:
         found.append(
             f"{', '.join(beyond)}: faster than the matrix products that were to be the ceiling, which is none for them; no share of it is claimed."
@@ -195,6 +203,12 @@ def warnings(document: Row) -> list[str]:
             f"The dataset's split is not the one that {', '.join(other)} was trained on: test tiles may have been seen in training."
         )
     return found
+
+
+def _told_apart(first: Row, second: Row) -> bool:
+    """Whether the tiles that one of two engines alone has wrong are divided too unevenly for chance."""
+    wrong, others = (set(row["accuracy"]["wrong"]) for row in (first, second))
+    return mcnemar(len(wrong - others), len(others - wrong)) < 0.05
 
 
 def _apart(first: Row, second: Row) -> float:
@@ -212,7 +226,11 @@ def _server(found: ServerRate | None) -> Row | None:
         "p99_ms": latency.milliseconds(99) if latency else None,
         "indicative": bool(latency and not latency.tells(99)),
         "seconds": _raw(latency) if latency else [],
-        "trials": [{"rate": trial.rate, "within": trial.within, "queries": len(trial.seconds)} for trial in found.trials],
+        "generator_limited": found.generator_limited,
+        "trials": [
+            {"rate": trial.rate, "within": trial.within, "queries": len(trial.seconds), "generator_late": trial.late}
+            for trial in found.trials
+        ],
     }
 
 

@@ -27,7 +27,7 @@ from .config import BenchConfig
 from .contenders import Contenders, gather, misfit, names
 from .passes import Passes
 from .peer import run_peer
-from .power import gpu_state, joules
+from .power import gpu_state, joules, throttles
 from .report import Report
 from .scenarios import QUERY
 from .tiles import TileReader
@@ -59,8 +59,14 @@ def bench(
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts)
+    throttled: set[str] = set()
+
+    def between(what: str) -> None:  # two measurements: the GPU is still as the first one left it
+        throttled.update(throttles())
+        on_progress(what)
+
     try:
-        passes = Passes(contenders, images, config, on_progress)
+        passes = Passes(contenders, images, config, between)
         answers = passes.answers()
         clocks = passes.clocks(TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores()))
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
@@ -68,6 +74,7 @@ def bench(
         served = passes.server(offline) if config.wants("server") else {}
         energy = passes.energy()
         state = gpu_state()  # while it is warm
+        throttled.update(throttles())
     finally:
         contenders.close()
     on_progress("the machine's own ceilings")
@@ -105,7 +112,12 @@ def bench(
         "sattrt": __version__,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": {**config.to_dict(), "engine_threads": list(counts)},
-        "environment": {**environment(), "gpu_state": state, "energy": "; ".join(dict.fromkeys(joules(device)[1] for device in best))},
+        "environment": {
+            **environment(),
+            "gpu_state": state,
+            "gpu_throttled_by": sorted(throttled),
+            "energy": "; ".join(dict.fromkeys(joules(device)[1] for device in best)),
+        },
         "ceilings": {
             device: {"operations_per_second": found.matrix, "memory_bytes_per_second": found.memory} for device, found in best.items()
         },
@@ -116,7 +128,7 @@ def bench(
             "digest": dataset.digest,
             "tiles": len(tiles),
             "classes": list(dataset.classes),
-            "decoder": reader.decoder,
+            "decoder": f"{reader.decoder} on the CPU",
         },
         "bundles": [
             {"name": name, "digest": bundle.digest, "same_split": dataset.digest == bundle.spec.dataset_digest}

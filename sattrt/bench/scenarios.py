@@ -25,6 +25,7 @@ FEWEST = {"single-stream": 100, "multi-stream": 1000}  # queries, so that ten li
 _MOST_QUERIES = 64  # different ones, so that no cache makes the work easier than it is
 _TRIALS, _STEP = 6, 1.3  # of the search for a rate; from one that is held to the next that is tried
 _FEWEST_ARRIVALS, _MOST_ARRIVALS = 200, 20_000
+_CONFIRMING = 1000  # arrivals, at least, of the trial that confirms a rate: ten of them lie beyond the 99th percentile
 _LONGEST_TRIAL = 4  # times `seconds`, so that a slow rate has some arrivals
 
 
@@ -44,11 +45,11 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
     begin = time.perf_counter()
 
     def ask(_: int) -> float:
-        count = 0
-        while time.perf_counter() - begin < seconds:
+        count, taken = 0, 0.0
+        while not count or taken < seconds:
             infer(images)
-            count += size
-        return count / (time.perf_counter() - begin)
+            count, taken = count + size, time.perf_counter() - begin
+        return count / taken
 
     with ThreadPoolExecutor(callers) as pool:
         return sum(pool.map(ask, range(callers)))
@@ -56,16 +57,29 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate of arrivals: how many came, the latency in seconds of each, the share answered within the bound (0..1)."""
+    """One rate of arrivals: how many came, the latency in seconds of each, the share answered within the bound (0..1).
+
+    late: 99th percentile of the seconds by which tiles were handed over too late. served: as within, but from when they were handed over.
+    """
 
     rate: float
     seconds: list[float]
     within: float
+    late: float
+    served: float
+
+    @property
+    def held(self) -> bool:
+        """Whether 99 % were answered within the bound."""
+        return self.within >= 0.99
 
 
 @dataclass(frozen=True)
 class ServerRate:
-    """The highest rate found at which 99 % are answered within `bound` seconds, 0 where none was; every trial of the search."""
+    """The highest rate found at which 99 % are answered within `bound` seconds, 0 where none was; every trial of the search.
+
+    The last trial at that rate confirms it.
+    """
 
     rate: float
     bound: float
@@ -77,23 +91,35 @@ class ServerRate:
         return all(trial.rate <= self.rate for trial in self.trials)
 
     @property
+    def generator_limited(self) -> bool:
+        """Whether the lowest rate that failed did so because tiles could not be handed over in time: the engine would have held it."""
+        failed = [trial for trial in self.trials if not trial.held]
+        return bool(failed) and min(failed, key=lambda trial: trial.rate).served >= 0.99
+
+    @property
     def latency(self) -> Samples | None:
         """Latencies at the rate that was found."""
         return next((Samples(1, trial.seconds) for trial in reversed(self.trials) if trial.rate == self.rate), None)
 
 
-def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: float, seed: int) -> ServerRate:
+def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: float, seed: int, max_batch: int = 64) -> ServerRate:
     """Search the rate by bisection, below `highest` (images a second) or, where that is answered in time, above it; tiles are gathered
-    into batches by a `Batcher`.
+    into batches of `max_batch` by a `Batcher`. What was found is confirmed by a longer trial, and the next lower rate by another where it fails.
 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
+    for power in range((max_batch - 1).bit_length() + 1):  # the first call at a batch size is never typical
+        engine.infer(np.ascontiguousarray(np.resize(tiles, (min(2**power, max_batch), *tiles.shape[1:]))))
     low, high, trials = 0.0, math.inf, []
     for number in range(_TRIALS):
         rate = highest * _STEP**number if high == math.inf else (low + high) / 2
-        trials.append(_trial(engine, tiles, bound, rate, seconds, seed + number))
-        low, high = (rate, high) if trials[-1].within >= 0.99 else (low, rate)
-    return ServerRate(low, bound, trials)
+        trials.append(_trial(engine, tiles, bound, rate, seconds, seed + number, max_batch))
+        low, high = (rate, high) if trials[-1].held else (low, rate)
+    for rate in sorted((trial.rate for trial in trials if trial.held), reverse=True):
+        trials.append(_trial(engine, tiles, bound, rate, seconds, seed + len(trials), max_batch, _CONFIRMING))
+        if trials[-1].held:
+            return ServerRate(rate, bound, trials)
+    return ServerRate(0.0, bound, trials)
 
 
 def moments(rate: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -101,13 +127,15 @@ def moments(rate: float, count: int, rng: np.random.Generator) -> NDArray[np.flo
     return np.cumsum(rng.exponential(1 / rate, count))
 
 
-def _trial(engine: Engine, tiles: Tiles, bound: float, rate: float, seconds: float, seed: int) -> Trial:
-    count = max(1, int(min(max(rate * seconds, _FEWEST_ARRIVALS), rate * _LONGEST_TRIAL * seconds, _MOST_ARRIVALS)))
+def _trial(
+    engine: Engine, tiles: Tiles, bound: float, rate: float, seconds: float, seed: int, max_batch: int, fewest: int = _FEWEST_ARRIVALS
+) -> Trial:
+    count = max(1, int(min(max(rate * seconds, fewest), rate * _LONGEST_TRIAL * seconds, _MOST_ARRIVALS)))
     rng = np.random.default_rng(seed)
     arrivals = moments(rate, count, rng)
     order = rng.integers(0, len(tiles), count)
-    answered = np.full(count, np.inf)
-    with Batcher(engine, latency=bound / 2) as batcher:
+    answered, handed = np.full(count, np.inf), np.zeros(count)
+    with Batcher(engine, latency=bound / 2, max_batch=max_batch) as batcher:
         batcher.predict(tiles[0])
         begin = time.perf_counter()
 
@@ -124,12 +152,16 @@ def _trial(engine: Engine, tiles: Tiles, bound: float, rate: float, seconds: flo
                 time.sleep(wait)
             if place % 64 == 0 and (_late(answered, arrivals, bound) > 0.01 * count or wait < -10 * bound):
                 break  # it has failed already
+            handed[place] = time.perf_counter() - begin
             futures.append(batcher.submit(tiles[order[place]]))
             futures[-1].add_done_callback(note(place))
         for future in futures:
             future.result()
-    latencies = (answered - arrivals)[: len(futures)]  # from the moment of arrival, not from when it could be handed over
-    return Trial(rate, latencies.tolist(), float((latencies <= bound).sum() / count))
+    done = slice(len(futures))
+    latencies = (answered - arrivals)[done]  # from the moment of arrival, not from when it could be handed over
+    late, served = (handed - arrivals)[done], (answered - handed)[done] <= bound
+    within = float((latencies <= bound).sum() / count)
+    return Trial(rate, latencies.tolist(), within, max(0.0, float(np.percentile(late, 99))), float(served.mean()))
 
 
 def _late(answered: NDArray[np.float64], arrivals: NDArray[np.float64], bound: float) -> int:

@@ -22,7 +22,7 @@ Batch = tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]
 
 
 class TileReader:
-    """Reads, checks and decodes tiles in order. decoder: "DALI", "Pillow" or "rasterio"."""
+    """Reads, checks and decodes tiles in order, on the CPU: engines take host arrays. decoder: "DALI", "Pillow" or "rasterio"."""
 
     def __init__(self, dataset: Dataset, tiles: list[Tile], threads: int, batch_size: int = 64) -> None:
         self._dataset, self._tiles, self._batch_size = dataset, tiles, batch_size

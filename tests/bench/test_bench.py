@@ -194,6 +194,20 @@ def test_the_report_warns_of_clocks_as_of_other_timings(report: Report) -> None:
     assert "did not come to rest within 5 %: decoding." in text
 
 
+def test_accuracies_are_told_apart_by_the_tiles_that_one_alone_has_right(report: Report) -> None:
+    document = json.loads(json.dumps(report.document))
+    first, second, *_ = document["engines"]
+    document["engines"] = [first, second]
+    first["accuracy"] |= {"accuracy": 0.92, "interval": [0.89, 0.94], "wrong": [f"{i}" for i in range(40)]}
+
+    def said(wrong: list[str]) -> bool:
+        second["accuracy"] |= {"accuracy": 1 - len(wrong) / 500, "interval": [0.89, 0.94], "wrong": wrong}
+        return any("can't tell them apart" in line for line in warnings(document))
+
+    assert not said([f"{i}" for i in range(32)])  # eight of eight are better: less than the interval, but no chance
+    assert said([f"{i}" for i in range(20, 52)])  # 12 worse, 20 better
+
+
 def test_more_than_all_of_a_ceiling_is_not_claimed(report: Report) -> None:
     document = json.loads(json.dumps(report.document))
     document["engines"][0]["fraction_of_matrix_rate"] = 1.19
@@ -240,7 +254,7 @@ def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> Non
         assert f"{row['callers']['2']:,.0f}" in text
     for reason in report.document["absent"].values():
         assert reason in text
-    assert "decoded by DALI" in text
+    assert "decoded by DALI on the CPU" in text
 
 
 def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
