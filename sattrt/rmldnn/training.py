@@ -36,7 +36,7 @@ from ..training.run import write_samples
 from ..training.syncnorm import synchronise_batchnorm
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
-from .files import OutFiles, prepare_folders, write_predictions
+from .files import prepare_files, write_predictions
 from .network import Network, require_trainable
 from .optimizer import make_optimizer, rate_at
 from .tiles import on_both_sides
@@ -128,15 +128,13 @@ class Training:
 
     def run(self) -> TrainingResult:
         """Train, validate and write, epoch by epoch."""
-        self.files = OutFiles(self.config.outfile)
         if self.rank.is_first:
-            prepare_folders(self.config)
+            self.files = prepare_files(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
             run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
             write_json(self.out / "config.json", run)
             self._write_samples()
-            self.files.begin("train", "test")
             self.log = TrainLog(self.out, 0)
             self.observer.started(self.plan)
         for epoch in range(1, self.config.num_epochs + 1):

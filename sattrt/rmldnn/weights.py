@@ -122,11 +122,11 @@ def save_checkpoint(path: Path, network: KerasNetwork, state: dict[str, Tensor],
             if (value := state.get(f"{role}.{weight}")) is not None:
                 value = _turned(value, pixels) if role == "conv1" else value
                 kept[f"{layer}.{weight}"] = value.detach().cpu().contiguous().clone()
-    with atomic_path(path) as temporary:
+    with atomic_path(path, "checkpoints.save") as temporary:
         try:
             torch.save(kept, temporary)
         except RuntimeError as error:  # torch wraps the operating system's error
-            raise unwritable(path, OSError(28 if "No space" in str(error) else 5, str(error))) from None
+            raise unwritable(path, OSError(28 if "No space" in str(error) else 5, str(error)), "checkpoints.save") from None
 
 
 def _turned(kernel: Tensor, pixels: Pixels) -> Tensor:

@@ -26,6 +26,7 @@ from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.files import prepare_files
 from sattrt.rmldnn.network import build
 from sattrt.rmldnn.run import Outcome, _as_read, _left_out, run_config
 from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
@@ -289,13 +290,32 @@ def test_what_can_not_be_written_is_said_before_the_first_step(tutorial: Path, t
     for kind, changes, said in [
         ("train", {"checkpoints": {"save": str(tmp_path / "file")}}, "checkpoints.save is .*/file, which can't be written to"),
         ("test", {"data": {"test_output_path": str(tmp_path / "file" / "deep")}}, "data.test_output_path is .*/file/deep, which can't"),
-        ("test", {"data": {"target_type": "labels"}, "outfile": str(tmp_path / "file" / "log.txt")}, "Can't write .*/file/log_test.txt"),
+        (
+            "test",
+            {"data": {"target_type": "labels"}, "outfile": str(tmp_path / "file" / "log.txt")},
+            "Can't write .*/file/log_test.txt.* another outfile",
+        ),
+        ("train", {"outfile": str(tmp_path / "file" / "log.txt")}, "Can't write .*/file/log_train.txt.* another outfile"),
     ]:
         reported: list[tuple[str, str]] = []
         with pytest.raises(InputError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, kind, **changes)), tmp_path / "run", None, reported.extend)
         assert not reported or kind == "train"
         assert not (tmp_path / "run").exists()
+
+
+def test_a_test_keeps_the_course_of_the_training(tutorial: Path, tmp_path: Path) -> None:
+    """Where both configurations have one outfile."""
+    course, log = "1 0.500000 0.800000\n2 0.400000 0.900000\n", tmp_path / "deep" / "log_test.txt"
+    changes = {"outfile": str(tmp_path / "deep" / "log.txt"), "data": {"target_type": "labels", "test_output_path": ""}}
+    config = read(tmp_path / "c.json", configuration(tutorial, "test", **changes))
+    prepare_files(config)
+    assert log.read_text() == ""
+    log.write_text(course)
+    prepare_files(config).test(1, 0.25, 0.75)
+    assert log.read_text() == course + "1 0.250000 0.750000\n"
+    prepare_files(read(tmp_path / "c.json", configuration(tutorial, outfile=changes["outfile"], checkpoints={"save": ""})))
+    assert log.read_text() == ""
 
 
 class Spoiler(Observer):
@@ -312,7 +332,7 @@ class Spoiler(Observer):
 
 def test_the_best_network_is_kept_whatever_befalls_the_checkpoints(tutorial: Path, tmp_path: Path) -> None:
     changes = {"outfile": "", "checkpoints": {"save": str(tmp_path / "saved")}, "data": {"batch_size": 30}}
-    with pytest.raises(InputError, match=r"Can't write .*/saved/model_checkpoint_1.pt"):
+    with pytest.raises(InputError, match=r"Can't write .*/saved/model_checkpoint_1.pt: .* another checkpoints.save"):
         run_config(read(tmp_path / "c.json", configuration(tutorial, **changes)), tmp_path / "run", Spoiler(tmp_path / "saved"))
     assert load_trained(tmp_path / "run")[1].training["epoch"] == 1
 
