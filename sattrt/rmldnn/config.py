@@ -238,6 +238,8 @@ def _loss(values: Any, name: str) -> LossConfig:
     weight = section.raw("weight", [])
     if not isinstance(weight, list) or not all(is_number(each) and 0 <= each <= 1e6 for each in weight):
         raise section.fault("weight", "a list of numbers from 0, one for each class")
+    if weight and not any(weight):
+        raise section.fault("weight", "at least one number above 0, or nothing is learnt")
     index = section.raw("ignore_index")
     if index is not None and (type(index) is not int or not -(2**31) <= index < 2**31):
         raise section.fault("ignore_index", "the index of a class")

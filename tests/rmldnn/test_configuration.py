@@ -122,6 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no labels": ({"data": {"target_type": None}}, "lacks target_type"),
     "LAMB's amsgrad": ({"optimizer": {"type": "LAMB", "amsgrad": True}}, "LAMB has no such variant"),
     "nesterov alone": ({"optimizer": {"type": "SGD", "nesterov": True}}, "needs a momentum"),
+    "no class that counts": ({"loss": {"weight": [0, 0.0]}}, "weight is [0, 0.0]; give at least one number above 0"),
     "no network": ({"layers": 5}, "layers is 5"),
     "logs without a name": ({"outfile": "."}, "outfile is '.'; give the name of a file"),
 }
