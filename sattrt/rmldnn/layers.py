@@ -24,7 +24,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dilation_rate": 1,
         "groups": 1,
         "activation": "linear",
-        "data_format": "channels_last",
     },
     "BatchNormalization": {"epsilon": 1e-3, "axis": -1},
     "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0},
@@ -72,7 +71,7 @@ def read_layers(layers: Path | dict[str, Any] | list[Any], name: str) -> Graph:
             raise ContractError(
                 f"{name} is no Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
             )
-        trainable = document["config"].get("trainable", True) is not False
+        trainable = _flag(document["config"], name)
         document = document["config"].get("layers")
     if not isinstance(document, list) or not document:
         raise ContractError(f"{name} holds no list of layers. Give what Keras' model.to_json() writes.")
@@ -99,8 +98,15 @@ def _layer(entry: Any, where: str, before: list[str], trainable: bool) -> Layer:
         raise ContractError(f"{where}, {name!r}, is used {len(nodes) if isinstance(nodes, list) else 'in an unknown way'} times, not once.")
     else:
         inputs = tuple(_sources(nodes))
-    own = settings.get("trainable", True) is not False
+    own = _flag(settings, f"{where}, {name!r}")
     return Layer(name, entry["class_name"], settings, inputs, nodes, own and trainable)
+
+
+def _flag(settings: dict[str, Any], where: str) -> bool:
+    trainable = settings.get("trainable", True)
+    if not isinstance(trainable, bool):
+        raise ContractError(f"{where} has trainable {str(trainable)[:60]!r}. Write true or false.")
+    return trainable
 
 
 def _sources(nodes: Any) -> Iterator[str]:
