@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import BackendError, ContractError, InputError
 from ..model import read_state
-from ..spec import atomic_path, unwritable
+from ..spec import RESNET50, atomic_path, unwritable
 from .keras import KerasNetwork
 from .layers import Graph
 from .pixels import Pixels
@@ -73,6 +73,7 @@ def to_state(
     does without (another head is another name in rmldnn, too), which it may in training. ContractError for a layer or a
     weight that is missing, unless the layer file switches it off, or of another shape.
     """
+    weights = _by_layer(network, weights, own)
     state: dict[str, Tensor] = {}
     notes: list[str] = []
     missing = [layer for role, layer in network.names.items() if layer not in weights and role != "fc"]
@@ -112,6 +113,16 @@ def to_state(
     if extra := [layer for layer in weights if layer not in network.names.values() and weights[layer]]:
         notes.append(f"{len(extra)} layers of {path} are not in the network and are left aside, {extra[0]!r} first")
     return state, notes
+
+
+def _by_layer(network: KerasNetwork, weights: Weights, own: dict[str, Tensor]) -> Weights:
+    """Weights by the layer file's names, where they come by torchvision's, which are the roles: torchvision's own state dict, for its
+    strides alone. Its head is left aside where it is of other classes, as a head of another name is."""
+    if network.architecture != RESNET50 or "conv1" not in weights or network.names["conv1"] in weights:
+        return weights
+    head = weights.get("fc", {}).get("weight")
+    other = head is not None and head.shape != own["fc.weight"].shape
+    return {network.names.get(role, role): found for role, found in weights.items() if not (role == "fc" and other)}
 
 
 def save_checkpoint(path: Path, network: KerasNetwork, state: dict[str, Tensor], pixels: Pixels) -> None:
