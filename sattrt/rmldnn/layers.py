@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ContractError
 from ..spec import read_json
 
+_LONGEST = 200  # characters of a name, which messages quote
 _MODELS = ("Functional", "Model", "Sequential")
 # what Keras builds where a layer's config does not say
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -90,7 +91,9 @@ def _layer(entry: Any, where: str, before: list[str], trainable: bool) -> Layer:
         raise ContractError(f"{where} has no 'class_name' and 'config'. Give what Keras' model.to_json() writes.")
     name = settings.get("name", entry.get("name"))
     if not isinstance(name, str):
-        raise ContractError(f"{where}, a {entry['class_name']}, has no name. Give what Keras' model.to_json() writes.")
+        raise ContractError(f"{where}, a {entry['class_name'][:_LONGEST]}, has no name. Give what Keras' model.to_json() writes.")
+    if (longest := max(len(name), len(entry["class_name"]))) > _LONGEST:
+        raise ContractError(f"{where} has a name or a class of {longest:,} characters; {_LONGEST} are the most. Rename it.")
     nodes = entry.get("inbound_nodes")
     if nodes is None:  # rmldnn: the layer before
         inputs = tuple(before) if entry["class_name"] != "InputLayer" else ()
@@ -127,4 +130,4 @@ def _sources(nodes: Any) -> Iterator[str]:
 
 
 def _keys(document: dict[str, Any]) -> str:
-    return f"an object with {', '.join(map(repr, list(document)[:5])) or 'nothing'}"
+    return f"an object with {', '.join(repr(key[:60]) for key in list(document)[:5]) or 'nothing'}"

@@ -75,6 +75,7 @@ def test_defaults_are_rmldnns(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"num_epoch": 5}, "unknown key 'num_epoch'. Did you mean 'num_epochs'?"),
+    "a key without an end": ({"x" * 1900: 5}, "unknown key 'xxx"),
     "unknown key of data": ({"data": {"batchsize": 5}}, "Did you mean 'batch_size'?"),
     "key of another optimizer": ({"optimizer": {"alpha": 0.9}}, "unknown key 'alpha'"),
     "slicers": ({"data": {"slicers": []}}, "cut tiles, then `sattrt data`"),
@@ -135,6 +136,7 @@ def test_what_has_no_meaning_is_one_line(tmp_path: Path, case: str) -> None:
         read(tmp_path, **changes)
     assert said in str(caught.value)
     assert "c.json" in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 NO_JSON = {

@@ -104,6 +104,7 @@ OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
     "more filters": ("conv4_block6_3_conv", {"filters": 2048}, "'conv4_block6_3_conv', Conv2D (filters 2048"),
     "another epsilon": ("conv2_block1_2_bn", {"epsilon": 0.001}, "a BatchNormalization (epsilon 1.001e-05"),
     "an epsilon of 400 digits": ("conv1_bn", {"epsilon": 10**400}, "epsilon 1.001e-05"),
+    "a name without an end": ("conv1_conv", {"name": "x" * 1900}, "has a name or a class of 1,900 characters"),
     "trainable as a number": ("conv1_conv", {"trainable": 0}, "has trainable '0'. Write true or false"),
     "trainable as a text": ("conv1_conv", {"trainable": "false"}, "has trainable 'false'"),
     "channels first in a rim": ("conv1_pad", {"data_format": "channels_first"}, "'conv1_pad' has data_format 'channels_first'"),
@@ -127,6 +128,7 @@ def test_another_network_is_refused_by_layer(layer_file: dict[str, Any], case: s
     with pytest.raises(ContractError) as caught:
         read_network(spoilt, "c.json")
     assert said in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 LEFT_OUT: dict[str, tuple[str, str, str]] = {
