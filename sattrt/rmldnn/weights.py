@@ -44,7 +44,9 @@ def read_weights(path: Path, graph: Graph) -> Weights:
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {fault}. Give checkpoints.load an .h5 file of Keras, or a .pt state dict.")
-    if path.suffix in (".h5", ".hdf5", ".keras"):
+    if path.suffix.lower() == ".keras":
+        raise InputError(f'checkpoints.load is {path}, an archive of Keras 3. Save the model as an .h5 file: model.save("x.h5")')
+    if path.suffix.lower() in (".h5", ".hdf5"):
         return _read_h5(path, graph)
     weights: Weights = {}
     try:
@@ -56,7 +58,7 @@ def read_weights(path: Path, graph: Graph) -> Weights:
                 f"{path} is a TorchScript archive, a program. Take the weights out where you trust it: "
                 'python -c "import sys, torch; torch.save(torch.jit.load(sys.argv[1]).state_dict(), sys.argv[2])" OLD NEW'
             ) from None
-        raise
+        raise InputError(f"checkpoints.load: {error}") from None
     for key, value in state.items():
         layer, _, weight = key.removeprefix("module.").rpartition(".")
         weights.setdefault(layer, {})[weight] = value
@@ -157,7 +159,7 @@ def _read_h5(path: Path, graph: Graph) -> Weights:
             found = _numbered(root["layers"], graph, h5py) if by_number else _named(root, h5py)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} can't be read as weights of Keras ({' '.join(str(error).split())[:120]}). Save the model again."
+            f"checkpoints.load: {path} can't be read as weights of Keras ({' '.join(str(error).split())[:120]}). Save the model again."
         ) from None
     return {layer: {_IN_TORCH[name]: _in_torch(value) for name, value in arrays.items()} for layer, arrays in found.items()}
 

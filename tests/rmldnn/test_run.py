@@ -268,6 +268,11 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     for changes, said in [
         ({"checkpoints": {"load": ""}}, "lacks checkpoints.load"),
         ({"data": {"test_output_path": ""}}, "nothing would come of it"),
+        ({"data": {"test_input_path": "nowhere"}}, "^nowhere does not exist. Check data.test_input_path"),
+        (
+            {"data": {"test_input_path": str(tmp_path / "one"), "target_type": "labels"}},
+            "tiles in 2 class folders .* or tiles of every class",
+        ),
     ]:
         with pytest.raises(SattrtError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
