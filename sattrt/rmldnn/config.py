@@ -51,6 +51,15 @@ class SchedulerConfig:
     start_factor: float = 0.2
     verbose: bool = False
 
+    def __str__(self) -> str:
+        says = {
+            "Step": f"gamma {self.gamma:g} every {self.step_size} epochs",
+            "MultiStep": f"gamma {self.gamma:g} after epochs {', '.join(map(str, self.milestones[:20]))}",
+            "Exponential": f"gamma {self.gamma:g} every epoch",
+            "Warmup": f"from {self.start_factor:g} of the rate, {self.num_epochs} epochs",
+        }
+        return f"{self.kind}, {says[self.kind]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

@@ -108,7 +108,7 @@ class Training:
         """Optimizer, schedule, loss and sizes, as pairs of a name and a value."""
         optimizer, loss, data, world = self.optimizer_config, self.config.loss, self.config.data, self.rank.world
         options = ", ".join(f"{key} {value}" for key, value in optimizer.options.items())
-        schedule = optimizer.scheduler.kind if optimizer.scheduler else "constant"
+        schedule = str(optimizer.scheduler or "constant")
         if optimizer.scheduler and optimizer.scheduler.verbose:
             schedule += " (verbose: the rate of each step is in log.csv)"
         weighed = f", classes weighed by {', '.join(f'{each:g}' for each in loss.weight)}" if loss.weight else ""

@@ -46,6 +46,20 @@ def test_the_tutorials_own_file(tmp_path: Path) -> None:
     assert [rate_at(config.optimizer, epoch) for epoch in (0, 1, 40)] == pytest.approx([0.05, 0.0475, 0.05 * 0.95**40])
 
 
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"type": "Step", "step_size": 5, "gamma": 0.5}, "Step, gamma 0.5 every 5 epochs"),
+        ({"type": "MultiStep", "milestones": [2, 20]}, "MultiStep, gamma 0.1 after epochs 2, 20"),
+        ({"type": "Warmup", "num_epochs": 5}, "Warmup, from 0.2 of the rate, 5 epochs"),
+    ],
+)
+def test_a_schedule_says_all_that_it_is(tmp_path: Path, schedule: dict[str, Any], said: str) -> None:
+    optimizer = read(tmp_path, optimizer={"lr_scheduler": schedule}).optimizer
+    assert optimizer is not None
+    assert str(optimizer.scheduler) == said
+
+
 def test_the_tutorials_test_file(tmp_path: Path) -> None:
     text = """{"neural_network": {"layers": "./layers.json", "checkpoints": {"load": "./saved/model_checkpoint_50.pt"},
       "data": {"input_type": "images", "test_input_path": "../data/test/", "test_output_path": "./predictions/",

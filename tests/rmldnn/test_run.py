@@ -62,7 +62,7 @@ def test_the_report_says_what_is_run(trained: tuple[Path, Outcome], report: list
     assert said["parameters"] == "23,514,179"
     assert said["trainable"] == "59,267, in 54 of 107 layers"  # 53 BatchNorms and the head
     assert said["optimizer"].startswith("Adam, learning rate 0.005, beta1 0.9")
-    assert (said["schedule"], said["loss"]) == ("Exponential", "NLL")
+    assert (said["schedule"], said["loss"]) == ("Exponential, gamma 0.95 every epoch", "NLL")
     assert (said["train tiles"], said["valid tiles"]) == ("30, 3 batches of 10 a process", "15, 2 batches of up to 8 a process")
 
 
@@ -359,7 +359,7 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, la
         training = Training(config, dataset, network, tmp_path / "run", rank, Observer())
     said = dict(training.report())
     assert said["train tiles"] == "30, 1 batches of 30 a process"
-    assert said["schedule"] == "Exponential (verbose: the rate of each step is in log.csv)"
+    assert said["schedule"] == "Exponential, gamma 0.1 every epoch (verbose: the rate of each step is in log.csv)"
     assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
 
 
