@@ -89,6 +89,7 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
     if data.labels:
         dataset = known_by_folder(dataset)
         check_classes(network, dataset, config)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
     network.model.to(rank.device).to(memory_format=torch.channels_last)
     tiles = dataset.tiles("test")
     if rank.is_first:

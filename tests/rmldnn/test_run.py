@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
-from sattrt.rmldnn.files import prepare_files
+from sattrt.rmldnn.files import OutFiles, prepare_files
 from sattrt.rmldnn.network import build
 from sattrt.rmldnn.run import Outcome, _as_read, _left_out, run_config
 from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
@@ -34,7 +35,7 @@ from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
 from sattrt.training.hold import held
-from sattrt.training.log import Row
+from sattrt.training.log import Row, Window
 from sattrt.training.loop import Observer, Plan
 from sattrt.training.run import load_trained, read_samples
 
@@ -342,7 +343,9 @@ def test_the_best_network_is_kept_whatever_befalls_the_checkpoints(tutorial: Pat
     assert load_trained(tmp_path / "run")[1].training["epoch"] == 1
 
 
-def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, layer_file: dict[str, Any], tmp_path: Path) -> None:
+def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(
+    tutorial: Path, layer_file: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers = copy.deepcopy(layer_file)
     for name in ("conv1_bn", "conv1_conv"):  # the second one is frozen
         by_name(layers, name)["gamma_regularizer"] = {"class_name": "L2", "config": {"l2": 0.01}}
@@ -355,8 +358,21 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, la
     [note] = [note for note in network.notes if "regularizer" in note]
     assert note.startswith("1 of the trained layers have a regularizer or a constraint in ")
     assert note.endswith("'conv1_bn' first: these are not applied, optimizer.weight_decay is")
+    monkeypatch.setattr("sattrt.rmldnn.training.CACHE_GB", 35 * 64 * 64 * 3 / 1e9)  # of the 15 and 30 tiles, one split or the other fits
     with ranks() as rank:
         training = Training(config, dataset, network, tmp_path / "run", rank, Observer())
+    assert (training.valid.keeps, training.loader.keeps) == (True, False)
+    training.files, training.step = OutFiles(None), 1
+    training.precision = "fp32"
+    for loss, norm, fault in [
+        (2e4, 1.0, "loss diverges to 2e\\+04"),
+        (1.0, math.inf, "gradient is no number"),
+        (math.nan, 1.0, "loss is no"),
+    ]:
+        window = Window()
+        window.add(0.1, torch.tensor(loss), torch.tensor(norm), 30)
+        with pytest.raises(InputError, match=fault):
+            training._rows(1, window)
     said = dict(training.report())
     assert said["train tiles"] == "30, 1 batches of 30 a process"
     assert said["schedule"] == "Exponential, gamma 0.1 every epoch (verbose: the rate of each step is in log.csv)"
