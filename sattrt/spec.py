@@ -175,11 +175,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
     """A temporary name in the folder of `path`; it becomes `path` when the block ends without an error.
 
     A killed process leaves the old file or the new one, never half. InputError where the folder can't be
-    written or the disk is full; the old file is still there then.
+    written or the disk is full; the old file is still there then. setting: where `path` came from, for that error.
     """
     path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
@@ -190,7 +190,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise unwritable(path, error, setting) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -235,8 +235,8 @@ def require_space(path: Path, size: int) -> None:
         )
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
-    """The one-line error for a file that can't be written."""
+def unwritable(path: Path, error: OSError, setting: str = "--out") -> InputError:
+    """The one-line error for a file that can't be written. setting: what says where it is to be."""
     if error.errno == errno.ENOSPC:
-        return InputError(f"The disk is full: {path} was not written. Free some space, or choose another --out.")
-    return InputError(f"Can't write {path}: {error.strerror or error}. Choose another --out.")
+        return InputError(f"The disk is full: {path} was not written. Free some space, or choose another {setting}.")
+    return InputError(f"Can't write {path}: {error.strerror or error}. Choose another {setting}.")

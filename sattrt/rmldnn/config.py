@@ -51,6 +51,15 @@ class SchedulerConfig:
     start_factor: float = 0.2
     verbose: bool = False
 
+    def __str__(self) -> str:
+        says = {
+            "Step": f"gamma {self.gamma:g} every {self.step_size} epochs",
+            "MultiStep": f"gamma {self.gamma:g} after epochs {', '.join(map(str, self.milestones[:20]))}",
+            "Exponential": f"gamma {self.gamma:g} every epoch",
+            "Warmup": f"from {self.start_factor:g} of the rate, {self.num_epochs} epochs",
+        }
+        return f"{self.kind}, {says[self.kind]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -238,6 +247,8 @@ def _loss(values: Any, name: str) -> LossConfig:
     weight = section.raw("weight", [])
     if not isinstance(weight, list) or not all(is_number(each) and 0 <= each <= 1e6 for each in weight):
         raise section.fault("weight", "a list of numbers from 0, one for each class")
+    if weight and not any(weight):
+        raise section.fault("weight", "at least one number above 0, or nothing is learnt")
     index = section.raw("ignore_index")
     if index is not None and (type(index) is not int or not -(2**31) <= index < 2**31):
         raise section.fault("ignore_index", "the index of a class")

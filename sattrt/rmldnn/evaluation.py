@@ -78,8 +78,8 @@ def check_classes(network: Network, dataset: Dataset, config: RmldnnConfig) -> N
     classes, folder = network.keras.classes, config.data.input_path or config.data.test_input_path
     if classes != len(dataset.classes):
         raise ContractError(
-            f"The head {network.keras.names['fc']!r} has {classes} classes, {folder} has {len(dataset.classes)} class folders "
-            f"({', '.join(dataset.classes[:12])}{', ...' if len(dataset.classes) > 12 else ''}). Give a layer file for as many."
+            f"The head {network.keras.names['fc']!r} has {classes} classes, {folder} has tiles in {len(dataset.classes)} class folders "
+            f"({', '.join(dataset.classes[:12])}{', ...' if len(dataset.classes) > 12 else ''}). Give a layer file for as many, or tiles of every class."
         )
     if config.loss.weight and len(config.loss.weight) != classes:
         raise InputError(f"{config.path}: loss: weight has {len(config.loss.weight)} numbers for {classes} classes. Give one for each.")

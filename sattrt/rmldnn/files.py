@@ -17,23 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, InputError
-from ..spec import atomic_path, unwritable, write_bytes
+from ..spec import atomic_path, unwritable
 from .config import RmldnnConfig
 
 
 class OutFiles:
-    """The two logs of a run; nothing is written where `outfile` is None. What was there before is replaced."""
+    """The two logs of a run; nothing is written where `outfile` is None."""
 
     def __init__(self, outfile: Path | None) -> None:
         self._paths: dict[str, Path] = {}
         if outfile:
             self._paths = {kind: outfile.with_name(f"{outfile.stem}_{kind}{outfile.suffix}") for kind in ("train", "test")}
 
-    def begin(self, *kinds: str) -> None:
-        """Empty the logs of these kinds. InputError where they can't be written."""
-        for kind in kinds:
-            if kind in self._paths:
-                write_bytes(self._paths[kind], b"")
+    def begin(self) -> None:
+        """Empty both logs, for a training. InputError where they can't be written."""
+        for path in self._paths.values():
+            with atomic_path(path, "outfile") as temporary:
+                temporary.touch()
+
+    def go_on(self) -> None:
+        """Begin the test log where there is none, for a test: the course of a training in it is kept. InputError where it can't be written."""
+        self._append("test", "")
 
     def train(self, rows: Iterable[tuple[float, int, int, float, float]]) -> None:
         """Append batches: seconds, epoch, batch, loss, norm of the gradient."""
@@ -48,18 +52,20 @@ class OutFiles:
     def _append(self, kind: str, lines: str) -> None:
         if path := self._paths.get(kind):
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "a") as file:
                     file.write(lines)
             except OSError as error:
-                raise unwritable(path, error) from None
+                raise unwritable(path, error, "outfile") from None
 
 
-def prepare_folders(config: RmldnnConfig) -> None:
-    """Make the folders that a configuration writes to, and a file in each for a moment: better to fail now than after hours of work.
+def prepare_files(config: RmldnnConfig) -> OutFiles:
+    """The logs, begun; the folders that a configuration writes to, made, and a file in each for a moment: better to fail now than after hours.
 
     InputError that names the key where one can't be written to, BackendError where predictions are asked for and h5py is not installed.
     """
-    save = config.save if config.data.input_path else None  # a test saves none
+    trains = config.data.input_path is not None
+    save = config.save if trains else None  # a test saves none
     for key, folder in (("checkpoints.save", save), ("data.test_output_path", config.data.test_output_path)):
         try:
             if folder:
@@ -69,6 +75,12 @@ def prepare_folders(config: RmldnnConfig) -> None:
             raise InputError(f"{key} is {folder}, which can't be written to ({error.strerror}). Give another folder.") from None
     if config.data.test_output_path:
         _h5py()
+    files = OutFiles(config.outfile)
+    if trains:
+        files.begin()
+    elif config.data.labels:
+        files.go_on()
+    return files
 
 
 def write_predictions(folder: Path, number: int, names: list[str], outputs: NDArray[np.float32]) -> Path:
@@ -78,7 +90,7 @@ def write_predictions(folder: Path, number: int, names: list[str], outputs: NDAr
     """
     h5py = _h5py()
     path = folder / f"output_{number}.h5"
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path, "data.test_output_path") as temporary, h5py.File(temporary, "w") as file:
         for name, output in zip(names, outputs, strict=True):
             file.create_dataset(name, data=output)
     return path

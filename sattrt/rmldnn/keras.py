@@ -24,6 +24,7 @@ from .section import is_number
 
 ACTIVATIONS = {"log_softmax": "log_softmax", "log_softmax_v2": "log_softmax", "softmax": "softmax", "linear": "linear"}
 _BLOCKS, _WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
+_ONLY = {"data_format": "channels_last", "renorm": False}  # of every layer that has such a setting
 _EPSILONS = {KERAS_RESNET50: KERAS_EPSILON, RESNET50: 1e-5}
 
 
@@ -86,6 +87,10 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
         raise ContractError(
             f"{name} is not Keras' ResNet-50: one InputLayer was expected, {len(inputs)} found. sattrt trains no other network."
         )
+    for layer in graph.values():
+        for key, only in _ONLY.items():
+            if layer.settings.get(key) not in (None, only):
+                raise ContractError(f"{name}: {layer.name!r} has {key} {str(layer.settings[key])[:60]!r}; sattrt takes {only!r} alone.")
     height, width, channels = _input_size(inputs[0], name)
     start, own_pixels, used = preprocessing(graph, inputs[0])
     found: dict[str, Layer] = {}
@@ -175,7 +180,7 @@ def _slots(architecture: str) -> Iterator[_Slot]:
 
 
 def _conv_norm(conv: str, norm: str, after: str, epsilon: float, **wants: Any) -> Iterator[_Slot]:
-    plain = {"dilation_rate": 1, "groups": 1, "activation": "linear", "data_format": "channels_last"}
+    plain = {"dilation_rate": 1, "groups": 1, "activation": "linear"}
     yield _Slot(conv, {"Conv2D": wants | plain}, (after,))
     yield _Slot(norm, {"BatchNormalization": {"epsilon": epsilon, "axis": 3}}, (conv,))
 

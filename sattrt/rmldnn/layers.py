@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ContractError
 from ..spec import read_json
 
+_LONGEST = 200  # characters of a name, which messages quote
 _MODELS = ("Functional", "Model", "Sequential")
 # what Keras builds where a layer's config does not say
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -24,7 +25,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dilation_rate": 1,
         "groups": 1,
         "activation": "linear",
-        "data_format": "channels_last",
     },
     "BatchNormalization": {"epsilon": 1e-3, "axis": -1},
     "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0},
@@ -72,7 +72,7 @@ def read_layers(layers: Path | dict[str, Any] | list[Any], name: str) -> Graph:
             raise ContractError(
                 f"{name} is no Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
             )
-        trainable = document["config"].get("trainable", True) is not False
+        trainable = _flag(document["config"], name)
         document = document["config"].get("layers")
     if not isinstance(document, list) or not document:
         raise ContractError(f"{name} holds no list of layers. Give what Keras' model.to_json() writes.")
@@ -91,7 +91,9 @@ def _layer(entry: Any, where: str, before: list[str], trainable: bool) -> Layer:
         raise ContractError(f"{where} has no 'class_name' and 'config'. Give what Keras' model.to_json() writes.")
     name = settings.get("name", entry.get("name"))
     if not isinstance(name, str):
-        raise ContractError(f"{where}, a {entry['class_name']}, has no name. Give what Keras' model.to_json() writes.")
+        raise ContractError(f"{where}, a {entry['class_name'][:_LONGEST]}, has no name. Give what Keras' model.to_json() writes.")
+    if (longest := max(len(name), len(entry["class_name"]))) > _LONGEST:
+        raise ContractError(f"{where} has a name or a class of {longest:,} characters; {_LONGEST} are the most. Rename it.")
     nodes = entry.get("inbound_nodes")
     if nodes is None:  # rmldnn: the layer before
         inputs = tuple(before) if entry["class_name"] != "InputLayer" else ()
@@ -99,8 +101,15 @@ def _layer(entry: Any, where: str, before: list[str], trainable: bool) -> Layer:
         raise ContractError(f"{where}, {name!r}, is used {len(nodes) if isinstance(nodes, list) else 'in an unknown way'} times, not once.")
     else:
         inputs = tuple(_sources(nodes))
-    own = settings.get("trainable", True) is not False
+    own = _flag(settings, f"{where}, {name!r}")
     return Layer(name, entry["class_name"], settings, inputs, nodes, own and trainable)
+
+
+def _flag(settings: dict[str, Any], where: str) -> bool:
+    trainable = settings.get("trainable", True)
+    if not isinstance(trainable, bool):
+        raise ContractError(f"{where} has trainable {str(trainable)[:60]!r}. Write true or false.")
+    return trainable
 
 
 def _sources(nodes: Any) -> Iterator[str]:
@@ -121,4 +130,4 @@ def _sources(nodes: Any) -> Iterator[str]:
 
 
 def _keys(document: dict[str, Any]) -> str:
-    return f"an object with {', '.join(map(repr, list(document)[:5])) or 'nothing'}"
+    return f"an object with {', '.join(repr(key[:60]) for key in list(document)[:5]) or 'nothing'}"

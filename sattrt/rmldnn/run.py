@@ -23,7 +23,7 @@ from ..training.loop import Observer
 from ..training.run import refuse_to_overwrite
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
-from .files import OutFiles, prepare_folders, write_predictions
+from .files import prepare_files, write_predictions
 from .network import Network, build
 from .tiles import AsGiven, Progress, known_by_folder, labelled, unlabelled
 from .training import Training, TrainingResult
@@ -89,14 +89,11 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
     if data.labels:
         dataset = known_by_folder(dataset)
         check_classes(network, dataset, config)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
     network.model.to(rank.device).to(memory_format=torch.channels_last)
-    files = OutFiles(config.outfile)
-    if rank.is_first:
-        prepare_folders(config)
-        if data.labels:
-            files.begin("test")
     tiles = dataset.tiles("test")
     if rank.is_first:
+        files = prepare_files(config)
         said = [*_as_read(dataset), *_report(config, network, rank)]
         on_report([*said, ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
     loader = loader_of(dataset, tiles, data.test_batch_size, rank)

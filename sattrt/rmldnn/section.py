@@ -72,7 +72,7 @@ class Section:
                 raise InputError(f"{name} has {key!r}; {INSTEAD[key]}.")
             near = difflib.get_close_matches(key, known, 1)
             raise InputError(
-                f"{name} has the unknown key {key!r}. " + (f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}.")
+                f"{name} has the unknown key {_shown(key)}. " + (f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}.")
             )
 
     def __contains__(self, key: str) -> bool:

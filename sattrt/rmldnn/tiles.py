@@ -110,6 +110,8 @@ def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
     resizes: it is resized to that."""
     tiles: list[Tile] = []
     size, first, odd = (0, 0), "", False
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Check data.test_input_path (paths begin where the command is run).")
     with open_source(path) as source:
         for name in source.names():
             if posixpath.splitext(name)[1].lower() not in EXTENSIONS:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.augment import Augmentation
 from ..data.dataset import Dataset
+from ..data.loader import CACHE_GB
 from ..errors import InputError
 from ..spec import ModelSpec, atomic_path, read_bytes, require_space, write_json
 from ..training import checkpoint, figures
@@ -36,13 +37,15 @@ from ..training.run import write_samples
 from ..training.syncnorm import synchronise_batchnorm
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
-from .files import OutFiles, prepare_folders, write_predictions
+from .files import prepare_files, write_predictions
 from .network import Network, require_trainable
 from .optimizer import make_optimizer, rate_at
 from .tiles import on_both_sides
 from .weights import save_checkpoint
 
 SEED = 0
+# a loss of this many times that of a guess has run away; the tutorial's own rate is so high that it begins with 20 times
+_DIVERGED = 1e4
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Training:
         self.precision = choose_precision("auto", rank.device)
         network.model.to(rank.device).to(memory_format=torch.channels_last)
         slower = ""
+        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
         if rank.device.type == "cpu":
             use_products(network.model)
             slower = "" if rank.world > 1 else fuse_norms(network.model, DTYPES[self.precision])
@@ -79,15 +83,16 @@ class Training:
         trained = [each for each in network.model.parameters() if each.requires_grad]
         self.optimizer = make_optimizer(trained, config.optimizer)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
-        memory: dict[str, object] = {} if config.data.preload else {"cache_gb": 0.0}
         self.tiles, self.valid_tiles = dataset.require("train"), dataset.require("valid")
         self.batch_size = min(config.data.batch_size, len(self.tiles) // rank.world * rank.world)
         if not self.batch_size:
             raise InputError(f"{config.data.input_path} has fewer tiles, {len(self.tiles)}, than there are processes. Start fewer.")
         self._refuse_lone_values()
         shuffled = Augmentation(symmetries=False)  # how tiles vary is the transforms' affair
-        self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, **memory)
-        self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, **memory)
+        memory = CACHE_GB if config.data.preload else 0.0  # for both splits together
+        self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, cache_gb=memory)
+        left = memory - self.valid.kept_gb
+        self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, cache_gb=left)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         count, steps = len(self.tiles), self.loader.steps
         self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder, slower)
@@ -108,7 +113,7 @@ class Training:
         """Optimizer, schedule, loss and sizes, as pairs of a name and a value."""
         optimizer, loss, data, world = self.optimizer_config, self.config.loss, self.config.data, self.rank.world
         options = ", ".join(f"{key} {value}" for key, value in optimizer.options.items())
-        schedule = optimizer.scheduler.kind if optimizer.scheduler else "constant"
+        schedule = str(optimizer.scheduler or "constant")
         if optimizer.scheduler and optimizer.scheduler.verbose:
             schedule += " (verbose: the rate of each step is in log.csv)"
         weighed = f", classes weighed by {', '.join(f'{each:g}' for each in loss.weight)}" if loss.weight else ""
@@ -128,15 +133,13 @@ class Training:
 
     def run(self) -> TrainingResult:
         """Train, validate and write, epoch by epoch."""
-        self.files = OutFiles(self.config.outfile)
         if self.rank.is_first:
-            prepare_folders(self.config)
+            self.files = prepare_files(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
             run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
             write_json(self.out / "config.json", run)
             self._write_samples()
-            self.files.begin("train", "test")
             self.log = TrainLog(self.out, 0)
             self.observer.started(self.plan)
         for epoch in range(1, self.config.num_epochs + 1):
@@ -204,7 +207,7 @@ class Training:
         return loss.detach(), norm
 
     def _rows(self, epoch: int, window: Window) -> list[Row]:
-        """A row for each step since the last report, which rmldnn's log gets too. InputError where the loss is no number."""
+        """A row for each step since the last report, which rmldnn's log gets too. InputError where loss or gradient is no number, or the loss diverges."""
         rates, losses, norms, speed = window.close()
         losses = [each / self.rank.world for each in self.rank.sum(*losses)]
         first = self.step - len(losses) + 1
@@ -225,9 +228,17 @@ class Training:
             before = (epoch - 1) * self.plan.steps_per_epoch
             self.files.train((seconds, epoch, row.step - before, row.train_loss, row.gradient_norm) for row in rows)
         for row in rows:
-            if not math.isfinite(row.train_loss):
-                raise InputError(f"The loss is no number (step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate.")
+            if fault := self._fault(row):
+                raise InputError(f"The {fault} (step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate.")
         return rows
+
+    def _fault(self, row: Row) -> str:
+        """What is wrong with a step, if anything."""
+        if not math.isfinite(row.train_loss):
+            return "loss is no number"
+        if not math.isfinite(row.gradient_norm) and self.precision != "fp16":  # there the scaler leaves such a step out
+            return "gradient is no number"
+        return f"loss diverges to {row.train_loss:.3g}" if row.train_loss > _DIVERGED * math.log(len(self.dataset.classes)) else ""
 
     def _save(self, epoch: int, loss: float, improved: bool, logits: Tensor) -> None:
         """The best network for the stages after, first, so that nothing that befalls the rest can lose it; then rmldnn's files where due."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import BackendError, ContractError, InputError
 from ..model import read_state
-from ..spec import atomic_path, unwritable
+from ..spec import RESNET50, atomic_path, unwritable
 from .keras import KerasNetwork
 from .layers import Graph
 from .pixels import Pixels
@@ -44,7 +44,9 @@ def read_weights(path: Path, graph: Graph) -> Weights:
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {fault}. Give checkpoints.load an .h5 file of Keras, or a .pt state dict.")
-    if path.suffix in (".h5", ".hdf5", ".keras"):
+    if path.suffix.lower() == ".keras":
+        raise InputError(f'checkpoints.load is {path}, an archive of Keras 3. Save the model as an .h5 file: model.save("x.h5")')
+    if path.suffix.lower() in (".h5", ".hdf5"):
         return _read_h5(path, graph)
     weights: Weights = {}
     try:
@@ -56,7 +58,7 @@ def read_weights(path: Path, graph: Graph) -> Weights:
                 f"{path} is a TorchScript archive, a program. Take the weights out where you trust it: "
                 'python -c "import sys, torch; torch.save(torch.jit.load(sys.argv[1]).state_dict(), sys.argv[2])" OLD NEW'
             ) from None
-        raise
+        raise InputError(f"checkpoints.load: {error}") from None
     for key, value in state.items():
         layer, _, weight = key.removeprefix("module.").rpartition(".")
         weights.setdefault(layer, {})[weight] = value
@@ -73,6 +75,7 @@ def to_state(
     does without (another head is another name in rmldnn, too), which it may in training. ContractError for a layer or a
     weight that is missing, unless the layer file switches it off, or of another shape.
     """
+    weights = _by_layer(network, weights, own)
     state: dict[str, Tensor] = {}
     notes: list[str] = []
     missing = [layer for role, layer in network.names.items() if layer not in weights and role != "fc"]
@@ -114,6 +117,16 @@ def to_state(
     return state, notes
 
 
+def _by_layer(network: KerasNetwork, weights: Weights, own: dict[str, Tensor]) -> Weights:
+    """Weights by the layer file's names, where they come by torchvision's, which are the roles: torchvision's own state dict, for its
+    strides alone. Its head is left aside where it is of other classes, as a head of another name is."""
+    if network.architecture != RESNET50 or "conv1" not in weights or network.names["conv1"] in weights:
+        return weights
+    head = weights.get("fc", {}).get("weight")
+    other = head is not None and head.shape != own["fc.weight"].shape
+    return {network.names.get(role, role): found for role, found in weights.items() if not (role == "fc" and other)}
+
+
 def save_checkpoint(path: Path, network: KerasNetwork, state: dict[str, Tensor], pixels: Pixels) -> None:
     """Write a backbone's state dict as .pt by the names of Keras' layers: what `read_weights` reads. InputError where it can't be written."""
     kept: dict[str, Tensor] = {}
@@ -122,11 +135,11 @@ def save_checkpoint(path: Path, network: KerasNetwork, state: dict[str, Tensor],
             if (value := state.get(f"{role}.{weight}")) is not None:
                 value = _turned(value, pixels) if role == "conv1" else value
                 kept[f"{layer}.{weight}"] = value.detach().cpu().contiguous().clone()
-    with atomic_path(path) as temporary:
+    with atomic_path(path, "checkpoints.save") as temporary:
         try:
             torch.save(kept, temporary)
         except RuntimeError as error:  # torch wraps the operating system's error
-            raise unwritable(path, OSError(28 if "No space" in str(error) else 5, str(error))) from None
+            raise unwritable(path, OSError(28 if "No space" in str(error) else 5, str(error)), "checkpoints.save") from None
 
 
 def _turned(kernel: Tensor, pixels: Pixels) -> Tensor:
@@ -146,7 +159,7 @@ def _read_h5(path: Path, graph: Graph) -> Weights:
             found = _numbered(root["layers"], graph, h5py) if by_number else _named(root, h5py)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} can't be read as weights of Keras ({' '.join(str(error).split())[:120]}). Save the model again."
+            f"checkpoints.load: {path} can't be read as weights of Keras ({' '.join(str(error).split())[:120]}). Save the model again."
         ) from None
     return {layer: {_IN_TORCH[name]: _in_torch(value) for name, value in arrays.items()} for layer, arrays in found.items()}
 

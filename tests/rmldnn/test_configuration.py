@@ -46,6 +46,20 @@ def test_the_tutorials_own_file(tmp_path: Path) -> None:
     assert [rate_at(config.optimizer, epoch) for epoch in (0, 1, 40)] == pytest.approx([0.05, 0.0475, 0.05 * 0.95**40])
 
 
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"type": "Step", "step_size": 5, "gamma": 0.5}, "Step, gamma 0.5 every 5 epochs"),
+        ({"type": "MultiStep", "milestones": [2, 20]}, "MultiStep, gamma 0.1 after epochs 2, 20"),
+        ({"type": "Warmup", "num_epochs": 5}, "Warmup, from 0.2 of the rate, 5 epochs"),
+    ],
+)
+def test_a_schedule_says_all_that_it_is(tmp_path: Path, schedule: dict[str, Any], said: str) -> None:
+    optimizer = read(tmp_path, optimizer={"lr_scheduler": schedule}).optimizer
+    assert optimizer is not None
+    assert str(optimizer.scheduler) == said
+
+
 def test_the_tutorials_test_file(tmp_path: Path) -> None:
     text = """{"neural_network": {"layers": "./layers.json", "checkpoints": {"load": "./saved/model_checkpoint_50.pt"},
       "data": {"input_type": "images", "test_input_path": "../data/test/", "test_output_path": "./predictions/",
@@ -75,6 +89,7 @@ def test_defaults_are_rmldnns(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"num_epoch": 5}, "unknown key 'num_epoch'. Did you mean 'num_epochs'?"),
+    "a key without an end": ({"x" * 1900: 5}, "unknown key 'xxx"),
     "unknown key of data": ({"data": {"batchsize": 5}}, "Did you mean 'batch_size'?"),
     "key of another optimizer": ({"optimizer": {"alpha": 0.9}}, "unknown key 'alpha'"),
     "slicers": ({"data": {"slicers": []}}, "cut tiles, then `sattrt data`"),
@@ -122,6 +137,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no labels": ({"data": {"target_type": None}}, "lacks target_type"),
     "LAMB's amsgrad": ({"optimizer": {"type": "LAMB", "amsgrad": True}}, "LAMB has no such variant"),
     "nesterov alone": ({"optimizer": {"type": "SGD", "nesterov": True}}, "needs a momentum"),
+    "no class that counts": ({"loss": {"weight": [0, 0.0]}}, "weight is [0, 0.0]; give at least one number above 0"),
     "no network": ({"layers": 5}, "layers is 5"),
     "logs without a name": ({"outfile": "."}, "outfile is '.'; give the name of a file"),
 }
@@ -134,6 +150,7 @@ def test_what_has_no_meaning_is_one_line(tmp_path: Path, case: str) -> None:
         read(tmp_path, **changes)
     assert said in str(caught.value)
     assert "c.json" in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 NO_JSON = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EUROSAT, by_name, keras_by_torch, network
+from torchvision.models import resnet50
 
 from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.sources import open_source
@@ -103,6 +104,12 @@ OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
     "more filters": ("conv4_block6_3_conv", {"filters": 2048}, "'conv4_block6_3_conv', Conv2D (filters 2048"),
     "another epsilon": ("conv2_block1_2_bn", {"epsilon": 0.001}, "a BatchNormalization (epsilon 1.001e-05"),
     "an epsilon of 400 digits": ("conv1_bn", {"epsilon": 10**400}, "epsilon 1.001e-05"),
+    "a name without an end": ("conv1_conv", {"name": "x" * 1900}, "has a name or a class of 1,900 characters"),
+    "trainable as a number": ("conv1_conv", {"trainable": 0}, "has trainable '0'. Write true or false"),
+    "trainable as a text": ("conv1_conv", {"trainable": "false"}, "has trainable 'false'"),
+    "channels first in a rim": ("conv1_pad", {"data_format": "channels_first"}, "'conv1_pad' has data_format 'channels_first'"),
+    "channels first at the end": ("avg_pool", {"data_format": "channels_first"}, "'avg_pool' has data_format 'channels_first'"),
+    "batch renormalisation": ("conv1_bn", {"renorm": True}, "'conv1_bn' has renorm 'True'; sattrt takes False alone"),
     "another activation": ("conv5_block3_out", {"activation": "gelu"}, "'conv5_block3_out', Activation (activation gelu)"),
     "another pool": ("pool1_pool", {"pool_size": [2, 2]}, "a MaxPooling2D (pool_size 3"),
     "an input of 13 bands": ("input", {"batch_shape": [None, 64, 64, 13]}, "tiles are [null, height, width, 3]"),
@@ -121,6 +128,7 @@ def test_another_network_is_refused_by_layer(layer_file: dict[str, Any], case: s
     with pytest.raises(ContractError) as caught:
         read_network(spoilt, "c.json")
     assert said in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 LEFT_OUT: dict[str, tuple[str, str, str]] = {
@@ -316,3 +324,20 @@ def test_a_frozen_batchnorm_keeps_its_statistics(tutorial: Path, layer_file: dic
     assert torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
     moved = before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"]
     assert not torch.equal(*moved)
+
+
+def test_torchvisions_own_state_dict_is_known_by_its_names(tutorial: Path, tmp_path: Path) -> None:
+    """With torchvision's strides; a head of its thousand classes gives way to a new one."""
+    layers = json.loads(as_torchvision(keras_by_torch().models.load_model(tutorial / "model.h5")).to_json())
+    theirs = resnet50(num_classes=3)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    changes = {"layers": layers, "checkpoints": {"load": str(tmp_path / "w.pt")}}
+    built = network(tutorial, tmp_path, **changes)
+    assert built.notes == ()
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(built.model.backbone.state_dict()[key], value), key
+    torch.save(resnet50().state_dict(), tmp_path / "w.pt")
+    [note] = network(tutorial, tmp_path, "train", **changes).notes
+    assert "it begins at random" in note
+    with pytest.raises(ContractError, match="lacks 106 of the 107 layers"):
+        network(tutorial, tmp_path, checkpoints=changes["checkpoints"])

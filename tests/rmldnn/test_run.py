@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
+from sattrt.rmldnn.files import OutFiles, prepare_files
 from sattrt.rmldnn.network import build
 from sattrt.rmldnn.run import Outcome, _as_read, _left_out, run_config
 from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
@@ -33,7 +35,7 @@ from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
 from sattrt.training.hold import held
-from sattrt.training.log import Row
+from sattrt.training.log import Row, Window
 from sattrt.training.loop import Observer, Plan
 from sattrt.training.run import load_trained, read_samples
 
@@ -61,7 +63,7 @@ def test_the_report_says_what_is_run(trained: tuple[Path, Outcome], report: list
     assert said["parameters"] == "23,514,179"
     assert said["trainable"] == "59,267, in 54 of 107 layers"  # 53 BatchNorms and the head
     assert said["optimizer"].startswith("Adam, learning rate 0.005, beta1 0.9")
-    assert (said["schedule"], said["loss"]) == ("Exponential", "NLL")
+    assert (said["schedule"], said["loss"]) == ("Exponential, gamma 0.95 every epoch", "NLL")
     assert (said["train tiles"], said["valid tiles"]) == ("30, 3 batches of 10 a process", "15, 2 batches of up to 8 a process")
 
 
@@ -267,6 +269,11 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
     for changes, said in [
         ({"checkpoints": {"load": ""}}, "lacks checkpoints.load"),
         ({"data": {"test_output_path": ""}}, "nothing would come of it"),
+        ({"data": {"test_input_path": "nowhere"}}, "^nowhere does not exist. Check data.test_input_path"),
+        (
+            {"data": {"test_input_path": str(tmp_path / "one"), "target_type": "labels"}},
+            "tiles in 2 class folders .* or tiles of every class",
+        ),
     ]:
         with pytest.raises(SattrtError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, "test", **changes)), tmp_path / "run")
@@ -289,13 +296,32 @@ def test_what_can_not_be_written_is_said_before_the_first_step(tutorial: Path, t
     for kind, changes, said in [
         ("train", {"checkpoints": {"save": str(tmp_path / "file")}}, "checkpoints.save is .*/file, which can't be written to"),
         ("test", {"data": {"test_output_path": str(tmp_path / "file" / "deep")}}, "data.test_output_path is .*/file/deep, which can't"),
-        ("test", {"data": {"target_type": "labels"}, "outfile": str(tmp_path / "file" / "log.txt")}, "Can't write .*/file/log_test.txt"),
+        (
+            "test",
+            {"data": {"target_type": "labels"}, "outfile": str(tmp_path / "file" / "log.txt")},
+            "Can't write .*/file/log_test.txt.* another outfile",
+        ),
+        ("train", {"outfile": str(tmp_path / "file" / "log.txt")}, "Can't write .*/file/log_train.txt.* another outfile"),
     ]:
         reported: list[tuple[str, str]] = []
         with pytest.raises(InputError, match=said):
             run_config(read(tmp_path / "c.json", configuration(tutorial, kind, **changes)), tmp_path / "run", None, reported.extend)
         assert not reported or kind == "train"
         assert not (tmp_path / "run").exists()
+
+
+def test_a_test_keeps_the_course_of_the_training(tutorial: Path, tmp_path: Path) -> None:
+    """Where both configurations have one outfile."""
+    course, log = "1 0.500000 0.800000\n2 0.400000 0.900000\n", tmp_path / "deep" / "log_test.txt"
+    changes = {"outfile": str(tmp_path / "deep" / "log.txt"), "data": {"target_type": "labels", "test_output_path": ""}}
+    config = read(tmp_path / "c.json", configuration(tutorial, "test", **changes))
+    prepare_files(config)
+    assert log.read_text() == ""
+    log.write_text(course)
+    prepare_files(config).test(1, 0.25, 0.75)
+    assert log.read_text() == course + "1 0.250000 0.750000\n"
+    prepare_files(read(tmp_path / "c.json", configuration(tutorial, outfile=changes["outfile"], checkpoints={"save": ""})))
+    assert log.read_text() == ""
 
 
 class Spoiler(Observer):
@@ -312,12 +338,14 @@ class Spoiler(Observer):
 
 def test_the_best_network_is_kept_whatever_befalls_the_checkpoints(tutorial: Path, tmp_path: Path) -> None:
     changes = {"outfile": "", "checkpoints": {"save": str(tmp_path / "saved")}, "data": {"batch_size": 30}}
-    with pytest.raises(InputError, match=r"Can't write .*/saved/model_checkpoint_1.pt"):
+    with pytest.raises(InputError, match=r"Can't write .*/saved/model_checkpoint_1.pt: .* another checkpoints.save"):
         run_config(read(tmp_path / "c.json", configuration(tutorial, **changes)), tmp_path / "run", Spoiler(tmp_path / "saved"))
     assert load_trained(tmp_path / "run")[1].training["epoch"] == 1
 
 
-def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, layer_file: dict[str, Any], tmp_path: Path) -> None:
+def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(
+    tutorial: Path, layer_file: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers = copy.deepcopy(layer_file)
     for name in ("conv1_bn", "conv1_conv"):  # the second one is frozen
         by_name(layers, name)["gamma_regularizer"] = {"class_name": "L2", "config": {"l2": 0.01}}
@@ -330,11 +358,24 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(tutorial: Path, la
     [note] = [note for note in network.notes if "regularizer" in note]
     assert note.startswith("1 of the trained layers have a regularizer or a constraint in ")
     assert note.endswith("'conv1_bn' first: these are not applied, optimizer.weight_decay is")
+    monkeypatch.setattr("sattrt.rmldnn.training.CACHE_GB", 35 * 64 * 64 * 3 / 1e9)  # of the 15 and 30 tiles, one split or the other fits
     with ranks() as rank:
         training = Training(config, dataset, network, tmp_path / "run", rank, Observer())
+    assert (training.valid.keeps, training.loader.keeps) == (True, False)
+    training.files, training.step = OutFiles(None), 1
+    training.precision = "fp32"
+    for loss, norm, fault in [
+        (2e4, 1.0, "loss diverges to 2e\\+04"),
+        (1.0, math.inf, "gradient is no number"),
+        (math.nan, 1.0, "loss is no"),
+    ]:
+        window = Window()
+        window.add(0.1, torch.tensor(loss), torch.tensor(norm), 30)
+        with pytest.raises(InputError, match=fault):
+            training._rows(1, window)
     said = dict(training.report())
     assert said["train tiles"] == "30, 1 batches of 30 a process"
-    assert said["schedule"] == "Exponential (verbose: the rate of each step is in log.csv)"
+    assert said["schedule"] == "Exponential, gamma 0.1 every epoch (verbose: the rate of each step is in log.csv)"
     assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
 
 

@@ -113,8 +113,14 @@ def test_files_that_are_no_weights_are_one_line(tutorial: Path, tmp_path: Path) 
         "cut.h5": "can't be read as weights of Keras",
         "text.h5": "can't be read",
         "text.pt": "can't be read",
+        "text.H5": "can't be read as weights of Keras",
+        "model.keras": 'an archive of Keras 3. Save the model as an .h5 file: model.save("x.h5")',
+        "whole.pt": "checkpoints.load: ",
         "none.h5": "does not exist",
     }
+    for name in ("text.H5", "model.keras"):
+        (tmp_path / name).write_text("weights")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
     for folder in ("folder", "folder.h5"):
         (tmp_path / folder).mkdir()
         said[folder] = "is a folder. Give checkpoints.load an .h5 file of Keras, or a .pt state dict"
