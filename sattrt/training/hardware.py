@@ -60,14 +60,19 @@ class Rank:
 
 
 @contextlib.contextmanager
-def ranks(threads: int = 0) -> Iterator[Rank]:
-    """The rank that torchrun's environment describes, or the only one; joins and leaves the process group."""
+def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
+    """The rank that torchrun's environment describes, or the only one; joins and leaves the process group.
+
+    threads: CPU threads of a rank; 0 is its share of the cores, or on a CPU as many as `before`, of the run that goes on, where the
+    share has so many: sums over another number of threads differ in their last bits.
+    """
     world, number, local, local_world, restarts = _from_launcher()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < gpus < local_world:
         raise InputError(f"{local_world} processes were started for {gpus} GPUs. Use torchrun --nproc-per-node {gpus}.")
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    threads = threads or max(1, cores() // local_world)
+    share = max(1, cores() // local_world)
+    threads = threads or (before if not gpus and 0 < before <= share else share)
     torch.set_num_threads(threads)
     if gpus:
         torch.cuda.set_device(device)
@@ -145,7 +150,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def tuned_convolutions() -> Iterator[None]:
-    """cuDNN times its algorithms for every new shape: for training steps, whose shapes repeat; elsewhere the last batch would have it begin anew."""
+    """cuDNN benchmarking on: for training, whose shapes repeat; a smaller last batch would set it off again."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -175,6 +180,11 @@ class StopRequest:
         self.asked = True
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """From here on the signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
