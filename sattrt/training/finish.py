@@ -53,6 +53,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         }
         if model.views == 1:
             plain = logits
+    loader.close()
     training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views]}
     replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
 
@@ -61,7 +62,6 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     figures.confusion(predicted, labels, dataset.classes, run)
     probabilities = softmax(plain / found[1]["temperature"])
     worst = probabilities[np.arange(len(labels)), labels].argsort()[:WORST_TILES]
-    loader.close()
     images, _ = decode_tiles(dataset, [tiles[i] for i in worst], config.decoder, rank.threads)
     captions = [
         f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"

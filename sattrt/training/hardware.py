@@ -24,8 +24,17 @@ from ..errors import BackendError, InputError
 from ..machine import cores, cpu_has_bf16
 from .cpu import keep_freed_memory
 
-# torch's and gloo's words for a process that went away
-_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo", "Gloo", "Timed out waiting")
+# torch's, gloo's and NCCL's words for a process that went away; their other errors are faults of another kind, and keep their traceback
+_LOST = (
+    "Connection closed by peer",
+    "onnection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "ncclRemoteError",
+    "ncclSystemError",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -87,7 +96,7 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
     except BaseException as error:
         if dist.is_initialized() and gpus:  # NCCL leaves in order only together: the others may be waiting for this rank
             dist.distributed_c10d._abort_process_group()
-        if world > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
+        if world > 1 and lost_another(error):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
                 "below; go on by the same launcher with: sattrt train DATASET --out RUN --resume"
@@ -96,6 +105,11 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process of the run went away."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
 
 
 def _from_launcher() -> tuple[int, int, int, int, int]:
