@@ -2,13 +2,13 @@
 
     PYTHONPATH=. python benchmarks/gpu_training.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu-training.json
 
-`quick` is to reach 98.57 % within 60 s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
+`fast` is to reach 97 % within 15 s, `quick` 98.57 % within 60 s, both at 20,000 images/s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
 A run that fails is recorded with its reason, and the file is written anew after each of them, so nothing that was measured is lost.
 
 Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are; where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else Pillow decodes; without
 matplotlib a run has no pictures. Each run is
 `sattrt train` itself in a fresh process; a run's clock starts when the process has imported torch (the first import is not
-counted) and covers scan of the dataset.json, weights, decoding, training and validation. Without a GPU it runs as well, on a small share of
+counted) and covers what follows: reading of dataset.json, CUDA's context, weights, decoding, training and validation. Without a GPU it runs as well, on a small share of
 the tiles, to show that it works: `--share 640`.
 """
 
@@ -28,12 +28,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sattrt.data.dataset import Dataset
     from sattrt.training.config import TrainConfig
 
 NEEDED = ("torch", "torchvision", "numpy", "PIL", "safetensors")  # without one of them nothing is trained
 GOALS = (0.97, 0.9857, 0.99)
-JUDGED = {"quick": (0.9857, 60.0), "full": (0.99, None)}  # a run's validation accuracy, and the seconds in which it has to be reached
+IMAGES_PER_SECOND = 20_000  # that training is to reach at the tile's own 64x64
+JUDGED = {
+    "fast": (0.97, 15.0),
+    "quick": (0.9857, 60.0),
+    "full": (0.99, None),
+}  # a run's validation accuracy, and the seconds in which it has to be reached
 # name of a run -> settings over its recipe
 RUNS: dict[str, dict[str, Any]] = {
     "fast": {"recipe": "quick", "epochs": 6, "batch_size": 256, "learning_rate": 0.08},
@@ -47,15 +51,14 @@ def missing(*modules: str) -> list[str]:
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
-def one_run(dataset: Dataset, config: TrainConfig, out: Path) -> dict[str, Any]:
-    """Train; seconds and accuracy at the end of each epoch, images a second of each report, and when each goal was met."""
+def one_run(folder: Path, config: TrainConfig, out: Path) -> dict[str, Any]:
+    """Train on the dataset of a folder; seconds and accuracy at the end of each epoch, images a second, and when each goal was met."""
     import torch
 
+    begin = time.perf_counter()
+    from sattrt.data.dataset import Dataset
     from sattrt.training.log import Row
     from sattrt.training.loop import Observer, Plan, train
-
-    if torch.cuda.is_available():
-        torch.zeros(1, device="cuda")
 
     class Watch(Observer):
         def __init__(self) -> None:
@@ -73,11 +76,10 @@ def one_run(dataset: Dataset, config: TrainConfig, out: Path) -> dict[str, Any]:
             print(what, flush=True)
 
         def epoch_ended(self, row: Row, best: bool) -> None:
-            self.epochs.append({"seconds": row.seconds, "valid_accuracy": row.valid_accuracy or 0.0})
+            self.epochs.append({"seconds": time.perf_counter() - begin, "valid_accuracy": row.valid_accuracy or 0.0})
 
     watch = Watch()
-    begin = time.perf_counter()
-    result = train(dataset, out, config, watch)
+    result = train(Dataset.read(folder), out, config, watch)
     assert watch.plan is not None
     return {
         "config": config.to_dict(),
@@ -99,13 +101,14 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def judged(name: str, run: dict[str, Any]) -> dict[str, Any] | None:
-    """What a run has to reach, and whether it did; None where it is only measured."""
-    if name not in JUDGED:
-        return None
+def judged(name: str, run: dict[str, Any]) -> dict[str, Any]:
+    """What a run has to reach, and whether it did: an accuracy, and where tiles have their own size a speed."""
     accuracy, within = JUDGED[name]
     took = run["seconds_to"][percent(accuracy)]
-    return {"valid_accuracy": accuracy, "within_seconds": within, "met": took is not None and (within is None or took <= within)}
+    goal = {"valid_accuracy": accuracy, "within_seconds": within, "met": took is not None and (within is None or took <= within)}
+    if run["config"]["image_size"]:
+        return goal
+    return {**goal, "images_per_second": IMAGES_PER_SECOND, "speed_met": run["images_per_second"] >= IMAGES_PER_SECOND}
 
 
 def main() -> None:
@@ -140,6 +143,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.runs}
     document = {"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": surroundings}
     with tempfile.TemporaryDirectory() as folder:
+        dataset.write(Path(folder))
         for name, taken in found.items():
             for seed in range(options.seeds):
                 settings = {**RECIPES[RUNS[name]["recipe"]], **RUNS[name], "weights": options.weights, "seed": seed}
@@ -148,7 +152,7 @@ def main() -> None:
                 config = TrainConfig.from_dict(settings, name)
                 try:
                     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        run = pool.submit(one_run, dataset, config, Path(folder, f"{name}-{seed}")).result()
+                        run = pool.submit(one_run, Path(folder), config, Path(folder, f"{name}-{seed}")).result()
                     taken.append(run | {"goal": judged(name, run)})
                     report(name, seed, taken[-1])
                 except Exception as error:  # of any kind, its process killed among them: the others are worth having
@@ -161,10 +165,11 @@ def main() -> None:
 
 def report(name: str, seed: int, run: dict[str, Any]) -> None:
     goals = ", ".join(f"{goal} in {seconds:.1f} s" if seconds else f"{goal} not reached" for goal, seconds in run["seconds_to"].items())
-    said = ""
-    if goal := run.get("goal"):
-        within = f" within {goal['within_seconds']:g} s" if goal["within_seconds"] else ""
-        said = f"; {percent(goal['valid_accuracy'])}{within}: {'met' if goal['met'] else 'missed'}"
+    goal = run["goal"]
+    within = f" within {goal['within_seconds']:g} s" if goal["within_seconds"] else ""
+    said = f"; {percent(goal['valid_accuracy'])}{within}: {'met' if goal['met'] else 'missed'}"
+    if "speed_met" in goal:
+        said += f"; {goal['images_per_second']} images/s: {'met' if goal['speed_met'] else 'missed'}"
     print(
         f"{name}, seed {seed}: {run['images_per_second']:.0f} images/s, best {100 * run['best_valid_accuracy']:.2f} % "
         f"(eight views {100 * run['calibration_symmetries']['valid_accuracy']:.2f} %), {goals}, {run['seconds']:.1f} s in all{said}",

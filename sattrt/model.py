@@ -49,8 +49,9 @@ class TileClassifier(nn.Module):
 
     mean, std: per band, of values scaled to 0..1 by the largest of their dtype, "uint8" or "uint16".
     size: side in pixels that tiles are resized to, bilinear; 0 leaves them as they are.
-    views: with 8, the logits are the mean over the eight symmetries of a tile (4 where it is not square), in evaluation only.
     architecture: "resnet50" is torchvision's; "keras-resnet50" has the stride of a stage in its first 1x1 convolution, and Keras' epsilon.
+    views, an attribute: 1, or anything else, and in evaluation the logits are the mean over the symmetries of the resized tile: eight, or
+    four where it is not square.
     """
 
     mean: Tensor
@@ -62,12 +63,11 @@ class TileClassifier(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         size: int = 0,
-        views: int = 1,
         architecture: str = RESNET50,
         dtype: str = "uint8",
     ) -> None:
         super().__init__()
-        self.size, self.views = size, views
+        self.size, self.views = size, 1
         self.register_buffer("mean", torch.tensor(mean).mul(DTYPES[dtype]).view(-1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(std).mul(DTYPES[dtype]).reciprocal().view(-1, 1, 1), persistent=False)
         self.backbone = resnet50(num_classes=classes)
@@ -166,7 +166,7 @@ def _require_plain(key: str, value: Tensor, name: str | Path) -> None:
 
 
 def set_trainable(model: TileClassifier, tune: str) -> None:
-    """Freeze what `tune` does not name: "all", "head" (the last layer), "bn" (every BatchNorm and the head)."""
+    """Freeze what `tune` does not name: "all", "head" (the last layer), "bn" (every BatchNorm and the head). InputError for another name."""
     if tune not in TUNES:
         raise InputError(f"--tune {tune!r} is unknown. Choose one of: {', '.join(TUNES)}.")
     for module in model.modules():
@@ -182,7 +182,10 @@ def set_training_mode(model: TileClassifier, tune: str) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors or a torch file, weights only: nothing in it is ever executed."""
+    """A state dict from safetensors or a torch file, weights only: nothing in it is ever executed.
+
+    Raises InputError for a file that is missing, can't be read or holds no state dict, ContractError for a tensor without plain numbers.
+    """
     if not path.is_file():
         raise InputError(f"--weights {path} is not a file. Give a .safetensors or .pth file, 'imagenet' or 'none'.")
     try:

@@ -82,7 +82,8 @@ def _describe(plan: Plan) -> str:
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     slower = f"; {plan.slower}" if plan.slower else ""
-    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}{slower}"
+    differs = f"; need not be bit for bit the run that it would have been: {plan.differs}" if plan.differs else ""
+    return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}{slower}{differs}"
 
 
 def print_bench(document: dict[str, Any], found: Comparison) -> None:

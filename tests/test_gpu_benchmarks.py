@@ -39,11 +39,14 @@ def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) ->
         assert "absent.safetensors is not a file" in run["failed"]
 
 
-def test_quick_is_held_against_a_minute_and_full_against_its_accuracy() -> None:
-    slow = {"seconds_to": {"97 %": 30.0, "98.57 %": 61.0, "99 %": 200.0}}
-    assert [(judged(name, slow) or {}).get("met") for name in ("fast", "quick", "full")] == [None, False, True]
-    poor = {"seconds_to": {"97 %": 30.0, "98.57 %": 59.0, "99 %": None}}
-    assert [(judged(name, poor) or {}).get("met") for name in ("fast", "quick", "full")] == [None, True, False]
+def test_a_run_is_held_against_an_accuracy_in_time_and_a_speed_at_the_size_of_the_tiles() -> None:
+    own = {"config": {"image_size": 0}, "images_per_second": 19_999}
+    slow = {**own, "seconds_to": {"97 %": 16.0, "98.57 %": 61.0, "99 %": 200.0}}
+    assert [judged(name, slow)["met"] for name in ("fast", "quick", "full")] == [False, False, True]
+    poor = {**own, "images_per_second": 20_000, "seconds_to": {"97 %": 15.0, "98.57 %": 59.0, "99 %": None}}
+    assert [judged(name, poor)["met"] for name in ("fast", "quick", "full")] == [True, True, False]
+    assert [judged("fast", run)["speed_met"] for run in (slow, poor)] == [False, True]
+    assert "speed_met" not in judged("full", {**slow, "config": {"image_size": 128}})
 
 
 BLOCKED = """

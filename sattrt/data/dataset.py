@@ -135,7 +135,7 @@ class Dataset:
         )
 
     def require(self, split: str) -> list[Tile]:
-        """Tiles of a split that must not be empty."""
+        """Tiles of a split that must not be empty: InputError where it is."""
         if tiles := self.tiles(split):
             return tiles
         mend = f"Add a {split}/ folder to it" if self.split == "folders" else "Use --split 80:10:10, or add tiles"

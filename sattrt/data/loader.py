@@ -62,7 +62,7 @@ class Loader:
     augmentation: shuffle, drop what does not fill a batch on every rank, and vary each tile. Without it: every tile
     once, in order, divided among the ranks.
     decoder: "dali", "pillow", or "auto", which is DALI where it is installed. cache_gb: the most memory that decoded
-    tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch. kept_gb: what it takes.
+    tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch. keeps: whether they are kept. kept_gb: what they take.
     Raises BackendError where the decoder is not installed; InputError where a tile is no longer what was scanned.
     """
 
@@ -107,20 +107,15 @@ class Loader:
         # an evaluating rank needs its share alone; where training shuffles, any tile may come to any rank
         self._mine = np.arange(len(tiles)) if augmentation else np.arange(rank, len(tiles), world)
         size = len(self._mine) * math.prod(self._shape) * self._dtype.itemsize / 1e9
-        self._keeps: bool = size <= cache_gb
-        self.kept_gb = size if self._keeps else 0.0
+        self.keeps = size <= cache_gb
+        self.kept_gb = size if self.keeps else 0.0
         self._kept: torch.Tensor | None = None
-        self._decoder = self._open(decoder, max(batch_size, _DECODED_AT_ONCE if self._keeps else 0), threads)
+        self._decoder = self._open(decoder, max(batch_size, _DECODED_AT_ONCE if self.keeps else 0), threads)
 
     @property
     def decoder(self) -> str:
         """Name of the library that decodes."""
         return self._decoder.name
-
-    @property
-    def keeps(self) -> bool:
-        """Whether decoded tiles are kept from epoch to epoch."""
-        return self._keeps
 
     @property
     def steps(self) -> int:
@@ -130,13 +125,13 @@ class Loader:
         return -(-len(self._mine) // self._batch_size)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Batches of epoch `number`, from step `first` on: images (N, H, W, 3) and class indices int64 (N,), both on the device."""
+        """Batches of epoch `number`, from step `first` on: images (N, H, W, bands) and class indices int64 (N,), both on the device."""
         order, views = self._plan(number)
         starts = range(first * self._batch_size, len(order), self._batch_size)
         spans = [slice(start, start + self._batch_size) for start in starts]
         shown = views.to(self._device) if views else None
         where = torch.from_numpy(order).to(self._device)
-        if self._keeps:
+        if self.keeps:
             if self._kept is None:
                 self._kept = self._decoded()
             # the share that is kept begins at `rank` and steps by `world` where nothing is shuffled
@@ -214,9 +209,21 @@ class Loader:
         return content
 
 
-def decode_tiles(dataset: Dataset, tiles: list[Tile], decoder: str = "auto") -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-    """Tiles decoded on the CPU: (N, H, W, bands) in the dataset's dtype, and class indices (N,)."""
-    loader = Loader(dataset, tiles, batch_size=_DECODED_AT_ONCE, device=torch.device("cpu"), decoder=decoder, cache_gb=0)
-    batches = [(images.numpy().copy(), labels.numpy()) for images, labels in loader.epoch(0)]
+def decoded(dataset: Dataset, tiles: list[Tile], decoder: str = "auto", threads: int = 2) -> Iterator[NDArray[np.unsignedinteger]]:
+    """Tiles in their order, decoded on the CPU, in batches (n, H, W, bands) of the dataset's dtype; each is there until the next one."""
+    loader = Loader(dataset, tiles, batch_size=_DECODED_AT_ONCE, device=torch.device("cpu"), threads=threads, decoder=decoder, cache_gb=0)
+    for images, _ in loader.epoch(0):
+        yield images.numpy()
     loader.close()
-    return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
+
+
+def decode_tiles(
+    dataset: Dataset, tiles: list[Tile], decoder: str = "auto", threads: int = 2
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Tiles decoded on the CPU: (N, H, W, bands) in the dataset's dtype, and class indices (N,)."""
+    found = np.empty((len(tiles), dataset.height, dataset.width, len(dataset.bands)), dataset.dtype)
+    done = 0
+    for images in decoded(dataset, tiles, decoder, threads):
+        found[done : done + len(images)] = images
+        done += len(images)
+    return found, np.array([tile.label for tile in tiles], np.int64)

@@ -1,6 +1,6 @@
 """What stands on both sides of a split: copies of the same place, and tiles that touch.
 
-    report = leaks(tiles, thumbnails, places)
+    copies, neighbours = near_duplicates(tiles, thumbnails), touching(tiles, places)
 
 A score on tiles whose neighbours were trained on flatters a network; how many there are is said beside the split.
 """

@@ -26,7 +26,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # from glibc's malloc
 def keep_freed_memory() -> None:
     """Let glibc keep what a training step frees instead of giving it back and faulting it in again at the next one.
 
-    One arena for all threads: the backward pass runs in a thread of its own, and an arena that is not the first gives back what is free.
+    One arena for all threads: what others than the main one take, OpenMP's and a decoder's, would come from arenas of their own, and any
+    that is not the first gives back what is free, whatever the threshold. (The backward pass runs in the thread that calls it.)
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ..bands import preview
 from ..calibration import expected_calibration_error, fit_temperature, softmax
 from ..data.dataset import Dataset
-from ..data.loader import Loader
-from ..model import TileClassifier
+from ..data.loader import Loader, decode_tiles
+from ..model import TileClassifier, resized, symmetries
 from .config import TrainConfig
 from .hardware import DTYPES, Rank
 from .log import read_log
@@ -43,7 +43,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     )
     labels = np.array([tile.label for tile in tiles])
     found: dict[int, dict[str, Any]] = {}
-    views = 8 if dataset.height == dataset.width else 4
+    views = len(symmetries(resized(torch.empty(1, 1, dataset.height, dataset.width), model.size)))
     for model.views in (1, views):
         logits = _logits(model, loader, rank.device, precision)
         temperature = fit_temperature(logits, labels)
@@ -56,26 +56,24 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         }
         if model.views == 1:
             plain = logits
+    loader.close()
     training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views]}
     replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
-
     try:
         from . import figures
     except ImportError:
-        loader.close()
         return NO_PICTURES
     predicted = plain.argmax(1)
     figures.curves(read_log(run / "log.csv"), run)
     figures.confusion(predicted, labels, dataset.classes, run)
     probabilities = softmax(plain / found[1]["temperature"])
     worst = probabilities[np.arange(len(labels)), labels].argsort()[:WORST_TILES]
-    images = np.concatenate([batch.cpu().numpy() for batch, _ in loader.epoch(0)])[worst]
+    images, _ = decode_tiles(dataset, [tiles[i] for i in worst], config.decoder, rank.threads)
     captions = [
         f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"
         for i in worst
     ]
     figures.contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
-    loader.close()
     return None
 
 

@@ -24,8 +24,17 @@ from ..errors import BackendError, InputError
 from ..machine import cores, cpu_has_bf16
 from .cpu import keep_freed_memory
 
-# torch's and gloo's words for a process that went away
-_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo", "Gloo", "Timed out waiting")
+# torch's, gloo's and NCCL's words for a process that went away; their other errors are faults of another kind, and keep their traceback
+_LOST = (
+    "Connection closed by peer",
+    "onnection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "ncclRemoteError",
+    "ncclSystemError",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -60,14 +69,19 @@ class Rank:
 
 
 @contextlib.contextmanager
-def ranks(threads: int = 0) -> Iterator[Rank]:
-    """The rank that torchrun's environment describes, or the only one; joins and leaves the process group."""
+def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
+    """The rank that torchrun's environment describes, or the only one; joins and leaves the process group.
+
+    threads: CPU threads of a rank; 0 is its share of the cores, or on a CPU as many as `before`, of the run that goes on, where the
+    share has so many: sums over another number of threads differ in their last bits.
+    """
     world, number, local, local_world, restarts = _from_launcher()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < gpus < local_world:
         raise InputError(f"{local_world} processes were started for {gpus} GPUs. Use torchrun --nproc-per-node {gpus}.")
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    threads = threads or max(1, cores() // local_world)
+    share = max(1, cores() // local_world)
+    threads = threads or (before if not gpus and 0 < before <= share else share)
     torch.set_num_threads(threads)
     if gpus:
         torch.cuda.set_device(device)
@@ -82,7 +96,7 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
     except BaseException as error:
         if dist.is_initialized() and gpus:  # NCCL leaves in order only together: the others may be waiting for this rank
             dist.distributed_c10d._abort_process_group()
-        if world > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
+        if world > 1 and lost_another(error):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
                 "below; go on by the same launcher with: sattrt train DATASET --out RUN --resume"
@@ -91,6 +105,11 @@ def ranks(threads: int = 0) -> Iterator[Rank]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process of the run went away."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
 
 
 def _from_launcher() -> tuple[int, int, int, int, int]:
@@ -151,7 +170,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def tuned_convolutions() -> Iterator[None]:
-    """cuDNN times its algorithms for every new shape: for training steps, whose shapes repeat; elsewhere the last batch would have it begin anew."""
+    """cuDNN benchmarking on: for training, whose shapes repeat; a smaller last batch would set it off again."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -181,6 +200,11 @@ class StopRequest:
         self.asked = True
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """From here on the signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

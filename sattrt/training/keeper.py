@@ -21,16 +21,17 @@ from ..spec import ModelSpec, require_space
 from . import checkpoint
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
-# At the end of an epoch a checkpoint waits for so many times the duration of the one before, so that a tenth of the time at most goes into
+# An epoch's end writes none until PATIENCE times the last write's duration has passed, so that a tenth of the time at most goes into
 # checkpoints: on a GPU an epoch may take a second, and 380 MB safe on a disk half of one.
 PATIENCE = 10.0
 
 
 class Keeper:
-    """Writes the checkpoints of a run. patience: see `PATIENCE`; 0 lets every epoch end with a checkpoint."""
+    """Writes the checkpoints of a run. patience: see `PATIENCE`; 0 lets every epoch end with a checkpoint. interval: seconds after which
+    one is due wherever the run is; 0 lets every step end with a checkpoint."""
 
-    def __init__(self, out: Path, patience: float = PATIENCE) -> None:
-        self._out, self._patience = out, patience
+    def __init__(self, out: Path, patience: float = PATIENCE, interval: float = SECONDS_BETWEEN_CHECKPOINTS) -> None:
+        self._out, self._patience, self._interval = out, patience, interval
         self._best: tuple[dict[str, torch.Tensor], dict[str, Any], ModelSpec] | None = None
         self._written_at, self._took = time.perf_counter(), 0.0
 
@@ -44,7 +45,7 @@ class Keeper:
     def is_due(self, epoch_ends: bool) -> bool:
         """Whether a checkpoint is to be written now."""
         waited = time.perf_counter() - self._written_at
-        return waited > SECONDS_BETWEEN_CHECKPOINTS or (epoch_ends and waited >= self._patience * self._took)
+        return waited > self._interval or (epoch_ends and waited >= self._patience * self._took)
 
     def keep_best(self, tensors: dict[str, torch.Tensor], state: dict[str, Any], spec: ModelSpec) -> None:
         """Copy the network that is the best so far, on its device; it is written with the next checkpoint."""

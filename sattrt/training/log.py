@@ -104,6 +104,15 @@ class Window:
         return found
 
 
+def rows_of(epoch: int, last: int, seconds: float, rates: list[float], losses: list[float], norms: list[float], speed: float) -> list[Row]:
+    """Rows of the steps of a window that ends with step `last`."""
+    steps = zip(range(last - len(losses) + 1, last + 1), rates, losses, norms, strict=True)
+    return [
+        Row(epoch=epoch, step=step, seconds=seconds, learning_rate=rate, train_loss=loss, gradient_norm=norm, images_per_second=speed)
+        for step, rate, loss, norm in steps
+    ]
+
+
 def read_log(path: Path) -> list[dict[str, float | None]]:
     """Rows of a log, numbers as numbers, absent ones None. InputError where there is none, ContractError where it is not one."""
     try:

@@ -10,7 +10,6 @@ after this one), and what `finish` draws at the end.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +24,27 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader
-from ..errors import BackendError, ContractError, InputError
+from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
 from . import checkpoint
 from .batchnorm import fuse_norms
-from .captured import Gradient, captured
+from .captured import Gradient, captured, example
 from .config import TrainConfig
 from .cpu import use_products
+from .divergence import Divergence
 from .finish import finish
 from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
 from .hold import held
-from .keeper import PATIENCE, Keeper
-from .log import Row, TrainLog, Window
+from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
+from .log import Row, TrainLog, Window, rows_of
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
-from .run import check_splits, config_of, load_last, refuse_to_overwrite, spec_of, write_samples
+from .run import check_splits, config_of, load_last, precision_of, refuse_to_overwrite, spec_of, threads_of, write_samples
 from .schedule import fit_in_time, learning_rate_at
+from .surroundings import difference, surroundings
 from .syncnorm import synchronise_batchnorm
 
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
-DIVERGED = 1e4  # a loss of this many times that of a guess
 
 
 class Observer:
@@ -68,7 +68,8 @@ class Observer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run: epochs, train tiles in an epoch of how many there are, precision, device, where it starts, and what slows it down."""
+    """What will be run: epochs, train tiles in an epoch of how many there are, precision, device, where it starts, what slows it down, and what
+    is other than when it was begun, so that it need not go on bit for bit as it would have."""
 
     epochs: int
     tiles: int
@@ -80,6 +81,7 @@ class Plan:
     first_step: int
     decoder: str
     slower: str = ""
+    differs: str = ""
 
     @property
     def steps(self) -> int:
@@ -97,10 +99,18 @@ class Result:
     stopped: bool = False
 
 
-def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Observer | None = None, patience: float = PATIENCE) -> Result:
+def train(
+    dataset: Dataset,
+    out: Path,
+    config: TrainConfig | None,
+    observer: Observer | None = None,
+    patience: float = PATIENCE,
+    interval: float = SECONDS_BETWEEN_CHECKPOINTS,
+) -> Result:
     """Train into the folder `out`; config None goes on from `out/last.safetensors` with the settings it was begun with.
 
-    patience: how long the end of an epoch waits with a checkpoint (`keeper.PATIENCE`); 0 is not at all.
+    patience: how long the end of an epoch waits with a checkpoint (`keeper.PATIENCE`); interval: seconds between checkpoints; with 0
+    every epoch ends with one, and every step.
     SIGTERM and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
     Raises InputError for an empty split, a folder that holds another run or that one is at work in, a loss that is not finite or diverges;
     ContractError for a resume with another dataset or weights that don't fit.
@@ -109,14 +119,14 @@ def train(dataset: Dataset, out: Path, config: TrainConfig | None, observer: Obs
     saved, resume = None, config is None
     config = config or config_of(out)
     check_splits(dataset)
-    with ranks(config.threads) as rank, StopRequest() as stop, held(out, rank) as hold:
+    with ranks(config.threads, threads_of(out) if resume else 0) as rank, StopRequest() as stop, held(out, rank) as hold:
         if resume or (hold.begun_here and (out / "last.safetensors").exists()):  # the launcher repeats the command it was given
             saved = load_last(dataset, out)
             config = config_of(out)
         else:
             refuse_to_overwrite(out)
         hold.begin()
-        run = _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop, Keeper(out, patience))
+        run = _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop, Keeper(out, patience, interval))
         del saved  # or it would be kept in memory beside what was made of it
         return run.run()
 
@@ -138,14 +148,7 @@ class _Run:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
         self.observer, self.stop, self.keeper, self.slower = observer, stop, keeper, ""
-        try:  # a run goes on in the precision it was begun with
-            self.precision = choose_precision(saved[1]["precision"] if saved else config.precision, rank.device)
-        except BackendError:
-            if saved is None:
-                raise
-            raise BackendError(
-                f"{out} was begun in {saved[1]['precision']}, which this machine lacks. Go on where it was begun, or start anew with another --out."
-            ) from None
+        self.precision = precision_of(saved[1], rank.device, out) if saved else choose_precision(config.precision, rank.device)
         torch.manual_seed(config.seed)
         self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size, dtype=dataset.dtype)
         if saved is None:
@@ -163,6 +166,7 @@ class _Run:
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
         self.step, self.best, self.best_epoch = 0, -1.0, 0
+        self.divergence = Divergence(len(dataset.classes), config.tune, self.precision, out)
         if saved:
             self._restore(*saved)
         self.net: nn.Module = self.model
@@ -179,7 +183,7 @@ class _Run:
             self.keeper.require_space(self.model, 1 if self.config.optimizer == "sgd" else 2, bool(self.average))
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
             if self.step == 0 or not (self.out / "samples.npz").exists():
-                write_samples(self.dataset, self.out, self.config.decoder)
+                write_samples(self.dataset, self.out, self.config.decoder, self.rank.threads)
             self.observer.started(self.plan)
             self.log = TrainLog(self.out, self.step)
             if self.step == 0:
@@ -195,6 +199,7 @@ class _Run:
         self.valid.close()
         self.rank.barrier()  # the others needn't wait for what the first does alone
         if self.rank.is_first and not stopped:
+            self.stop.close()  # nothing is lost by an end in the middle of it: a resume makes it anew
             self.observer.finishing()
             if left_out := finish(self.dataset, self.out, self.rank, self.precision, self.config):
                 self.observer.noted(left_out)
@@ -219,21 +224,21 @@ class _Run:
                             self._save_last()
                 if stop and not ends:
                     return True
-        loss, accuracy = self._validate()
-        if not math.isfinite(loss):  # before anything is written
-            raise self._astray("validation loss is no number", loss, rows[-1])
+        loss, accuracy, stop = self._validate()
         last = Row(**{**vars(rows[-1]), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
+        if self.rank.is_first:
+            self.log.add(*rows[:-1], last)
+        self.divergence.validation(last)
         improved = accuracy > self.best
         if improved:
             self.best, self.best_epoch = accuracy, epoch + 1
         if self.rank.is_first:
-            self.log.add(*rows[:-1], last)
             if improved:
                 self.keeper.keep_best(self.judged.state_dict(), self._state(), self._spec(loss))
             self.observer.epoch_ended(last, improved)
             if stop or self.step == self.plan.steps or self.keeper.is_due(epoch_ends=True):
                 self._save_last()
-        return stop and self.step < self.plan.steps
+        return stop
 
     @tuned_convolutions()
     def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,17 +272,10 @@ class _Run:
         self.gradient: Gradient = self._gradient
         set_training_mode(self.model, self.config.tune)
         if self.rank.device.type == "cuda" and self.rank.world == 1 and self.precision != "fp16":
-            images, labels = self._example()
+            images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
             if self.config.mixup or self.config.cutmix:
                 labels = F.one_hot(labels, len(self.dataset.classes)).float()
             self.gradient, self.slower = captured(self._gradient, self.model, images, labels)
-
-    def _example(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch of this rank, of random tiles."""
-        size, numbers = self.config.batch_size // self.rank.world, torch.Generator(self.rank.device).manual_seed(0)
-        shape = (size, self.dataset.height, self.dataset.width, len(self.dataset.bands))
-        images = torch.randint(0, 256, shape, device=self.rank.device, generator=numbers).to(getattr(torch, self.dataset.dtype))
-        return images, torch.arange(size, device=self.rank.device) % len(self.dataset.classes)
 
     @property
     def judged(self) -> TileClassifier:
@@ -285,7 +283,8 @@ class _Run:
         return self.average.model if self.average else self.model
 
     @torch.inference_mode()
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float, bool]:
+        """Loss and accuracy (0..1) on the validation split, and whether any rank was told to stop, before or meanwhile."""
         model = self.judged
         model.eval()
         total, count = torch.zeros(2, dtype=torch.float64, device=self.rank.device), 0
@@ -295,39 +294,23 @@ class _Run:
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
             total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
             count += len(labels)
-        loss_sum, correct, tiles = self.rank.sum(*total.tolist(), count)
-        return loss_sum / tiles, correct / tiles
+        loss_sum, correct, tiles, stops = self.rank.sum(*total.tolist(), count, float(self.stop.asked))
+        return loss_sum / tiles, correct / tiles, stops > 0
 
     def _report(self, epoch: int, window: Window) -> tuple[list[Row], bool]:
         """A row for each step since the last report, and whether any rank was told to stop. InputError where the loss has gone astray."""
         rates, losses, norms, speed = window.close()
         *losses, stops = self.rank.sum(*losses, float(self.stop.asked))
-        first = self.step - len(losses) + 1
-        rows = [
-            Row(
-                epoch=epoch + 1,
-                step=first + i,
-                seconds=self._seconds(),
-                learning_rate=rates[i],
-                train_loss=losses[i] / self.rank.world,
-                gradient_norm=norms[i],
-                images_per_second=speed,
-            )
-            for i in range(len(losses))
-        ]
-        limit = DIVERGED * math.log(len(self.dataset.classes))
-        for row in rows:
-            if not row.train_loss <= limit:
-                raise self._astray("loss diverges" if math.isfinite(row.train_loss) else "loss is no number", row.train_loss, row)
-            if not math.isfinite(row.gradient_norm) and self.precision != "fp16":  # there the scaler leaves such a step out
-                raise self._astray("gradient is no number", row.gradient_norm, row)
+        losses = [loss / self.rank.world for loss in losses]
+        rows = rows_of(epoch + 1, self.step, self._seconds(), rates, losses, norms, speed)
+        try:
+            for row in rows:
+                self.divergence.step(row)
+        except InputError:
+            if self.rank.is_first:
+                self.log.add(*rows)
+            raise
         return rows, stops > 0
-
-    def _astray(self, what: str, value: float, row: Row) -> InputError:
-        return InputError(
-            f"The {what} ({value:.3g} at step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate"
-            f"{'' if self.precision == 'fp32' else ', or set precision to fp32'}; the checkpoints in {self.out} are of before."
-        )
 
     def _loader(self, tiles: list[Tile], cache_gb: float, augmentation: Augmentation | None = None) -> Loader:
         return Loader(
@@ -359,8 +342,12 @@ class _Run:
         chosen = balanced(tiles, share)
         steps = max(1, len(chosen) // config.batch_size)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
-        plan = Plan(epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, self.valid.decoder, self.slower)
-        return plan, chosen
+        decoder, on_cpu = self.valid.decoder, rank.device.type == "cpu"
+        self.ran_on = surroundings(rank, decoder, fused=on_cpu and rank.world == 1 and not self.slower)
+        differs = difference(state and state.get("ran_on"), self.ran_on)
+        return Plan(
+            epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, decoder, self.slower, differs
+        ), chosen
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""
@@ -368,7 +355,7 @@ class _Run:
         self.model = self.net = copy.deepcopy(self.model)
         self.optimizer, self.average = make_optimizer(self.model, self.config), None
         self._capture()
-        images, labels = self._example()
+        images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
         warm_up, timed = (10, 20) if self.rank.device.type == "cuda" else (2, 4)
         for steps in (warm_up, timed):
             begin = time.perf_counter()
@@ -395,6 +382,10 @@ class _Run:
             "precision": self.precision,
             "seconds": self._seconds(),
             "scaler": self.scaler.state_dict(),
+            "loss": self.divergence.loss,
+            "mean": self.dataset.mean,
+            "std": self.dataset.std,
+            "ran_on": self.ran_on,
         }
 
     def _save_last(self) -> None:
@@ -421,6 +412,7 @@ class _Run:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.started -= state["seconds"]
+        self.divergence.loss = state.get("loss", self.divergence.loss)
         steps = self.rank.sum(state["step"])[0] / self.rank.world
         if steps != state["step"]:
             raise ContractError(f"The processes found different checkpoints in {self.out}. Put the run on a disk that all machines share.")

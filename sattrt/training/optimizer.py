@@ -81,7 +81,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class MovingAverage:
     """Exponential moving average of weights and BatchNorm statistics, in a network of its own: `model`.
 
-    It begins shorter than `decay` says, so that it does not hold on to the start, and knows how short by the step alone.
+    Early steps use a smaller decay, computed from the step, so that the start is not held on to.
     """
 
     def __init__(self, model: TileClassifier, decay: float) -> None:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, balanced
-from ..errors import ContractError, InputError
+from ..data.loader import decoded
+from ..errors import BackendError, ContractError, InputError
 from ..model import TileClassifier, check_state
 from ..spec import ModelSpec, atomic_path, read_bytes, read_json
 from . import checkpoint
 from .config import TrainConfig
+from .hardware import choose_precision
 
 _CALIBRATION_TILES, _MOST_VALID_TILES = 1024, 20_000
 _OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json"}
@@ -44,17 +48,21 @@ class Samples:
         return self.train[_in_turns(self.train_labels)[:count]]
 
 
-def write_samples(dataset: Dataset, run: Path, decoder: str = "auto") -> None:
+def write_samples(dataset: Dataset, run: Path, decoder: str = "auto", threads: int = 2) -> None:
     """samples.npz: see `Samples`. It makes the stages after training independent of the dataset and of DALI."""
-    from ..data.loader import decode_tiles  # here, so that what reads a run needs no DALI
-
-    arrays: dict[str, NDArray[Any]] = {}
-    for split, count in (("train", _CALIBRATION_TILES), ("valid", _MOST_VALID_TILES)):
-        tiles = balanced(dataset.tiles(split), count)
-        arrays[split], arrays[f"{split}_labels"] = decode_tiles(dataset, tiles, decoder)
-    arrays["valid_names"] = np.array([tile.name for tile in tiles])
-    with atomic_path(run / "samples.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    with atomic_path(run / "samples.npz") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for split, count in (("train", _CALIBRATION_TILES), ("valid", _MOST_VALID_TILES)):
+            tiles = balanced(dataset.tiles(split), count)
+            shape = (len(tiles), dataset.height, dataset.width, len(dataset.bands))
+            with archive.open(f"{split}.npy", "w", force_zip64=True) as file:  # batch by batch: the tiles may be more than fit into memory
+                kind = {"descr": np.lib.format.dtype_to_descr(np.dtype(dataset.dtype)), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, kind)
+                for images in decoded(dataset, tiles, decoder, threads):
+                    file.write(images.tobytes())
+            with archive.open(f"{split}_labels.npy", "w") as file:
+                np.save(file, np.array([tile.label for tile in tiles], np.int64))
+        with archive.open("valid_names.npy", "w") as file:
+            np.save(file, np.array([tile.name for tile in tiles]))
 
 
 def read_samples(run: Path, spec: ModelSpec) -> Samples:
@@ -109,7 +117,8 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
 def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
     """The best network of a run, in evaluation mode on the CPU, and its contract.
 
-    Raises ContractError where checkpoint and spec.json are not of the same classes and dataset.
+    Raises InputError where the folder or a file of it is missing; ContractError where one is damaged, or where checkpoint and spec.json
+    are not of the same classes and dataset.
     """
     if not run.is_dir():
         raise InputError(f"{run} does not exist. Train first: sattrt train DATASET --out {run}")
@@ -131,6 +140,23 @@ def config_of(run: Path) -> TrainConfig:
     return TrainConfig.from_dict(checkpoint.read_state(path, checkpoint.STATE)["config"], str(path))
 
 
+def threads_of(run: Path) -> int:
+    """The CPU threads that a rank of a run had when it was last at work; 0 where that is not known, or it had a GPU."""
+    ran_on = checkpoint.read_state(run / "last.safetensors").get("ran_on")
+    threads = ran_on.get("threads") if isinstance(ran_on, dict) else None
+    return threads if isinstance(threads, int) else 0
+
+
+def precision_of(state: dict[str, Any], device: torch.device, run: Path) -> str:
+    """The precision that a run was begun in, and goes on in. BackendError where this device lacks it."""
+    try:
+        return choose_precision(state["precision"], device)
+    except BackendError:
+        raise BackendError(
+            f"{run} was begun in {state['precision']}, which this machine lacks. Go on where it was begun, or start anew with another --out."
+        ) from None
+
+
 def load_last(dataset: Dataset, run: Path) -> checkpoint.Checkpoint:
     """What a run needs to go on. ContractError where it was trained on something else."""
     tensors, state = checkpoint.load(run / "last.safetensors", checkpoint.STATE)
@@ -139,7 +165,7 @@ def load_last(dataset: Dataset, run: Path) -> checkpoint.Checkpoint:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """A new run takes a folder that is absent, empty, or left by a run that did not make a single step."""
+    """A new run takes a folder that is absent, empty, or left by a run that did not make a single step. InputError for any other."""
     last = out / "last.safetensors"
     try:
         steps = checkpoint.read_state(last, ["step"])["step"] if last.exists() else 0
@@ -176,7 +202,7 @@ def check_splits(dataset: Dataset) -> None:
 
 
 def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
-    """ContractError where a run is to go on with other classes, tiles, names of tiles or another split."""
+    """ContractError where a run is to go on with other classes, tiles, names of tiles, another split or another normalisation."""
     if tuple(state["classes"]) != dataset.classes:
         raise ContractError(
             f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset."
@@ -187,4 +213,9 @@ def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
         raise ContractError(
             f"The train tiles of {dataset.source} have other names than those that {out} was trained on, and would come in another order. "
             "Resume with the names they had, or start anew with another --out."
+        )
+    if any(state.get(name, list(own)) != list(own) for name, own in (("mean", dataset.mean), ("std", dataset.std))):
+        raise ContractError(
+            f"{out} was trained on tiles normalised by another mean and std than dataset.json has now. "
+            "Resume with the dataset.json of its start, or start anew with another --out."
         )

@@ -2,8 +2,8 @@
 
     report = verify_resume(dataset, TrainConfig(), kills=3)
 
-The processes and the SIGKILLs are real; so are the settings, but for the number of tiles, the batch, the epochs, and a checkpoint at the
-end of every one. It runs on the CPU, also where there is a GPU: there cuDNN chooses its algorithms by timing, so that no two processes
+The processes and the SIGKILLs are real; so are the settings, but for the number of tiles, the batch, the epochs, and a checkpoint after
+every step, so that a run is resumed within an epoch as well as between two. It runs on the CPU, also where there is a GPU: there cuDNN chooses its algorithms by timing, so that no two processes
 need agree in every bit.
 """
 
@@ -89,7 +89,7 @@ def _train(dataset: Dataset, config: TrainConfig, out: Path) -> None:
     """What `sattrt train` does, in a process of its own and on its CPU; what it refuses goes into a file beside the run."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing has asked for a GPU in this process yet
     try:
-        train(dataset, out, None if (out / "last.safetensors").exists() else config, patience=0)
+        train(dataset, out, None if (out / "last.safetensors").exists() else config, interval=0)
     except SattrtError as error:
         _said(out).write_text(str(error))
         os._exit(1)

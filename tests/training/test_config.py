@@ -5,7 +5,7 @@ import pytest
 from sattrt.errors import BackendError, InputError
 from sattrt.machine import cpu_has_bf16
 from sattrt.training.config import RECIPES, TrainConfig
-from sattrt.training.hardware import ranks
+from sattrt.training.hardware import lost_another, ranks
 from sattrt.training.schedule import fit_in_time, learning_rate_at
 
 
@@ -118,3 +118,10 @@ def test_an_environment_that_describes_no_process_is_one_line(
     with pytest.raises(InputError, match=message) as caught, ranks(1):
         pass
     assert "torchrun" in str(caught.value)
+
+
+def test_a_lost_process_is_told_from_other_errors_of_the_same_libraries() -> None:
+    lost = ["[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242", "NCCL error: ncclRemoteError: A call failed"]
+    other = ["NCCL error: ncclInvalidUsage: Duplicate GPU detected", "[enforce fail at gloo/allreduce.cc:1] tensors of different sizes"]
+    assert [lost_another(RuntimeError(text)) for text in lost + other] == [True, True, False, False]
+    assert not lost_another(OSError("Broken pipe"))

@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import CLASSES, SMALL, jpeg
 
 from sattrt.data.dataset import Dataset
+from sattrt.data.loader import decode_tiles
+from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
 from sattrt.spec import ModelSpec
 from sattrt.training import checkpoint
+from sattrt.training.divergence import Divergence
 from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
+from sattrt.training.log import Row
 from sattrt.training.loop import Observer, Plan, _Run, train
 from sattrt.training.run import load_trained
 
@@ -40,18 +44,30 @@ def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Datase
     assert spec.training["calibration_symmetries"]["views"] == 8
     with np.load(run / "samples.npz") as samples:
         assert samples["train"].shape[1:] == (64, 64, 3)
-        assert len(samples["valid"]) == len(samples["valid_names"]) == len(dataset.tiles("valid"))
+        assert list(samples["valid_names"]) == [tile.name for tile in dataset.tiles("valid")]
+        for name, expected in zip(("valid", "valid_labels"), decode_tiles(dataset, dataset.tiles("valid")), strict=True):
+            np.testing.assert_array_equal(samples[name], expected)
 
 
 def test_the_best_network_scores_what_the_log_says(run: Path, dataset: Dataset) -> None:
-    from sattrt.data.loader import decode_tiles
-
     model, spec = load_trained(run)
     images, labels = decode_tiles(dataset, dataset.tiles("valid"))
     with torch.inference_mode():
         accuracy = (model(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
     # validated in the precision of training, which may be bf16: one tile on the edge may differ
     assert accuracy == pytest.approx(spec.training["valid_accuracy"], abs=1.01 / len(labels))
+
+
+def test_a_network_that_resizes_to_a_square_has_eight_views_of_any_tile(tmp_path: Path) -> None:
+    for index, (name, colour) in enumerate(CLASSES.items()):
+        (tmp_path / "tiles" / name).mkdir(parents=True)
+        for i in range(8):
+            (tmp_path / "tiles" / name / f"{i}.jpg").write_bytes(jpeg(colour, 100 * index + i, (48, 32)))
+    wide = scan(tmp_path / "tiles", SplitRule((60, 20, 20)), workers=1)
+    for image_size, views in ((32, 8), (0, 4)):
+        run = tmp_path / str(image_size)
+        train(wide, run, replace(SMALL, epochs=1, tune="head", image_size=image_size))
+        assert ModelSpec.read(run / "spec.json").training["calibration_symmetries"]["views"] == views
 
 
 def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
@@ -84,13 +100,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, tmp_path: Pat
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
-def test_a_loss_that_runs_away_stops_the_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sattrt.training.loop.DIVERGED", 0.1)  # any loss at the start is larger
+def test_a_loss_that_runs_away_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="The loss diverges"):
-        train(dataset, tmp_path / "run", SMALL)
+        train(dataset, tmp_path / "run", replace(SMALL, batch_size=8, learning_rate=0.3, warmup=0.0))
     assert checkpoint.read_state(tmp_path / "run" / "last.safetensors")["step"] == 0
-    monkeypatch.undo()
+    assert float(rows(tmp_path / "run")[-1]["train_loss"]) > 20  # what made it stop is there to be seen
     train(dataset, tmp_path / "run", replace(SMALL, epochs=1))  # nothing is lost, so the folder can be taken
+
+
+def test_a_loss_diverges_where_many_steps_are_bad_not_where_one_is(tmp_path: Path) -> None:
+    def after(*losses: float, tune: str = "all") -> float:
+        watch = Divergence(10, tune, "bf16", tmp_path)
+        for step, loss in enumerate(losses, 1):
+            watch.step(Row(epoch=1, step=step, seconds=0.0, learning_rate=0.1, train_loss=loss, gradient_norm=1.0, images_per_second=1.0))
+        return watch.loss
+
+    assert after(2.3, 2.3, 2.3) == pytest.approx(2.3, abs=0.01)
+    assert after(*[2.3, 20, 20, 20, 2.3, 400, *[2.3] * 20]) < 10
+    with pytest.raises(InputError, match=r"The loss diverges \(60 at step 1\d,"):
+        after(*[60.0] * 20)
+    assert after(*[1e3] * 20, tune="head") > 100
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
