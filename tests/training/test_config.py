@@ -106,7 +106,7 @@ def test_schedules_follow_the_epochs() -> None:
         ({"RANK": "2", "WORLD_SIZE": "2"}, "no process among others"),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "no process among others"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "WORLD_SIZE=2, but no MASTER_PORT"),
-        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes .* --nproc-per-node 4 -m sattrt"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes"),
         ({"PMI_SIZE": "2"}, "mpirun started 2 processes"),
     ],
 )
@@ -115,9 +115,8 @@ def test_an_environment_that_describes_no_process_is_one_line(
 ) -> None:
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(InputError, match=message) as caught, ranks(1):
+    with pytest.raises(InputError, match=f"{message}.*torchrun"), ranks(1):
         pass
-    assert "torchrun" in str(caught.value)
 
 
 def test_a_lost_process_is_told_from_other_errors_of_the_same_libraries() -> None:
