@@ -162,6 +162,11 @@ def test_a_run_goes_on_with_the_threads_it_had() -> None:
 
 
 def test_a_run_that_is_told_to_stop_while_it_is_validated_stops_there(dataset: Dataset, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # signals are for a process of their own
+        pool.submit(_stops_where_it_is_told_to, dataset, tmp_path / "run").result()
+
+
+def _stops_where_it_is_told_to(dataset: Dataset, run: Path) -> None:
     an_epoch = len(dataset.tiles("train")) // 16
 
     class Tell(Observer):
@@ -172,17 +177,14 @@ def test_a_run_that_is_told_to_stop_while_it_is_validated_stops_there(dataset: D
         def finishing(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    config, run = replace(SMALL, tune="head"), tmp_path / "run"
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as the command line has it
-    try:
-        for given, steps in ((config, an_epoch), (None, 2 * an_epoch)):
-            result = train(dataset, run, given, Tell())
-            assert (result.stopped, result.steps) == (True, steps)
-            assert steps_done(run / "last.safetensors") == steps
-        with pytest.raises(SystemExit):
-            train(dataset, run, None, Tell())
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as the command line has it
+    config = replace(SMALL, tune="head")
+    for given, steps in ((config, an_epoch), (None, 2 * an_epoch)):
+        result = train(dataset, run, given, Tell())
+        assert (result.stopped, result.steps) == (True, steps)
+        assert steps_done(run / "last.safetensors") == steps
+    with pytest.raises(SystemExit):
+        train(dataset, run, None, Tell())
     assert not train(dataset, run, None).stopped
     assert (run / "curves.png").exists()
 
