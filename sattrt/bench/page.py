@@ -198,7 +198,9 @@ def _speed(document: Document, charts: ModuleType | None) -> str:
             ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
         )
     if charts and document["engines"][0]["offline"]:
-        drawn.append(("Throughput over batch size", charts.throughput(document), "All images over all seconds; from host array to host array."))
+        drawn.append(
+            ("Throughput over batch size", charts.throughput(document), "All images over all seconds; from host array to host array.")
+        )
     if charts and any(row["clocks"] for row in document["engines"]):
         drawn.append(
             (
