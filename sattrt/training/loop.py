@@ -245,9 +245,8 @@ class _Run:
         """One optimizer step; the loss, and the norm of the gradient."""
         config = self.config
         if config.mixup or config.cutmix:
-            rng = np.random.default_rng(
-                [config.seed, self.step, 1]
-            )  # 1: other numbers than those of an epoch's order; the same on all ranks
+            # the same on all ranks; with the 1, other numbers than those that an epoch's order is drawn from
+            rng = np.random.default_rng([config.seed, self.step, 1])
             images, labels = mix(images, labels, len(self.dataset.classes), rng, config.mixup, config.cutmix)
         loss, norm = self.gradient(images, labels)
         set_learning_rate(self.optimizer, rate)

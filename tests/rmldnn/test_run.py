@@ -16,12 +16,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, QUICK, by_name, configuration, keras_by_torch, write_configuration
-from PIL import Image
 
 from sattrt.bench.run import bench
 from sattrt.cli import main
 from sattrt.data.decode import decode_rgb as decode
-from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
@@ -29,8 +27,8 @@ from sattrt.errors import InputError, SattrtError
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.files import OutFiles, prepare_files
 from sattrt.rmldnn.network import build
-from sattrt.rmldnn.run import Outcome, _as_read, _left_out, run_config
-from sattrt.rmldnn.tiles import labelled, on_both_sides, unlabelled
+from sattrt.rmldnn.run import Outcome, run_config
+from sattrt.rmldnn.tiles import labelled, unlabelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.training.hardware import ranks
@@ -377,77 +375,6 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(
     assert said["train tiles"] == "30, 1 batches of 30 a process"
     assert said["schedule"] == "Exponential, gamma 0.1 every epoch (verbose: the rate of each step is in log.csv)"
     assert [sorted(labels.tolist()) for _, labels in training.loader.epoch(0)] == [[0] * 10 + [1] * 10 + [2] * 10]
-
-
-def test_what_is_left_out_is_said(tutorial: Path, tmp_path: Path) -> None:
-    """A tile that is damaged, one of another size, and both of two that have one content and two classes."""
-    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
-    field = tmp_path / "train" / "Field"
-    (field / "Field_0.jpg").write_bytes((field / "Field_0.jpg").read_bytes()[:500])
-    Image.new("RGB", (70, 64)).save(field / "wide.png")
-    shutil.copy(field / "Field_1.jpg", tmp_path / "train" / "Water" / "copy.jpg")
-    dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
-    said = [value for name, value in _left_out(dataset, tmp_path) if name == "left out"]
-    assert said[-1] == "4 files in all"
-    for line in ("Field/Field_0.jpg: corrupt", "Field/wide.png: wrong size (70x64", "Water/copy.jpg: same content as Field/Field_1.jpg"):
-        assert any(line in each for each in said), line
-    assert not _left_out(labelled(tutorial / "data" / "train", tutorial / "data" / "valid"), tmp_path)
-
-
-@pytest.mark.parametrize("decoder", ["dali", "pillow"])
-def test_grey_files_are_read_as_rgb(tutorial: Path, tmp_path: Path, decoder: str) -> None:
-    """Palettes and transparency too; what is damaged or of 16 bits is left out still."""
-    if decoder == "dali":
-        pytest.importorskip("nvidia.dali")
-    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
-    paths = sorted((tmp_path / "train").glob("*/*.jpg"))
-    wanted = {}
-    for path, mode, kind in zip(paths, ["L", "L", "P", "RGBA", "LA"], ["jpg", "png", "png", "png", "tif"], strict=False):
-        image = Image.open(path).convert(mode)
-        path.unlink()
-        image.save(path.with_name(f"{mode}.{kind}"))
-        wanted[f"{mode}.{kind}"] = np.asarray(Image.open(path.with_name(f"{mode}.{kind}")).convert("RGB"))
-    Image.fromarray(np.full((64, 64), 999, np.uint16)).save(tmp_path / "train" / "Water" / "deep.png")
-    dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
-    assert [Path(name).name for name in dataset.left_out] == ["deep.png"]
-    tiles = dataset.tiles("train")
-    pixels, _ = decode_tiles(dataset, tiles, decoder)
-    for name, expected in wanted.items():
-        [found] = [pixels[i] for i, tile in enumerate(tiles) if Path(tile.name).name == name]
-        np.testing.assert_array_equal(found, expected)
-    assert len(unlabelled(tmp_path / "train" / "Field").all_tiles) == 10
-
-
-def test_tiles_of_other_sizes_are_resized_where_the_transforms_are(tutorial: Path, tmp_path: Path) -> None:
-    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
-    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "train" / "Field" / "wide.png")
-    (tmp_path / "valid").mkdir()
-    for path in (tutorial / "data" / "valid").glob("*/*.jpg"):
-        (tmp_path / "valid" / path.parent.name).mkdir(exist_ok=True)
-        Image.open(path).resize((80, 80)).save(tmp_path / "valid" / path.parent.name / f"{path.stem}.png")
-    with pytest.raises(InputError, match="Cut them alike"):
-        labelled(tmp_path / "train", tmp_path / "valid")
-    dataset = labelled(tmp_path / "train", tmp_path / "valid", resizes=True)
-    assert (dataset.width, dataset.height, dataset.left_out, len(dataset.tiles("train"))) == (64, 64, {}, 31)
-    assert _as_read(dataset) == [("note", "tiles of other sizes are resized to 64x64 as they are read")]
-    [wide] = [tile for tile in dataset.tiles("train") if tile.name.endswith("wide.png")]
-    pixels, _ = decode_tiles(dataset, [wide, *dataset.tiles("valid")])
-    assert pixels.shape == (16, 64, 64, 3)
-    np.testing.assert_array_equal(pixels[0], Image.fromarray(noise).resize((64, 64), Image.Resampling.BILINEAR))
-    assert not labelled(tutorial / "data" / "train", tutorial / "data" / "valid", resizes=True).resized
-    with pytest.raises(InputError, match="Give tiles of one size"):
-        unlabelled(tmp_path / "train")
-    given = unlabelled(tmp_path / "train", resizes=True)
-    assert (len(given.all_tiles), given.resized) == (31, True)
-    assert decode_tiles(given, given.tiles("test"))[0].shape == (31, 64, 64, 3)
-
-
-def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:
-    shutil.copytree(tutorial / "data" / "valid", tmp_path / "valid")
-    for number in range(2):
-        shutil.copy(tutorial / "data" / "train" / "Field" / f"Field_{number}.jpg", tmp_path / "valid" / "Field" / f"seen_{number}.jpg")
-    assert on_both_sides(labelled(tutorial / "data" / "train", tmp_path / "valid")) == 2
 
 
 def test_the_command_line(
