@@ -60,7 +60,7 @@ def torch_variants(run: Path, failed: dict[str, str]) -> dict[str, Infer]:
     """The trained network in bf16 under autocast, where the CPU has it, and compiled by Inductor in fp32; both channels_last."""
     import torch
 
-    from sattrt.training.run import load_trained
+    from sattrt.trained import load_trained
 
     model, spec = load_trained(run)
     model.to(memory_format=torch.channels_last)

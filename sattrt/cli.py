@@ -107,9 +107,9 @@ def data(
     from .errors import InputError
     from .machine import cores
 
-    rule = SplitRule.parse("94:5:1" if split is None else split, seed)
+    rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
-    with progress_bar("[progress.description]{task.description}", "files") as bar:
+    with progress_bar("files") as bar:
         if source == "eurosat" and not Path(source).exists():
             path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
         else:
@@ -124,7 +124,7 @@ def data(
             f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."
         )
     if dataset.dtype != "uint8":
-        with progress_bar("[progress.description]{task.description}", "tiles") as bar:
+        with progress_bar("tiles") as bar:
             dataset = write_cache(dataset, out, cores(), updater(bar, "Decoding"))
     written = dataset.write(out)
     print_dataset(dataset)
@@ -168,7 +168,7 @@ def train(
             f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes of a run of {report.steps} steps on the CPU"
         )
         return
-    with progress_bar("[progress.description]{task.description}", "steps") as bar:
+    with progress_bar("steps") as bar:
         result = run_training(tiles, out, settings, observer(bar))
     if int(os.environ.get("RANK", 0)) == 0:
         if result.stopped:
@@ -201,7 +201,7 @@ def export(
         from .deploy.triton import check_folder, write_triton
 
         check_folder(triton, out)  # better now than after the export
-    with progress_bar("[progress.description]{task.description}", "") as bar:
+    with progress_bar() as bar:
         task = bar.add_task("Exporting", total=None)
         report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
     print_engines(report.bundle)
@@ -241,7 +241,7 @@ def bench(
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
-    with progress_bar("[progress.description]{task.description}", "") as bar:
+    with progress_bar() as bar:
         task = bar.add_task("Measuring", total=None)
         opened = [read_bundle(path, require_signature) for path in bundles]
         for each in opened:
@@ -330,7 +330,7 @@ def map_(
         raise InputError("sattrt map takes a bundle and at least one scene: sattrt map engines/eurosat scene.tif --out map.tif")
     from .map.run import map_scenes
 
-    with progress_bar("[progress.description]{task.description}", "windows") as bar:
+    with progress_bar("windows") as bar:
         every = list(map_scenes(bundle, scenes, out, settings, resume, lambda name: updater(bar, f"Mapping {name}")))
     print_maps(every)
 
@@ -387,7 +387,7 @@ def rmldnn(
         for name, value in lines:
             print(f"{name:<12} {value}")
 
-    with progress_bar("[progress.description]{task.description}", "") as bar:
+    with progress_bar() as bar:
         outcome = run_config(settings, out, observer(bar), report, updater(bar, "Scanning"))
     if int(os.environ.get("RANK", 0)):
         return

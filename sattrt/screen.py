@@ -21,15 +21,21 @@ if TYPE_CHECKING:
     from .training.loop import Observer, Plan
 
 
-def progress_bar(description: str, unit: str) -> Progress:
-    """A progress bar on stderr; nothing where stderr is no terminal (the commands print plain lines there)."""
+def progress_bar(unit: str = "") -> Progress:
+    """A progress bar on stderr, which counts where there is a unit to count in; nothing where stderr is no terminal (the commands print plain lines there)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
     return Progress(
-        SpinnerColumn(), TextColumn(description), BarColumn(), *columns, console=console, transient=True, disable=not console.is_terminal
+        SpinnerColumn(),
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -45,6 +45,13 @@ class Settings:
                 raise InputError(f"{name}: {key} is {value!r}; give a {getattr(kind, '__name__', kind)}.")
         return cls(**values)
 
+    @staticmethod
+    def refuse(stage: str, faults: dict[str, bool]) -> None:
+        """InputError for the first fault that is there."""
+        for fault, found in faults.items():
+            if found:
+                raise InputError(f"The {stage} setting {fault}.")
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for JSON."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]

@@ -251,6 +251,6 @@ def by_name(layers: dict[str, Any], name: str) -> dict[str, Any]:
 
 def steps_done(path: Path) -> int:
     """Optimizer steps that a checkpoint was written after; 0 too where there is none yet."""
-    from sattrt.training.checkpoint import read_state
+    from sattrt.checkpoint import read_state
 
     return int(read_state(path, ["step"])["step"]) if path.exists() else 0

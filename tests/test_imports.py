@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sattrt"
 FILES = sorted(PACKAGE.rglob("*.py"))
+BASE = {"bands", "errors", "spec"}
 
 
 def imports(path: Path) -> set[str]:
@@ -57,29 +58,20 @@ def test_who_may_import_whom(path: Path) -> None:
         "runtime": {"errors", "spec", "runtime"},
         "bands": {"errors"},
         "raster": {"errors"},
+        "lock": set(),
+        "figure": {"spec"},
+        "checkpoint": {"errors", "spec"},
         "data": {"bands", "errors", "raster", "spec", "data"},
         "model": {"bands", "errors", "spec"},
+        "trained": {"errors", "spec", "checkpoint", "model"},
         "calibration": set(),
         "accuracy": set(),
         "settings": {"errors", "spec"},
-        "training": {"bands", "errors", "spec", "settings", "machine", "calibration", "data", "model", "training"},
-        "deploy": {"bands", "errors", "spec", "settings", "machine", "accuracy", "calibration", "model", "training", "runtime", "deploy"},
-        "bench": {
-            "bands",
-            "errors",
-            "spec",
-            "settings",
-            "accuracy",
-            "calibration",
-            "machine",
-            "data",
-            "model",
-            "training",
-            "runtime",
-            "bench",
-        },
-        "map": {"bands", "errors", "raster", "spec", "settings", "machine", "runtime", "map"},
-        "rmldnn": {"errors", "spec", "machine", "accuracy", "data", "model", "training", "rmldnn"},
+        "training": {*BASE, "settings", "machine", "calibration", "lock", "figure", "checkpoint", "trained", "data", "model", "training"},
+        "deploy": {*BASE, "settings", "machine", "accuracy", "calibration", "figure", "trained", "model", "runtime", "deploy"},
+        "bench": {*BASE, "settings", "machine", "accuracy", "calibration", "trained", "data", "model", "runtime", "bench"},
+        "map": {*BASE, "raster", "settings", "machine", "lock", "runtime", "map"},
+        "rmldnn": {"errors", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "doctor": {"machine"},
         "screen": {"training"},
         "__init__": set(),
@@ -87,6 +79,14 @@ def test_who_may_import_whom(path: Path) -> None:
     }
     if room != "cli":
         assert rooms(path) <= allowed[room]
+
+
+def test_stages_meet_through_files_alone() -> None:
+    stages = {"training", "deploy", "bench", "map"}
+    for path in FILES:
+        room = path.relative_to(PACKAGE).parts[0]
+        if room in stages:
+            assert rooms(path) & stages <= {room}, path
 
 
 def test_the_runtime_needs_numpy_and_one_backend() -> None:

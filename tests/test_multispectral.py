@@ -24,9 +24,9 @@ from sattrt.errors import ContractError, InputError
 from sattrt.map.config import MapConfig
 from sattrt.map.run import map_scenes
 from sattrt.runtime import Bundle, open_bundle
+from sattrt.trained import load_trained
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
-from sattrt.training.run import load_trained
 
 pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
 pytestmark = pytest.mark.skipif(

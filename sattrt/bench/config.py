@@ -55,9 +55,7 @@ class BenchConfig(Settings):
             f"clock_batch is {self.clock_batch}; give 1 to 4096": not 1 <= self.clock_batch <= 4096,
             f"seed is {self.seed}; give 0 or more": self.seed < 0,
         }
-        for fault, found in faults.items():
-            if found:
-                raise InputError(f"The bench setting {fault}.")
+        self.refuse("bench", faults)
 
     def wants(self, scenario: str) -> bool:
         """Whether a scenario is to be measured."""

@@ -135,7 +135,7 @@ def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads
     try:
         import torch
 
-        from ..training.run import load_trained
+        from ..trained import load_trained
     except ImportError:
         raise BackendError("PyTorch is not installed. Install it with: pip install 'sattrt[train]'") from None
     checkpoint = run / "best.safetensors"

@@ -141,6 +141,15 @@ class Dataset:
         mend = f"Add a {split}/ folder to it" if self.split == "folders" else "Use --split 80:10:10, or add tiles"
         raise InputError(f"The {split} split of {self.source} is empty. {mend}, and run `sattrt data` again.")
 
+    def require_classes(self, split: str) -> None:
+        """InputError where a split has no tile of some class."""
+        self.require(split)
+        if missing := [name for name, count in self.counts()[split].items() if not count]:
+            raise InputError(
+                f"The {split} split of {self.source} has no tile of {', '.join(missing)}. Add tiles or give that split a larger share, "
+                "and run `sattrt data` again."
+            )
+
     def write(self, folder: Path) -> Path:
         """Write `dataset.json`, atomically, one tile a line."""
         head = {

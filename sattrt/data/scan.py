@@ -50,15 +50,16 @@ class SplitRule:
     @classmethod
     def parse(cls, text: str, seed: int = 0) -> SplitRule:
         """Read "94:5:1", "spatial" or "spatial:80:10:10". InputError for anything that is not three numbers with a train share above zero."""
-        spatial = text == "spatial" or text.startswith("spatial:")
-        shares = "94:5:1" if text == "spatial" else text.removeprefix("spatial:")
+        if text == "spatial":
+            return cls(seed=seed, spatial=True)
+        shares = text.removeprefix("spatial:")
         try:
             train, valid, test = (float(part) for part in shares.split(":"))
         except ValueError:
             raise InputError(f"--split {text!r} is not three numbers. Write it as 94:5:1, spatial, or spatial:80:10:10.") from None
         if not (train > 0 and valid >= 0 and test >= 0 and train + valid + test < float("inf")):
             raise InputError(f"--split {text!r} needs a train share above 0 and none below 0. Write it as 94:5:1.")
-        return cls((train, valid, test), seed, spatial)
+        return cls((train, valid, test), seed, text.startswith("spatial:"))
 
     def split_of(self, sha256: str, place: Place | None = None) -> str:
         """Split of a tile with this content digest, or of its block of longitude."""

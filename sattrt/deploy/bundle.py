@@ -27,7 +27,7 @@ from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
 from ..spec import ModelSpec, atomic_folder, check_schema, read_json, sha256_file, write_bytes, write_json
-from ..training.run import Samples, load_trained, read_samples
+from ..trained import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig
 from .engines import build_plan, plan_recipe, reuse_plan

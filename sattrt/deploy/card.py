@@ -14,7 +14,7 @@ from ..bands import preview
 from ..calibration import softmax
 from ..runtime import EngineRecord
 from ..spec import ModelSpec, write_bytes
-from ..training.run import Samples
+from ..trained import Samples
 from .config import ExportConfig
 
 _SHEET_TILES = 40
@@ -92,7 +92,7 @@ def write_flips(
     shown = sorted(captions, key=lambda i: -captions[i][0])[:_SHEET_TILES]
     if shown:
         try:
-            from ..training.figures import contact_sheet
+            from ..figure import contact_sheet
         except ImportError:
             return "flips.png was left out: matplotlib is not installed (pip install matplotlib)"
         right = (fp32[shown].argmax(1) == samples.valid_labels[shown]).tolist()

@@ -67,9 +67,7 @@ class ExportConfig(Settings):
             <= self.max_batch
             <= 4096,
         }
-        for fault, found in faults.items():
-            if found:
-                raise InputError(f"The export setting {fault}.")
+        self.refuse("export", faults)
 
     @property
     def precisions(self) -> tuple[str, ...]:

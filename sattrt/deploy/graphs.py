@@ -17,7 +17,7 @@ from ..machine import cpu_has_int8
 from ..model import TileClassifier
 from ..runtime import EngineRecord, open_engine
 from ..spec import ModelSpec
-from ..training.run import Samples
+from ..trained import Samples
 from .config import ExportConfig
 from .graph import write_onnx
 from .precision import METHODS, Calibration, quantise

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
 from ..settings import Settings
 
 
@@ -55,6 +54,4 @@ class MapConfig(Settings):
             f"certain is {self.certain}; give 0 to 100 percent": not 0 <= self.certain <= 100,
             f"workers is {self.workers}; give 0 to 1024": not 0 <= self.workers <= 1024,
         }
-        for fault, found in faults.items():
-            if found:
-                raise InputError(f"The map setting {fault}.")
+        self.refuse("map", faults)

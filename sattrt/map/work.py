@@ -6,17 +6,18 @@ work.missing(grid)
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import zipfile
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import ContractError, InputError, SattrtError
+from ..lock import lock
 from ..spec import atomic_path, read_json, unwritable, write_json
 from .windows import Answers, Block, Grid
 
@@ -30,7 +31,7 @@ class Work:
     """A folder beside the map, hidden; it goes away when the map is written. lock: held as long as this run lives."""
 
     folder: Path
-    lock: IO[str]
+    lock: FileIO
 
     @classmethod
     def begin(cls, out: Path, manifest: dict[str, Any], resume: bool) -> Work:
@@ -39,7 +40,7 @@ class Work:
         folder = out.with_name(f".{out.name}.work")
         there = folder.exists()
         _check_own(folder)
-        lock = _locked(folder, out)
+        file = _locked(folder, out)
         if there and resume:
             found = _manifest(folder / _MANIFEST)
             for name, value in manifest.items():
@@ -48,11 +49,11 @@ class Work:
                         f"{out} was begun with another {name}: {found.get(name)!r}, not {value!r}. Go on with that one, or begin anew without --resume."
                     )
             if found is not None:
-                return cls(folder, lock)
+                return cls(folder, file)
         for path in _own(folder):
             path.unlink()
         write_json(folder / _MANIFEST, manifest)
-        return cls(folder, lock)
+        return cls(folder, file)
 
     def missing(self, grid: Grid) -> list[int]:
         """Indexes of the blocks that have no answers yet."""
@@ -100,31 +101,26 @@ def _check_own(folder: Path) -> None:
         raise InputError(f"{folder} is no folder; a map is begun in a folder of that name. Move it away, or choose another --out.")
     with os.scandir(folder) as entries:  # a run that is at it may rename a file before it could be looked at by its name
         foreign = [entry.name for entry in entries if not (_OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))]
-    manifest, lock = folder / _MANIFEST, folder / _LOCK
+    manifest, empty = folder / _MANIFEST, folder / _LOCK
     if manifest.exists() and "sattrt" not in (_manifest(manifest) or {}):
         foreign.append(_MANIFEST)
-    if lock.exists() and lock.stat().st_size:
+    if empty.exists() and empty.stat().st_size:
         foreign.append(_LOCK)
     if foreign:
         raise InputError(f"{folder} holds {min(foreign)}, which no run of sattrt map made. Move it away, or choose another --out.")
 
 
-def _locked(folder: Path, out: Path) -> IO[str]:
+def _locked(folder: Path, out: Path) -> FileIO:
     """The lock of a work folder, which goes with this process. InputError where another has it, or the folder can't be made or is a link."""
     if folder.is_symlink():
         raise InputError(f"{folder} is a link; what it points to would be deleted with it. Remove the link, or choose another --out.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "a")  # noqa: SIM115 - held until the map is written
+        file = lock(folder / _LOCK)
     except OSError as error:
         raise unwritable(out, error) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{out} is being made by another run. Wait for it, or choose another --out.") from None
-    except OSError:  # a file system without locks
-        pass
-    return lock
+    if file is None:
+        raise InputError(f"{out} is being made by another run. Wait for it, or choose another --out.")
+    return file
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from ..spec import KERAS_RESNET50, RESNET50
 from ..training.hardware import Rank, ranks
 from ..training.hold import held
 from ..training.loop import Observer
-from ..training.run import refuse_to_overwrite
+from ..training.resume import refuse_to_overwrite
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
 from .files import prepare_files, write_predictions

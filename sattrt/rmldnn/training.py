@@ -7,7 +7,6 @@ The loop is made of the parts that `sattrt train` is made of: loader, mixed prec
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from dataclasses import dataclass, replace
@@ -17,23 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import checkpoint
 from ..data.augment import Augmentation
 from ..data.dataset import Dataset
 from ..data.loader import CACHE_GB
 from ..errors import InputError
-from ..spec import ModelSpec, atomic_path, read_bytes, require_space, write_json
-from ..training import checkpoint, figures
+from ..spec import ModelSpec, require_space, write_json
+from ..training import figures
 from ..training.batchnorm import fuse_norms
 from ..training.config import TrainConfig
 from ..training.cpu import use_products
 from ..training.finish import finish
+from ..training.handover import write_samples
 from ..training.hardware import DTYPES, Rank, choose_precision, tuned_convolutions
-from ..training.log import Row, TrainLog, Window, read_log
+from ..training.log import Row, TrainLog, Window, read_log, rows_of
 from ..training.loop import STEPS_BETWEEN_REPORTS, Observer, Plan
-from ..training.run import write_samples
 from ..training.syncnorm import synchronise_batchnorm
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
@@ -139,7 +140,7 @@ class Training:
             require_space(self.out, 2 * weights)
             run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
             write_json(self.out / "config.json", run)
-            self._write_samples()
+            write_samples(self.dataset, self.out, show=self._prepared if self.network.side is None else None)
             self.log = TrainLog(self.out, 0)
             self.observer.started(self.plan)
         for epoch in range(1, self.config.num_epochs + 1):
@@ -210,20 +211,8 @@ class Training:
         """A row for each step since the last report, which rmldnn's log gets too. InputError where loss or gradient is no number, or the loss diverges."""
         rates, losses, norms, speed = window.close()
         losses = [each / self.rank.world for each in self.rank.sum(*losses)]
-        first = self.step - len(losses) + 1
         seconds = self._seconds()
-        rows = [
-            Row(
-                epoch=epoch,
-                step=first + i,
-                seconds=seconds,
-                learning_rate=rates[i],
-                train_loss=losses[i],
-                gradient_norm=norms[i],
-                images_per_second=speed,
-            )
-            for i in range(len(losses))
-        ]
+        rows = rows_of(epoch, self.step, seconds, rates, losses, norms, speed)
         if self.rank.is_first:
             before = (epoch - 1) * self.plan.steps_per_epoch
             self.files.train((seconds, epoch, row.step - before, row.train_loss, row.gradient_norm) for row in rows)
@@ -289,23 +278,11 @@ class Training:
             training=training,
         )
 
-    def _write_samples(self) -> None:
-        """samples.npz, of tiles as the network takes them."""
-        write_samples(self.dataset, self.out)
-        if self.network.side is not None:
-            return
-        path = self.out / "samples.npz"
-        with np.load(io.BytesIO(read_bytes(path))) as file:
-            arrays = dict(file)
-        for split in ("train", "valid"):
-            tiles = torch.from_numpy(arrays[split])
-            parts = [
-                self.config.data.transforms.views(tiles.shape[1], tiles.shape[2], len(part), None).show(part).round().clamp(0, 255).byte()
-                for part in torch.split(tiles, 256)
-            ]
-            arrays[split] = torch.cat(parts).numpy()
-        with atomic_path(path) as temporary, open(temporary, "wb") as target:
-            np.savez(target, **arrays)
+    def _prepared(self, tiles: NDArray[Any]) -> NDArray[Any]:
+        """Tiles (N, H, W, 3) as the network takes them, where transforms come before it: uint8."""
+        views = self.config.data.transforms.views(tiles.shape[1], tiles.shape[2], len(tiles), None)
+        prepared: NDArray[Any] = views.show(torch.from_numpy(tiles)).round().clamp(0, 255).byte().numpy()
+        return prepared
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

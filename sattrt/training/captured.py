@@ -59,8 +59,12 @@ class _Graph:
                 gradient(batch, labels)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: what a decoder does in its own threads meanwhile is not part of it
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        # thread_local: what a decoder does in its own threads meanwhile is not part of it; the outer stream: where a recording fails,
+        # torch stays on the inner one
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             self._loss, self._norm = gradient(self._images, self._labels)
         for batch, as_before in zip(batches, expected, strict=True):
             if not (apart := _difference(_outcome(self, model, batch, labels), as_before)) <= _DIFFERENCE:

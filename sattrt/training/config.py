@@ -98,8 +98,9 @@ class TrainConfig(Settings):
             f"epochs is {self.epochs}; give 1 to 1,000,000": not 1 <= self.epochs <= 10**6,
             f"minutes is {self.minutes}; give more than 0, at most 1,000,000": self.minutes is not None and not 0 < self.minutes <= 10**6,
             f"batch_size is {self.batch_size}; give 2 to 65,536": not 2 <= self.batch_size <= 65536,
-            f"image_size is {self.image_size}; give 32 to 1024, or 0 for the tile's own": self.image_size
-            and not 32 <= self.image_size <= 1024,
+            f"image_size is {self.image_size}; give 32 to 1024, or 0 for the tile's own": not (
+                self.image_size == 0 or 32 <= self.image_size <= 1024
+            ),
             f"learning_rate is {self.learning_rate}; give more than 0, at most 1e6": not 0 < self.learning_rate <= 1e6,
             f"warmup is {self.warmup}; give 0 to 1": not 0 <= self.warmup <= 1,
             f"gamma is {self.gamma}; give more than 0, at most 1": not 0 < self.gamma <= 1,
@@ -117,9 +118,7 @@ class TrainConfig(Settings):
             f"threads is {self.threads}; give 0 to 1024": not 0 <= self.threads <= 1024,
             f"cache_gb is {self.cache_gb}; give 0 to 1e6": not 0 <= self.cache_gb <= 1e6,
         }
-        for fault, found in faults.items():
-            if found:
-                raise InputError(f"The training setting {fault}.")
+        self.refuse("training", faults)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..spec import atomic_path
+from ..figure import GREY, as_it_is, save
 
-_BLUE, _ORANGE, _GREY, _RED = "#1f6f8b", "#d9822b", "#8a8f98", "#b3362b"
-
-
-_as_it_is = mpl.rc_context({"text.parse_math": False})  # a $ in a name is a $
+_BLUE, _ORANGE = "#1f6f8b", "#d9822b"
 
 
 def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
@@ -36,17 +31,17 @@ def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
     shares = [100 * (row["valid_accuracy"] or 0) for row in ends]
     accuracy.plot([row["step"] for row in ends], shares, "o-", color=_ORANGE)
     accuracy.set(title=f"Validation accuracy, %{f': at best {max(shares):.2f}' if shares else ''}")
-    rate.plot(steps, [row["learning_rate"] for row in rows], color=_GREY)
+    rate.plot(steps, [row["learning_rate"] for row in rows], color=GREY)
     rate.set(title="Learning rate of the head", xlabel="step", ylim=(0, None))
     norms = np.array([row["gradient_norm"] for row in rows], float)
-    norm.semilogy(steps, norms, color=_GREY, alpha=0.4, linewidth=0.8)
-    norm.semilogy(steps, _smooth(norms), color=_GREY)
+    norm.semilogy(steps, norms, color=GREY, alpha=0.4, linewidth=0.8)
+    norm.semilogy(steps, _smooth(norms), color=GREY)
     norm.set(title="Norm of the gradient", xlabel="step")
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, folder / "curves.png")
-    _save(figure, folder / "curves.svg")
+    save(figure, folder / "curves.png")
+    save(figure, folder / "curves.svg")
 
 
 def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list[Path]:
@@ -71,11 +66,11 @@ def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        _save(figure, path)
+        save(figure, path)
     return paths
 
 
-@_as_it_is
+@as_it_is
 def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: Sequence[str], folder: Path) -> None:
     """Counts of true class (rows) by answer (columns) on the validation split; shades are shares of the row."""
     count = len(classes)
@@ -94,27 +89,7 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], class
     axes.set(
         xlabel="answer", ylabel="true class", title=f"{right} of {len(labels)} validation tiles right ({100 * right / len(labels):.2f} %)"
     )
-    _save(figure, folder / "confusion.png")
-
-
-@_as_it_is
-def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Sequence[bool], path: Path) -> None:
-    """Tiles (N, H, W, 3) with their captions, eight in a row; wrong answers have a red frame."""
-    across = min(8, len(images))
-    down = -(-len(images) // across)
-    lines = max(caption.count("\n") + 1 for caption in captions)
-    figure = Figure((1.65 * across, (1.7 + 0.14 * lines) * down), layout="constrained")
-    for place, axes in enumerate(np.ravel(figure.subplots(down, across))):
-        axes.set_xticks([])
-        axes.set_yticks([])
-        if place >= len(images):
-            axes.set_visible(False)
-            continue
-        axes.imshow(images[place])
-        axes.set_xlabel(captions[place], fontsize=5.5)
-        for spine in axes.spines.values():
-            spine.set(color=_GREY if right[place] else _RED, linewidth=1 if right[place] else 2.5)
-    _save(figure, path)
+    save(figure, folder / "confusion.png")
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -125,9 +100,3 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     window = np.ones(width)
     finite = np.nan_to_num(values, posinf=0, neginf=0)
     return np.convolve(finite, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=130)

@@ -21,10 +21,10 @@ from ..calibration import expected_calibration_error, fit_temperature, softmax
 from ..data.dataset import Dataset
 from ..data.loader import Loader, decode_tiles
 from ..model import TileClassifier, resized, symmetries
+from ..trained import load_trained
 from .config import TrainConfig
 from .hardware import DTYPES, Rank
 from .log import read_log
-from .run import load_trained
 
 WORST_TILES = 40
 NO_PICTURES = "The run's pictures were left out: matplotlib is not installed (pip install matplotlib)."
@@ -60,6 +60,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views]}
     replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
     try:
+        from ..figure import contact_sheet
         from . import figures
     except ImportError:
         return NO_PICTURES
@@ -73,7 +74,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"
         for i in worst
     ]
-    figures.contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
+    contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
     return None
 
 

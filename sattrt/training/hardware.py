@@ -169,10 +169,10 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def tuned_convolutions() -> Iterator[None]:
-    """cuDNN benchmarking on: for training, whose shapes repeat; a smaller last batch would set it off again."""
+def tuned_convolutions(wanted: bool = True) -> Iterator[None]:
+    """cuDNN times its algorithms and takes the fastest, where wanted: for training, whose shapes repeat; a smaller last batch would set it off again."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = wanted
     try:
         yield
     finally:

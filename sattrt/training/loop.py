@@ -21,30 +21,33 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint import Checkpoint
 from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
-from . import checkpoint
 from .batchnorm import fuse_norms
 from .captured import Gradient, captured, example
 from .config import TrainConfig
 from .cpu import use_products
 from .divergence import Divergence
 from .finish import finish
+from .handover import spec_of, write_samples
 from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
 from .hold import held
 from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
 from .log import Row, TrainLog, Window, rows_of
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
-from .run import check_splits, config_of, load_last, precision_of, refuse_to_overwrite, spec_of, threads_of, write_samples
+from .resume import collect, config_of, load_last, precision_of, refuse_to_overwrite, restore, threads_of
 from .schedule import fit_in_time, learning_rate_at
 from .surroundings import difference, surroundings
 from .syncnorm import synchronise_batchnorm
 
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
+# of a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds
+STEPS_WORTH_TUNING = 3000
 
 
 class Observer:
@@ -118,7 +121,8 @@ def train(
     started = time.perf_counter()
     saved, resume = None, config is None
     config = config or config_of(out)
-    check_splits(dataset)
+    for split in ("train", "valid"):
+        dataset.require_classes(split)
     with ranks(config.threads, threads_of(out) if resume else 0) as rank, StopRequest() as stop, held(out, rank) as hold:
         if resume or (hold.begun_here and (out / "last.safetensors").exists()):  # the launcher repeats the command it was given
             saved = load_last(dataset, out)
@@ -139,7 +143,7 @@ class _Run:
         config: TrainConfig,
         rank: Rank,
         started: float,
-        saved: checkpoint.Checkpoint | None,
+        saved: Checkpoint | None,
         observer: Observer,
         stop: StopRequest,
         keeper: Keeper,
@@ -170,6 +174,7 @@ class _Run:
         if saved:
             self._restore(*saved)
         self.net: nn.Module = self.model
+        self.tunes = config.epochs * len(dataset.tiles("train")) >= config.batch_size * STEPS_WORTH_TUNING
         self._capture()
         self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
         self.plan, tiles = self._plan(saved[1] if saved else None)
@@ -240,7 +245,6 @@ class _Run:
                 self._save_last()
         return stop
 
-    @tuned_convolutions()
     def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; the loss, and the norm of the gradient."""
         config = self.config
@@ -248,7 +252,8 @@ class _Run:
             # the same on all ranks; with the 1, other numbers than those that an epoch's order is drawn from
             rng = np.random.default_rng([config.seed, self.step, 1])
             images, labels = mix(images, labels, len(self.dataset.classes), rng, config.mixup, config.cutmix)
-        loss, norm = self.gradient(images, labels)
+        with tuned_convolutions(self.tunes):
+            loss, norm = self.gradient(images, labels)
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -265,7 +270,6 @@ class _Run:
         self.scaler.unscale_(self.optimizer)
         return loss.detach(), torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    @tuned_convolutions()
     def _capture(self) -> None:
         """Make `gradient` of this network: `_gradient`, on a GPU as one CUDA graph. With several ranks or in fp16 more happens between its kernels."""
         self.gradient: Gradient = self._gradient
@@ -274,7 +278,8 @@ class _Run:
             images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
             if self.config.mixup or self.config.cutmix:
                 labels = F.one_hot(labels, len(self.dataset.classes)).float()
-            self.gradient, self.slower = captured(self._gradient, self.model, images, labels)
+            with tuned_convolutions(self.tunes):
+                self.gradient, self.slower = captured(self._gradient, self.model, images, labels)
 
     @property
     def judged(self) -> TileClassifier:
@@ -388,7 +393,7 @@ class _Run:
         }
 
     def _save_last(self) -> None:
-        self.keeper.write(checkpoint.collect(self.model, self.optimizer, self.average), self._state())
+        self.keeper.write(collect(self.model, self.optimizer, self.average), self._state())
 
     def _spec(self, loss: float) -> ModelSpec:
         summary = {
@@ -407,7 +412,7 @@ class _Run:
         return spec_of(self.dataset, self.config.image_size, summary)
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        checkpoint.restore(tensors, self.model, self.optimizer, self.average, self.out / "last.safetensors")
+        restore(tensors, self.model, self.optimizer, self.average, self.out / "last.safetensors")
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.started -= state["seconds"]

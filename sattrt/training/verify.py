@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
+from .. import checkpoint
 from ..data.dataset import Dataset, balanced
 from ..errors import ContractError, InputError, SattrtError
-from . import checkpoint
 from .config import TrainConfig
 from .loop import train
 

@@ -20,7 +20,7 @@ from sattrt.machine import version
 from sattrt.model import TileClassifier
 from sattrt.runtime import Bundle, EngineRecord, open_bundle, open_engine
 from sattrt.runtime.ort import save_optimised
-from sattrt.training.run import load_trained
+from sattrt.trained import load_trained
 
 
 def records(bundle: Bundle) -> dict[str, EngineRecord]:

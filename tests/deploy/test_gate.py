@@ -19,9 +19,9 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.gate import Verdict, judge, torch_logits
 from sattrt.errors import InputError, ParityError
 from sattrt.runtime import Bundle, Engine, open_bundle, read_bundle
+from sattrt.trained import load_trained, read_samples
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
-from sattrt.training.run import load_trained, read_samples
 
 
 def test_mcnemar_is_the_exact_test() -> None:

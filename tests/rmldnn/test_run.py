@@ -31,11 +31,11 @@ from sattrt.rmldnn.run import Outcome, run_config
 from sattrt.rmldnn.tiles import labelled, unlabelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
+from sattrt.trained import load_trained, read_samples
 from sattrt.training.hardware import ranks
 from sattrt.training.hold import held
 from sattrt.training.log import Row, Window
 from sattrt.training.loop import Observer, Plan
-from sattrt.training.run import load_trained, read_samples
 
 
 def read(path: Path, document: Any) -> RmldnnConfig:

@@ -6,6 +6,7 @@ import pytest
 
 from sattrt.data.dataset import Dataset
 from sattrt.errors import ContractError
+from sattrt.figure import contact_sheet
 from sattrt.training import figures
 from sattrt.training.log import FIELDS, TrainLog, read_log
 from sattrt.training.loop import train
@@ -43,6 +44,6 @@ def test_a_log_goes_on_after_half_a_line(tmp_path: Path) -> None:
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     names = ["cost $\\frac$ x", "$_$"]
     figures.confusion(np.array([0, 1]), np.array([0, 1]), names, tmp_path)
-    figures.contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), names, [True, False], tmp_path / "worst.png")
+    contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), names, [True, False], tmp_path / "worst.png")
     assert (tmp_path / "confusion.png").exists()
     assert (tmp_path / "worst.png").exists()

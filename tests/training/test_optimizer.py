@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sattrt.model import TileClassifier, set_trainable
-from sattrt.training import checkpoint
 from sattrt.training.config import OPTIMIZERS, TrainConfig
 from sattrt.training.optimizer import MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
+from sattrt.training.resume import collect, restore
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def test_a_state_that_is_put_back_goes_on_the_same(model: TileClassifier, kind: 
     model.eval()
     optimizer, average = make_optimizer(model, config), MovingAverage(model, 0.9)
     steps(model, optimizer, 2)
-    tensors = {key: value.clone() for key, value in checkpoint.collect(model, optimizer, average).items()}
+    tensors = {key: value.clone() for key, value in collect(model, optimizer, average).items()}
     other = copy.deepcopy(model)
     second = make_optimizer(other, config)
-    checkpoint.restore(tensors, other, second, MovingAverage(other, 0.9), path=None)  # type: ignore[arg-type]
+    restore(tensors, other, second, MovingAverage(other, 0.9), path=None)  # type: ignore[arg-type]
     steps(model, optimizer, 2)
     steps(other, second, 2)
     for (name, expected), found in zip(model.named_parameters(), other.parameters(), strict=True):

@@ -14,9 +14,9 @@ import torch.multiprocessing
 from conftest import steps_done
 from torch.nn.parallel import DistributedDataParallel
 
+from sattrt import checkpoint
 from sattrt.data.dataset import Dataset
 from sattrt.model import TileClassifier
-from sattrt.training import checkpoint
 from sattrt.training.config import TrainConfig
 from sattrt.training.cpu import use_products
 from sattrt.training.log import read_log

@@ -16,18 +16,19 @@ import torch
 from conftest import SMALL, steps_done, write_tiles
 from safetensors.torch import save_file
 
+from sattrt import checkpoint
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.machine import cores
 from sattrt.spec import ModelSpec, atomic_path
-from sattrt.training import checkpoint
+from sattrt.trained import load_trained
+from sattrt.training.handover import spec_of
 from sattrt.training.hardware import Rank, ranks
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row, read_log
 from sattrt.training.loop import Observer, Plan, train
-from sattrt.training.run import load_trained, spec_of
 from sattrt.training.verify import _share, verify_resume
 
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -8,19 +8,19 @@ import pytest
 import torch
 from conftest import CLASSES, SMALL, jpeg
 
+from sattrt import checkpoint
 from sattrt.data.dataset import Dataset
 from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
 from sattrt.spec import ModelSpec
-from sattrt.training import checkpoint
+from sattrt.trained import load_trained
 from sattrt.training.divergence import Divergence
 from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row
 from sattrt.training.loop import Observer, Plan, _Run, train
-from sattrt.training.run import load_trained
 
 
 def rows(run: Path) -> list[dict[str, str]]:

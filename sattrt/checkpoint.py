@@ -19,10 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import ContractError, InputError
-from ..model import TileClassifier, check_state
-from ..spec import atomic_path, unwritable, write_json
-from .optimizer import MovingAverage
+from .errors import ContractError, InputError
+from .spec import atomic_path, unwritable, write_json
 
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors, and the run's state
 # what the state of a run that can go on has to hold
@@ -90,37 +88,3 @@ def _state(file: Any, needed: Iterable[str]) -> dict[str, Any]:
         if not sound or (isinstance(value, list) and not all(isinstance(name, str) for name in value)):
             raise ValueError(f"its state has {str(value)[:50]!r} as {key!r}")
     return state
-
-
-def collect(model: TileClassifier, optimizer: torch.optim.Optimizer, average: MovingAverage | None) -> dict[str, torch.Tensor]:
-    """Every tensor that a run needs to go on: weights, `optimizer/KIND/PARAMETER`, `average/WEIGHT`."""
-    tensors = dict(model.state_dict())
-    for name, parameter in model.named_parameters():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            if value is not None:
-                tensors[f"optimizer/{kind}/{name}"] = value
-    if average:
-        tensors |= {f"average/{name}": value for name, value in average.model.state_dict().items()}
-    return tensors
-
-
-def restore(
-    tensors: dict[str, torch.Tensor], model: TileClassifier, optimizer: torch.optim.Optimizer, average: MovingAverage | None, path: Path
-) -> None:
-    """Put back what `collect` took. ContractError for tensors of another network; `path` is named."""
-    parts: dict[str, dict[str, torch.Tensor]] = {"": {}, "optimizer": {}, "average": {}}
-    for name, value in tensors.items():
-        part, slash, rest = name.partition("/")
-        parts.setdefault(part if slash else "", {})[rest if slash else name] = value
-    for network, weights in [(model, parts[""]), *([(average.model, parts["average"])] if average else [])]:
-        check_state(network.state_dict(), weights, path)
-        network.load_state_dict(weights)
-    parameters = dict(model.named_parameters())
-    for key, value in parts["optimizer"].items():
-        kind, _, name = key.partition("/")
-        if name not in parameters:
-            raise ContractError(f"{path} has the unknown key {key!r}. Train anew with another --out.")
-        parameter = parameters[name]
-        # in the parameter's memory format, as if it had grown beside it
-        own = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)
-        optimizer.state[parameter][kind] = own

@@ -1,0 +1,68 @@
+"""What a run hands over to the stages after it, beside the network: the contract, and tiles that are decoded already.
+
+write_samples(dataset, Path("run"))
+spec_of(dataset, image_size=0, training={}).write(Path("run/spec.json"))
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.dataset import Dataset, balanced
+from ..data.loader import decoded
+from ..spec import ModelSpec, atomic_path
+
+_CALIBRATION_TILES, _MOST_VALID_TILES = 1024, 20_000
+
+
+def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> ModelSpec:
+    """The contract of a network trained on this dataset."""
+    return ModelSpec(
+        classes=dataset.classes,
+        height=dataset.height,
+        width=dataset.width,
+        mean=dataset.mean,
+        std=dataset.std,
+        bands=dataset.bands,
+        dtype=dataset.dtype,
+        resize=image_size,
+        dataset_digest=dataset.digest,
+        training=training,
+    )
+
+
+def write_samples(
+    dataset: Dataset,
+    run: Path,
+    decoder: str = "auto",
+    threads: int = 2,
+    show: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+) -> None:
+    """samples.npz: see `trained.Samples`. It makes the stages after training independent of the dataset and of DALI.
+
+    show: what the network is shown of tiles (N, H, W, bands), where that is not the tiles themselves.
+    """
+    with atomic_path(run / "samples.npz") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for split, count in (("train", _CALIBRATION_TILES), ("valid", _MOST_VALID_TILES)):
+            tiles = balanced(dataset.tiles(split), count)
+            with archive.open(f"{split}.npy", "w", force_zip64=True) as file:  # batch by batch: the tiles may be more than fit into memory
+                for first, images in enumerate(decoded(dataset, tiles, decoder, threads)):
+                    shown = show(images) if show else images
+                    if not first:
+                        kind = {
+                            "descr": np.lib.format.dtype_to_descr(shown.dtype),
+                            "fortran_order": False,
+                            "shape": (len(tiles), *shown.shape[1:]),
+                        }
+                        np.lib.format.write_array_header_1_0(file, kind)
+                    file.write(shown.tobytes())
+            with archive.open(f"{split}_labels.npy", "w") as file:
+                np.save(file, np.array([tile.label for tile in tiles], np.int64))
+        with archive.open("valid_names.npy", "w") as file:
+            np.save(file, np.array([tile.name for tile in tiles]))
