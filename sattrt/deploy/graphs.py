@@ -19,7 +19,7 @@ from ..runtime import EngineRecord, open_engine
 from ..spec import ModelSpec
 from ..trained import Samples
 from .config import ExportConfig
-from .graph import write_onnx
+from .onnx_export import write_onnx
 from .precision import METHODS, Calibration, quantise
 
 

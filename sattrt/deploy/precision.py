@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import BackendError
-from .graph import quiet
+from .onnx_export import quiet
 
 # Ranges of activations: all of it, all but the rarest values, or that of the least information lost (Migacz, GTC 2017)
 _INT8_METHODS = ("max", "percentile 99.999", "percentile 99.99", "percentile 99.9", "entropy")

@@ -14,7 +14,7 @@ import torch
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.graph import DeployedClassifier, fold_batchnorm, write_onnx
+from sattrt.deploy.onnx_export import DeployedClassifier, fold_batchnorm, write_onnx
 from sattrt.errors import BackendError, ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
