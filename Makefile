@@ -16,7 +16,7 @@ SATTRT = .venv/bin/sattrt
 demo: .venv/installed
 	rm -rf $(DEMO)/run
 	$(SATTRT) data "$(DATA)" --out $(DEMO)/dataset
-	$(SATTRT) train $(DEMO)/dataset --out $(DEMO)/run --weights "$(WEIGHTS)" $(if $(MINUTES),--minutes $(MINUTES))
+	$(SATTRT) train $(DEMO)/dataset --out $(DEMO)/run --weights "$(WEIGHTS)" $(if $(MINUTES),--recipe short --minutes $(MINUTES))
 	$(SATTRT) export $(DEMO)/run --out engines/eurosat --best-effort
 	.venv/bin/python engines/embed.py engines/eurosat
 	$(SATTRT) bench engines/eurosat --data $(DEMO)/dataset --out $(DEMO)/report $(if $(GPU),,--config benchmarks/demo.toml)

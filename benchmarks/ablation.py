@@ -28,7 +28,7 @@ from sattrt.training.log import read_log
 from sattrt.training.loop import train
 
 TILES, VALID_TILES, EPOCHS = 2000, 1200, 4
-BASE: dict[str, Any] = {"epochs": EPOCHS, "ema": 0.98}  # a decay that suits so few steps; else the defaults, as the recipe `quick`
+BASE: dict[str, Any] = {"epochs": EPOCHS, "ema": 0.98}  # a decay that suits so few steps; else the defaults
 CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "no ImageNet weights": {"weights": "none"},

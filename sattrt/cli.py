@@ -135,7 +135,7 @@ def data(
 def train(
     dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
-    recipe: Annotated[str | None, typer.Option(help="default, quick or full; default if not given.", show_default=False)] = None,
+    recipe: Annotated[str | None, typer.Option(help="default, short, quick or full; default if not given.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'; imagenet if not given.", show_default=False)] = None,
     tune: Annotated[str | None, typer.Option(help="What is trained: all, head or bn; all if not given.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split; the recipe's if not given.", show_default=False)] = None,

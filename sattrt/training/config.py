@@ -18,10 +18,12 @@ from ..settings import Settings, read_toml
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "adam")
 SCHEDULES = ("one-cycle", "exponential", "step", "constant")
+_LEARNS_FAST = {"optimizer": "adamw", "learning_rate": 1e-3, "layer_decay": 0.7}
 # what a recipe sets over the defaults of TrainConfig; docs/training.md says which were measured
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"epochs": 14, "ema": 0.998},
+    "short": {**_LEARNS_FAST, "epochs": 4},
+    "quick": {**_LEARNS_FAST, "epochs": 6, "ema": 0.995},
     "full": {"epochs": 60, "batch_size": 256, "learning_rate": 0.08, "image_size": 128, "crop": 0.5, "cutmix": 1.0, "ema": 0.999},
 }
 

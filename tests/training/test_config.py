@@ -30,7 +30,7 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
         ("epochs", "is not TOML"),
         pytest.param(f"epochs = {'1' * 5000}", "is not TOML", id="many digits"),
         pytest.param(f"epochs = {'[' * 5000}", "is not TOML", id="many brackets"),
-        ("recipe = 'slow'", "recipe is 'slow'; choose one of default, quick, full"),
+        ("recipe = 'slow'", "recipe is 'slow'; choose one of default, short, quick, full"),
         ("optimizer = 'lion'", "optimizer is 'lion'"),
         ("schedule = 'linear'", "schedule is 'linear'"),
         ("image_size = 8", "image_size is 8"),
