@@ -170,7 +170,7 @@ def test_without_matplotlib_flips_are_listed_and_not_drawn(
 ) -> None:
     samples = read_samples(run, bundle.spec)
     expected = np.eye(3, dtype=np.float32)[samples.valid_labels]
-    monkeypatch.setitem(sys.modules, "sattrt.training.figures", None)
+    monkeypatch.setitem(sys.modules, "sattrt.figure", None)
     said = write_flips(samples, expected, {"a": expected[:, [1, 2, 0]]}, bundle.spec, tmp_path)
     assert said == "flips.png was left out: matplotlib is not installed (pip install matplotlib)"
     assert len((tmp_path / "flips.csv").read_text().splitlines()) == 1 + len(expected)
