@@ -1,6 +1,6 @@
 """What an embedded engine costs besides its speed: opening it, its first answer, and memory over many predictions.
 
-    python benchmarks/embedding.py engines/eurosat                          # 100,000 predictions an engine: about two minutes each
+    python benchmarks/embedding.py engines/eurosat                          # 100,000 predictions an engine: three minutes each at 2 ms a tile
     python benchmarks/embedding.py engines/eurosat --predictions 2000       # a quick look
 
 Each figure is of a fresh process, as a program that embeds the engine is one. The last line on stdout is one JSON document: seconds from before
