@@ -16,6 +16,7 @@ the tiles, to show that it works: `--share 640`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -160,7 +161,8 @@ def main() -> None:
         dataset = replace(dataset, all_tiles=few)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.runs}
     document = {"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": surroundings}
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    # what is wrong with a GPU is recorded by the runs
+    with contextlib.suppress(Exception), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(read_libraries).result()
     with tempfile.TemporaryDirectory() as folder:
         dataset.write(Path(folder))
