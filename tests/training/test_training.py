@@ -15,6 +15,7 @@ from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
+from sattrt.training import loop
 from sattrt.training.divergence import Divergence
 from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
@@ -77,7 +78,11 @@ def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_convolutions_are_tuned_in_training_steps_alone(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (loop.STEPS_WORTH_TUNING, False)])
+def test_convolutions_are_tuned_in_the_training_steps_of_a_long_run_alone(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_worth_it: int, tuned: bool
+) -> None:
+    monkeypatch.setattr(loop, "STEPS_WORTH_TUNING", steps_worth_it)
     seen = set()
     watch = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: seen.add((module.training, torch.backends.cudnn.benchmark)) if isinstance(module, torch.nn.Conv2d) else None
@@ -86,7 +91,7 @@ def test_convolutions_are_tuned_in_training_steps_alone(dataset: Dataset, tmp_pa
         train(dataset, tmp_path / "run", replace(SMALL, epochs=1))
     finally:
         watch.remove()
-    assert seen == {(True, True), (False, False)}
+    assert seen == {(True, tuned), (False, False)}
 
 
 def test_a_run_is_never_overwritten(run: Path, dataset: Dataset) -> None:
