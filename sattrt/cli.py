@@ -40,6 +40,7 @@ app = typer.Typer(
     help="Labelled satellite tiles in, a fast, checked inference engine out.",
 )
 
+_OF_TRAIN = ("torch", "torchvision", "safetensors", "onnx", "onnxscript", "matplotlib", "tensorboard")  # what no command takes for granted
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's; newer typer has a click of its own, under another name
 DatasetFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt data` wrote.", show_default=False)]
 Signed = Annotated[
@@ -71,6 +72,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "").partition(".")[0]) not in _OF_TRAIN:
+            raise
+        sys.exit(f"sattrt: {package} is not installed here. Bring it with: pip install 'sattrt[train]'")
     except OSError as error:  # of a path that the system refuses: too long, no permission, a loop of links
         name = ascii(error.filename)[1:-1] if error.filename else "the system"
         sys.exit(f"sattrt: {name}: {error.strerror or error}. Check the path and its permissions.")
@@ -328,11 +333,15 @@ def map_(
         return
     if not bundle or not scenes:
         raise InputError("sattrt map takes a bundle and at least one scene: sattrt map engines/eurosat scene.tif --out map.tif")
-    from .map.run import map_scenes
+    from .map.run import Mapped, map_scenes
 
-    with progress_bar("windows") as bar:
-        every = list(map_scenes(bundle, scenes, out, settings, resume, lambda name: updater(bar, f"Mapping {name}")))
-    print_maps(every)
+    every: list[Mapped] = []
+    try:
+        with progress_bar("windows") as bar:
+            for mapped in map_scenes(bundle, scenes, out, settings, resume, lambda name: updater(bar, f"Mapping {name}")):
+                every.append(mapped)
+    finally:
+        print_maps(every)  # what was written, where a later scene fails
 
 
 @app.command()

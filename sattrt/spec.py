@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from .errors import ContractError, InputError
 SCHEMA = 1
 DTYPES = {"uint8": 255, "uint16": 65535}  # of tiles, with their largest value
 _TOKEN_BYTES = 4  # of the random part of a temporary name
+A_DAY = 86_400.0  # seconds; whoever has not touched a temporary folder for that long is dead
 RESNET50, KERAS_RESNET50 = "resnet50", "keras-resnet50"  # torchvision's (v1.5), and Keras' (v1)
 
 
@@ -196,12 +198,21 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(*paths: Path) -> None:
-    """Delete what processes that were killed within `atomic_path(path)` left. Nothing else may be writing these files now."""
+def remove_temporaries(*paths: Path, seconds: float = 0) -> None:
+    """Delete what processes that were killed within `atomic_path(path)` or `atomic_folder(path)` left.
+
+    seconds: how long ago it was touched last, at least; with 0 nothing else may be writing these now.
+    """
     for path in paths:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.{2 * _TOKEN_BYTES * '[0-9a-f]'}.tmp"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{2 * _TOKEN_BYTES * '[0-9a-f]'}.*"):
             with contextlib.suppress(OSError):
-                left.unlink()
+                touched = max(each.lstat().st_mtime for each in (left, *left.glob("*")))
+                if time.time() - touched < seconds:
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
 
 
 @contextlib.contextmanager
@@ -211,6 +222,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another --out.")
     path, token = Path(os.path.realpath(path)), secrets.token_hex(_TOKEN_BYTES)  # what a link leads to is replaced, not the link
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
+    remove_temporaries(path, seconds=A_DAY)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -218,10 +230,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
     except OSError as error:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
         raise unwritable(path, error) from None
     finally:
+        if old.exists() and not path.exists():  # stopped between the two, by a signal too
+            os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -203,6 +204,24 @@ def test_doctor_says_what_an_absence_costs_and_what_mends_it() -> None:
         if not finding["found"]:
             assert finding["cost"]
             assert finding["mend"] in done.stdout
+
+
+def test_without_what_trains_the_way_out_is_named(run: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    script = "import sys; sys.modules['{}'] = None; sys.argv[0] = 'sattrt'; from sattrt.cli import main; main()"
+    (tmp_path / "c.json").write_text("{}")
+    for package, command in {
+        "torch": ("train", dataset_folder, "--out", tmp_path / "run"),
+        "onnx": ("export", run, "--out", tmp_path / "bundle"),
+        "torchvision": ("rmldnn", tmp_path / "c.json"),
+        "matplotlib": ("plot", run),
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(package), *map(str, command)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"sattrt: {package} is not installed here. Bring it with: pip install 'sattrt[train]'\n",
+        ), done.stderr
 
 
 @pytest.fixture

@@ -91,3 +91,34 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/a.*--out"):
         write_bytes(tmp_path / "file" / "a", b"")
+
+
+def test_a_signal_between_the_two_renames_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with atomic_folder(tmp_path / "b") as folder:
+        write_bytes(folder / "x", b"old")
+    replace, moved = os.replace, []
+
+    def told_to_stop(source: Path, target: Path) -> None:
+        moved.append(source)
+        if len(moved) == 2:  # the old folder has just been put aside
+            raise SystemExit(143)
+        replace(source, target)
+
+    with pytest.raises(SystemExit), atomic_folder(tmp_path / "b") as folder:
+        monkeypatch.setattr(os, "replace", told_to_stop)
+    assert (tmp_path / "b" / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    left = [tmp_path / name for name in (".b.0123abcd.tmp", ".b.89efcdab.old", ".b.00000000.tmp")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(b"half")
+    for path in (left[0], left[1], left[0] / "model.onnx", left[1] / "model.onnx", left[2]):
+        os.utime(path, (0, 0))  # but for a file of the last, which somebody may be writing
+    foreign = tmp_path / ".b.notes.tmp"
+    foreign.mkdir()
+    with atomic_folder(tmp_path / "b"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".b.00000000.tmp", ".b.notes.tmp", "b"]

@@ -41,7 +41,10 @@ class Augmentation:
         symmetry = rng.integers(0, kinds, count)
         boxes = colours = None
         if self.crop < 1:
-            area, ratio = rng.uniform(self.crop, 1, count), np.exp(rng.uniform(-np.log(_RATIO), np.log(_RATIO), count))
+            area = rng.uniform(self.crop, 1, count)
+            ratio = np.exp(
+                rng.uniform(-1, 1, count) * np.minimum(np.log(_RATIO), -np.log(area))
+            )  # so that no side is longer than the tile's
             sides = np.sqrt([area * ratio, area / ratio]).clip(max=1)
             boxes = torch.from_numpy(np.stack([*sides, *(rng.uniform(-1, 1, (2, count)) * (1 - sides))], 1).astype(np.float32))
         if self.colour > 0:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ContractError, InputError
-from ..spec import atomic_path, require_space, sha256_file
+from ..spec import A_DAY, atomic_path, remove_temporaries, require_space, sha256_file
 from .dataset import Cache, Dataset
 from .decode import TileFormat
 from .sources import Source, open_source
@@ -51,6 +51,7 @@ def write_cache(
     names = [tile.name for tile in dataset.all_tiles]
     shape = (len(names), dataset.height, dataset.width, len(dataset.bands))
     path = folder / NAME
+    remove_temporaries(path, seconds=A_DAY)  # a large file that a killed scan left
     require_space(path, 2 * math.prod(shape))
     work = _Decoding(dataset.format, {tile.name: tile.sha256 for tile in dataset.all_tiles})
     with atomic_path(path) as temporary, open_source(Path(dataset.source)) as source:

@@ -30,7 +30,9 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_SIDE = 4096
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF's tags
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it can't read is a fault of the file, and said so; not logged as well
+# what Pillow can't read is a fault of the file, and said so: neither logged nor warned of as well. Set once, since several threads decode
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", module="PIL")
 
 
 @dataclass(frozen=True)
@@ -118,21 +120,18 @@ def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteg
 def decode_rgb(content: bytes) -> NDArray[np.uint8]:
     """Pixels of an encoded RGB image as uint8 (height, width, 3); InputError with the fault otherwise."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a damaged file the fault is said once
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if max(image.size) > MAX_SIDE:
-                raise InputError(f"too large ({image.width}x{image.height}; at most {MAX_SIDE} a side)")
-            if image.mode != "RGB":
-                raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
-            tags = getattr(image, "tag_v2", {})
-            if tags.get(_ORIENTATION, 1) != 1:  # which Pillow follows and DALI does not
-                raise InputError(f"turned by its orientation tag ({tags[_ORIENTATION]}; store its pixels as they are to be seen)")
-            # Pillow would keep the upper half of 16-bit channels without a word
-            if max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(image.tile):
-                raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
-            return np.asarray(image)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if max(image.size) > MAX_SIDE:
+            raise InputError(f"too large ({image.width}x{image.height}; at most {MAX_SIDE} a side)")
+        if image.mode != "RGB":
+            raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(_ORIENTATION, 1) != 1:  # which Pillow follows and DALI does not
+            raise InputError(f"turned by its orientation tag ({tags[_ORIENTATION]}; store its pixels as they are to be seen)")
+        # Pillow would keep the upper half of 16-bit channels without a word
+        if max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(image.tile):
+            raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
+        return np.asarray(image)
     except UnidentifiedImageError:
         if content.startswith(_TIFF):
             raise InputError(
@@ -147,6 +146,5 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
         EOFError,
         struct.error,
         Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
     ) as error:
         raise InputError(f"corrupt or cut short ({error})") from None

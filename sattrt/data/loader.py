@@ -134,6 +134,8 @@ class Loader:
         if self.keeps:
             if self._kept is None:
                 self._kept = self._decoded()
+                if self._source:
+                    self._source.close()  # of a compressed tar it holds an unpacked copy
             # the share that is kept begins at `rank` and steps by `world` where nothing is shuffled
             rows = where if self._augmentation else where // self._world
             for span in spans:

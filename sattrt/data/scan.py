@@ -223,7 +223,7 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
     if not tagged and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
         raise InputError(
             f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "
-            "baseline 04.00. Say in their tags what they are: gdal_edit.py -scale 0.0001 -offset -0.1 TILE, or -offset 0 if they are that bright."
+            "baseline 04.00. Say in their tags what they are: gdal_edit.py -scale 0.0001 -offset -0.1 TILE, or -scale 0.0001 -offset 0 if they are that bright."
         )
     if missing := [name for name in wanted or () if name not in order]:
         raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")

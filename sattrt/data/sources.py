@@ -61,7 +61,7 @@ class Source(ABC):
 
     @property
     def irregular(self) -> dict[str, str]:
-        """Names of what is not looked into, with the reason: pipes, devices, links that lead nowhere, or where one was already."""
+        """Names of what is not looked into, with the reason: pipes, devices, folders that can't be read, links that lead nowhere, or where one was already."""
         return {}
 
     @abstractmethod
@@ -131,6 +131,13 @@ class FolderSource(Source):
         found: list[str] = []
         below: list[str] = []
         irregular: dict[str, str] = {}
+
+        def unreadable(error: OSError) -> None:
+            name = Path(error.filename).relative_to(self.path).as_posix()
+            if name == ".":
+                raise InputError(f"{self.path} can't be read: {error.strerror}. Check its permissions.")
+            irregular[name] = f"a folder that can't be read: {error.strerror}"
+
         top, walked, waiting = os.path.realpath(self.path), set[str](), deque([Path()])
         while waiting:
             linked = waiting.popleft()
@@ -139,7 +146,7 @@ class FolderSource(Source):
                 irregular[linked.as_posix()] = "a link to a folder that is looked into already"
                 continue
             below += [linked.as_posix()] * bool(linked.parts)
-            for root, folders, files in os.walk(self.path / linked):
+            for root, folders, files in os.walk(self.path / linked, onerror=unreadable):
                 walked.add(os.path.realpath(root))
                 base = Path(root).relative_to(self.path)
                 folders[:] = sorted(filter(_visible, folders))

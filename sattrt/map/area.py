@@ -60,9 +60,10 @@ def cell_areas(crs: str, transform: tuple[float, ...] | None, row_pixels: Counts
         return uncounted
     a, b, _, d, e, top = transform
     if system.is_geographic and not (b or d):
-        edges = np.radians(top + e * np.concatenate([[0], np.cumsum(row_pixels)]))
+        unit = system.units_factor[1]  # in radians: degrees, or grads
+        edges = unit * (top + e * np.concatenate([[0], np.cumsum(row_pixels)]))
         zones = np.abs(np.diff(_zone(edges, *_ellipsoid(crs))))
-        return Areas(unit="ha", rows=zones * np.radians(abs(a)) / 10_000, columns=across)
+        return Areas(unit="ha", rows=zones * unit * abs(a) / 10_000, columns=across)
     pixel = abs(a * e - b * d) * (system.linear_units_factor[1] ** 2 if system.is_projected else 1)
     nodes = [np.linspace(0, pixels.sum(), min(len(pixels) + 1, _NODES)) for pixels in (row_pixels, column_pixels)]
     scale = _on_the_ground(crs, transform, *nodes) / pixel

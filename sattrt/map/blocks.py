@@ -35,13 +35,18 @@ class Plan:
 def compute_here(engine: Engine, plan: Plan, blocks: Iterable[int]) -> Iterator[tuple[int, Answers]]:
     """Index and answers of each of these blocks, in their order. InputError where the scene can't be read."""
     with Reader(plan.scene) as reader:
+        yield from compute_from(reader, engine, plan, blocks)
 
-        def read(index: int) -> tuple[Block, Pixels, NDArray[np.bool_]]:
-            block = plan.grid.blocks[index]
-            return block, *reader.read(block.top, 0, block.bottom - block.top, plan.grid.width)
 
-        for block, pixels, valid in ahead(partial(read, index) for index in blocks):
-            yield block.index, _answers(plan, engine, block, pixels, valid)
+def compute_from(reader: Reader, engine: Engine, plan: Plan, blocks: Iterable[int]) -> Iterator[tuple[int, Answers]]:
+    """The same from a scene that is open already."""
+
+    def read(index: int) -> tuple[Block, Pixels, NDArray[np.bool_]]:
+        block = plan.grid.blocks[index]
+        return block, *reader.read(block.top, 0, block.bottom - block.top, plan.grid.width)
+
+    for block, pixels, valid in ahead(partial(read, index) for index in blocks):
+        yield block.index, _answers(plan, engine, block, pixels, valid)
 
 
 def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:

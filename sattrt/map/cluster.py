@@ -16,6 +16,7 @@ import logging
 import os
 import pkgutil
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,13 +27,14 @@ from .. import __version__
 from ..errors import BackendError, ContractError, InputError, SattrtError
 from ..machine import cores
 from ..runtime import Bundle, Engine, read_bundle
-from .blocks import Plan, compute_here
+from .blocks import Plan, compute_from
 from .config import MapConfig
-from .scene import stamps
+from .scene import Reader, Scene, stamps
 from .windows import Answers
 
 # seconds until these are given up: a scheduler that doesn't answer, a worker that doesn't say which version it has, a cluster without workers
 _PATIENCE, _SLOW, _DESERTED = 5, 30, 60
+_of_this_thread = threading.local()
 
 
 @contextlib.contextmanager
@@ -134,7 +136,7 @@ def _block(
     """One block, in a worker. What the user can mend is no failure of the task: its kind and message are the answer."""
     try:
         _same_files(plan, files)
-        return next(compute_here(_engine(bundle, digest, name, threads), plan, [index]))
+        return next(compute_from(_reader(plan.scene, files), _engine(bundle, digest, name, threads), plan, [index]))
     except SattrtError as error:
         return index, (type(error), str(error))
 
@@ -149,6 +151,14 @@ def _same_files(plan: Plan, files: dict[str, list[int]]) -> None:
         raise ContractError(
             f"{plan.scene.files[0]} is missing on a worker, or another file than here. Put scenes on a disk that all share."
         )
+
+
+def _reader(scene: Scene, files: dict[str, list[int]]) -> Reader:
+    """A scene stays open in the thread that reads it: blocks of its files that are unpacked are met again by the next task."""
+    if getattr(_of_this_thread, "key", None) != (scene, files):
+        _of_this_thread.key, _of_this_thread.reader = (scene, files), Reader(scene)
+    reader: Reader = _of_this_thread.reader
+    return reader
 
 
 @functools.lru_cache(maxsize=1)

@@ -46,7 +46,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         offsets.append(recorded if config.offset is None else config.offset)
     fine = max(shapes.values(), key=lambda shape: shape.width)
     factors = {name: fine.factor(shape, name) for name, shape in shapes.items()}
-    dtypes, nothing = {shape.dtype for shape in shapes.values()}, {shape.nodata for shape in shapes.values()}
+    dtypes, nothing = {shape.dtype for shape in shapes.values()}, {shape.nodata for shape in shapes.values() if shape.nodata is not None}
     if len(nothing) > 1 and config.nodata is None:
         raise InputError(
             f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which in the config: nodata = 0"
@@ -62,7 +62,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         raise InputError(
             f"{path} holds 8-bit colours, and the map setting offset is {config.offset}: it is for digital numbers. Leave it out."
         )
-    nodata = fine.nodata if config.nodata is None else config.nodata
+    nodata = next(iter(nothing), None) if config.nodata is None else config.nodata
     georeference = () if fine.transform else ("no georeference: mapped in pixels",)
     scene = Scene(
         path=str(path),
@@ -111,7 +111,7 @@ class Shape:
     crs: str
     transform: tuple[float, ...] | None
     dtype: str
-    nodata: int
+    nodata: int | None
     masked: bool
 
     @classmethod

@@ -42,10 +42,12 @@ def reading(path: Path | str) -> Iterator[Any]:
             raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or no raster; fetch it again.") from None
 
 
-def nodata_of(dataset: Any) -> int:
-    """The digital number that a raster declares to hold nothing; 0 where it declares none, or one that can't be."""
+def nodata_of(dataset: Any) -> int | None:
+    """The digital number that a raster declares to hold nothing. Where it declares none, or one that can't be, 0; None where its mask tells."""
     declared = dataset.nodata
-    return int(declared) if declared is not None and declared == declared and 0 <= declared <= 65_535 else 0
+    if declared is not None and declared == declared and 0 <= declared <= 65_535:
+        return int(declared)
+    return None if has_mask(dataset) else 0
 
 
 def alpha_bands(dataset: Any) -> list[int]:
@@ -58,11 +60,11 @@ def has_mask(dataset: Any) -> bool:
     return bool(alpha_bands(dataset)) or _own_mask(dataset)
 
 
-def read_mask(dataset: Any, window: Any) -> NDArray[np.bool_]:
-    """Where a raster with a mask shows something (rows, columns)."""
-    masks = [dataset.read(index, window=window) for index in alpha_bands(dataset)]
+def read_mask(dataset: Any, window: Any = None, out_shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+    """Where a raster with a mask shows something (rows, columns), in a window of it or thinned out to a shape."""
+    masks = [dataset.read(index, window=window, out_shape=out_shape) for index in alpha_bands(dataset)]
     if _own_mask(dataset):
-        masks.append(dataset.read_masks(1, window=window))
+        masks.append(dataset.read_masks(1, window=window, out_shape=out_shape))
     return np.asarray(np.logical_and.reduce([mask > 0 for mask in masks]))
 
 

@@ -1,6 +1,6 @@
 """The report of a map: one HTML page that needs nothing but itself.
 
-html = to_html(map, statistics, scene_picture(scene), map_picture(path, colours), colours)
+html = to_html(map, statistics, *scene_picture(scene), map_picture(path, colours), colours)
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .mapfile import MapFile, Statistics
 _WIDE, _HIGH, _BARS = 1060, 150, 20
 
 
-def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, drawn: Image.Image, colours: list[Colour]) -> str:
-    """The page. scene, drawn: pictures of the scene and of the map. colours: of the classes, in index order."""
+def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption: str, drawn: Image.Image, colours: list[Colour]) -> str:
+    """The page. scene, caption: a picture of the scene, and what it shows. drawn: that of the map. colours: of the classes, in index order."""
     name = escape(found.path.name)
     style = resources.files("sattrt").joinpath("bench/page.css").read_text(encoding="utf-8")  # one style for all pages
     parts = [
@@ -28,7 +28,7 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, drawn: I
         f"<p class=faint>{escape(_subtitle(found))}</p>",
         _facts(found, statistics),
         "<div class=charts>",
-        _figure("The scene", _picture(scene, "the scene"), "Red, green and blue as EuroSAT scales them, thinned out."),
+        _figure("The scene", _picture(scene, "the scene"), caption),
         _figure("The map", _picture(drawn, "the map"), "Grey: no data."),
         "</div>",
         "<h2>Area by class</h2>",

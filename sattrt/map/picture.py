@@ -35,19 +35,23 @@ def map_picture(path: Path, colours: dict[int, Colour], certain: float = 0) -> I
     return _enlarged(Image.fromarray(np.where(faint, (shown.astype(np.uint16) + 2 * np.array(PAPER)) // 3, shown).astype(np.uint8)))
 
 
-def scene_picture(scene: Scene) -> Image.Image:
-    """A scene in its red, green and blue, or in grey where it is read without them; 8 bits as EuroSAT scales them."""
+def scene_picture(scene: Scene) -> tuple[Image.Image, str]:
+    """A scene in its red, green and blue, or in grey where it is read without them, and what is shown; digital numbers as EuroSAT scales them."""
     by_name = {band.name: band for band in scene.bands}
     shown = [by_name[name] for name in ("B04", "B03", "B02") if name in by_name]
+    said = "Red, green and blue"
     if len(shown) < 3:
         shown = [scene.bands[0]] * 3
+        said = f"{shown[0].name}, in grey"
+    if scene.dtype == "uint16":
+        said += ", digital numbers as EuroSAT scales them"
     numbers = [_small(band.path, band.index) for band in shown]
     size = max((each.shape for each in numbers), key=lambda shape: shape[0])
     layers = []
     for band, each in zip(shown, numbers, strict=True):
         light = table(band.offset, scaled=True)[each] if scene.dtype == "uint16" else each
         layers.append(np.asarray(Image.fromarray(light.astype(np.uint8)).resize((size[1], size[0]))))
-    return _enlarged(Image.fromarray(np.stack(layers, axis=2)))
+    return _enlarged(Image.fromarray(np.stack(layers, axis=2))), f"{said}, thinned out."
 
 
 def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[tuple[Colour, str, str]]) -> None:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from ..bands import ESA, EUROSAT, LEAST_WITH_OFFSET
 from ..errors import InputError
-from .geo import nodata_of, open_raster, reading
+from .geo import has_mask, nodata_of, open_raster, read_mask, reading
 from .scene import Band, Reader, Scene
 
-_WINDOWS, _SIDE = 8, 32  # that many along each side of the scene, of that many pixels
+# that many along each side of the scene, of that many pixels; no more, since JPEG2000 unpacks a block of a thousand pixels square for each
+_WINDOWS, _SIDE = 4, 64
 _COARSE = 1024  # pixels along each side of a coarse look
 _BRIGHT = 20_000  # twice what reflects all light: the half of a scene that lies above is none
 
@@ -80,7 +81,7 @@ def check_named(path: Path, names: list[str], indexes: list[int]) -> None:
         )
 
 
-def _unnamed(path: Path, indexes: list[int], size: tuple[int, int], nodata: int) -> Scene:
+def _unnamed(path: Path, indexes: list[int], size: tuple[int, int], nodata: int | None) -> Scene:
     """A raster as a scene to be looked at, nothing known of its bands."""
     return Scene(
         path=str(path),
@@ -93,7 +94,7 @@ def _unnamed(path: Path, indexes: list[int], size: tuple[int, int], nodata: int)
         dtype="uint16",
         scaled=False,
         nodata=nodata,
-        masked=False,
+        masked=nodata is None,
         says=(),
     )
 
@@ -137,9 +138,12 @@ def _where_data_are(scene: Scene, height: int, width: int) -> list[tuple[int, in
     """Upper left corners of windows that lie about pixels with data, by a coarse look at the first band."""
     band = scene.bands[0]
     with reading(band.path), open_raster(band.path) as dataset:
-        coarse = dataset.read(band.index, out_shape=(min(_COARSE, dataset.height), min(_COARSE, dataset.width)))
-    rows, columns = np.nonzero(coarse != scene.nodata)
+        shape = min(_COARSE, dataset.height), min(_COARSE, dataset.width)
+        holds = np.ones(shape, np.bool_) if scene.nodata is None else dataset.read(band.index, out_shape=shape) != scene.nodata
+        if scene.masked and has_mask(dataset):
+            holds &= read_mask(dataset, out_shape=shape)
+    rows, columns = np.nonzero(holds)
     chosen = np.unique(np.linspace(0, len(rows) - 1, _WINDOWS**2).astype(int)) if len(rows) else rows
-    tops = [int(np.clip(rows[i] * scene.height // coarse.shape[0] - height // 2, 0, scene.height - height)) for i in chosen]
-    lefts = [int(np.clip(columns[i] * scene.width // coarse.shape[1] - width // 2, 0, scene.width - width)) for i in chosen]
+    tops = [int(np.clip(rows[i] * scene.height // shape[0] - height // 2, 0, scene.height - height)) for i in chosen]
+    lefts = [int(np.clip(columns[i] * scene.width // shape[1] - width // 2, 0, scene.width - width)) for i in chosen]
     return list(zip(tops, lefts, strict=True))

@@ -23,7 +23,7 @@ from .. import __version__
 from ..bands import band_name
 from ..errors import InputError
 from ..runtime import Bundle, Engine, read_bundle
-from ..spec import atomic_path, require_space
+from ..spec import atomic_path, remove_temporaries, require_space
 from .blocks import Plan, compute_here
 from .colours import Colour, class_colours
 from .config import MapConfig
@@ -165,6 +165,7 @@ def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress)
     """Map one scene. InputError where an output can't be written."""
     require_space(out, _space(plan, len(job.engine.classes), job.config.probabilities))
     work = Work.begin(out, _manifest(plan, job), resume)
+    remove_temporaries(*files_of(out))
     _answer(plan, job, work, progress)
     mapped = _write(plan, job, out, work)
     work.remove()
@@ -252,7 +253,7 @@ def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
         found = dataclasses.replace(found, path=out)
         save_picture(place(out.with_suffix(".png")), Path(plan.scene.path).name, drawn, _legend(found, statistics))
         if job.config.report:
-            html = to_html(found, statistics, scene_picture(plan.scene), drawn, colours)
+            html = to_html(found, statistics, *scene_picture(plan.scene), drawn, colours)
             place(out.with_suffix(".html")).write_text(html, encoding="utf-8")
         return Mapped(files=tuple(written), scene=plan.scene, map=found, statistics=statistics)
 

@@ -43,8 +43,8 @@ class Scene:
 
     path, kind: for people. bands: in the engine's order. height, width: pixels of the finest band. crs: as WKT, empty for none.
     transform: six numbers from pixel to CRS, row by row; None without georeference. dtype: of the files, "uint8" or "uint16".
-    scaled: digital numbers become EuroSAT's 8-bit values. nodata: the value of pixels that hold nothing. masked: the files carry a
-    mask or an alpha band. says: what was found and decided, for people.
+    scaled: digital numbers become EuroSAT's 8-bit values. nodata: the value of pixels that hold nothing, None where only a
+    mask tells. masked: the files carry a mask or an alpha band. says: what was found and decided, for people.
     """
 
     path: str
@@ -56,7 +56,7 @@ class Scene:
     transform: tuple[float, ...] | None
     dtype: str
     scaled: bool
-    nodata: int
+    nodata: int | None
     masked: bool
     says: tuple[str, ...]
 
@@ -127,11 +127,12 @@ class Reader:
         with reading(dataset.name) as rasterio:
             area = rasterio.windows.Window(columns.start, rows.start, len(columns), len(rows))
             dataset.read(indexes, window=area, out=out)
-            held: NDArray[np.bool_] = out[0] != self._scene.nodata
+            nodata = self._scene.nodata
+            held: NDArray[np.bool_] = np.ones(out.shape[1:], np.bool_) if nodata is None else out[0] != nodata
             for band in out[1:]:
                 if held.all():
                     break
-                held |= band != self._scene.nodata
+                held |= band != nodata
             if self._scene.masked and has_mask(dataset):
                 held &= read_mask(dataset, area)
         return held

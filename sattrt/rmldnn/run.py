@@ -65,7 +65,7 @@ def run_config(
             return _test(config, rank, on_report)
         with held(out, rank):
             refuse_to_overwrite(out)
-            dataset = labelled(data.input_path, data.test_input_path, on_scan, data.transforms.resizes)
+            dataset = labelled(data.input_path, data.test_input_path, on_scan, data.transforms.resizes, rank.threads)
             network = build(config, dataset.height, dataset.width)
             check_classes(network, dataset, config)
             training = Training(config, dataset, network, out, rank, observer or Observer())

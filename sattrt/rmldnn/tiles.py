@@ -25,7 +25,6 @@ from ..data.decode import EXTENSIONS, FORMATS, MAX_SIDE, decode_rgb
 from ..data.scan import SplitRule, scan
 from ..data.sources import Source, open_source
 from ..errors import InputError
-from ..machine import cores
 
 Progress = Callable[[int, int], None]
 _COLOURS = ("L", "LA", "P", "RGBA")  # of Pillow's modes, those of 8 bits that RGB is made of without a choice; transparency is dropped
@@ -75,19 +74,21 @@ def _bmp(image: Image.Image) -> bytes:
     return written.getvalue()
 
 
-def labelled(train: Path, valid: Path, on_progress: Progress = lambda done, total: None, resizes: bool = False) -> AsGiven:
+def labelled(
+    train: Path, valid: Path, on_progress: Progress = lambda done, total: None, resizes: bool = False, workers: int = 2
+) -> AsGiven:
     """Two folders of class folders, as the splits "train" and "valid" of one dataset.
 
     resizes: the transforms begin with a resize, so that tiles may be of any size: those of another than most train tiles have are
-    resized to that. InputError where classes differ, or sizes without it, or where one folder is both.
+    resized to that. workers: processes that decode. InputError where classes differ, or sizes without it, or where one folder is both.
     """
     if train.resolve() == valid.resolve():
         raise InputError(f"data.input_path and data.test_input_path are both {train}: a network is judged on tiles that it has not seen.")
-    scans = [_scanned(path, on_progress) for path in (train, valid)]
+    scans = [_scanned(path, workers, on_progress) for path in (train, valid)]
     size = (scans[0].width, scans[0].height)
     odd = any((each.width, each.height) != size or _of_other_sizes(each) for each in scans)
     if odd and resizes:
-        scans = [_scanned(path, on_progress, size) for path in (train, valid)]
+        scans = [_scanned(path, workers, on_progress, size) for path in (train, valid)]
     first, second = scans
     for name in sorted(set(first.classes) ^ set(second.classes)):
         there, lacking = (train, valid) if name in first.classes else (valid, train)
@@ -174,10 +175,10 @@ def _of_other_sizes(dataset: Dataset) -> bool:
     return any(reason.startswith("wrong size") for reason in dataset.left_out.values())
 
 
-def _scanned(path: Path, on_progress: Progress, size: tuple[int, int] | None = None) -> Dataset:
+def _scanned(path: Path, workers: int, on_progress: Progress, size: tuple[int, int] | None = None) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
-    dataset = scan(path, SplitRule((1, 0, 0)), cores(), on_progress, convert=_Prepared(size))
+    dataset = scan(path, SplitRule((1, 0, 0)), workers, on_progress, convert=_Prepared(size))
     if dataset.split == "folders":
         raise InputError(f"{path} is divided into train/, valid/ or the like. Give the one that is meant, such as {path / 'train'}.")
     if dataset.dtype != "uint8":

@@ -26,11 +26,10 @@ from ..data.dataset import Dataset
 from ..data.loader import CACHE_GB
 from ..errors import InputError
 from ..spec import ModelSpec, require_space, write_json
-from ..training import figures
 from ..training.batchnorm import fuse_norms
 from ..training.config import TrainConfig
 from ..training.cpu import use_products
-from ..training.finish import finish
+from ..training.finish import NO_PICTURES, finish
 from ..training.handover import write_samples
 from ..training.hardware import DTYPES, Rank, choose_precision, tuned_convolutions
 from ..training.log import Row, TrainLog, Window, read_log, rows_of
@@ -135,9 +134,9 @@ class Training:
     def run(self) -> TrainingResult:
         """Train, validate and write, epoch by epoch."""
         if self.rank.is_first:
-            self.files = prepare_files(self.config)
             weights = 4 * sum(value.numel() for value in self.network.model.state_dict().values())
             require_space(self.out, 2 * weights)
+            self.files = prepare_files(self.config)
             run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
             write_json(self.out / "config.json", run)
             write_samples(self.dataset, self.out, show=self._prepared if self.network.side is None else None)
@@ -152,7 +151,12 @@ class Training:
             self.observer.finishing()
             if self.network.side is not None:
                 finish(self.dataset, self.out, self.rank, self.precision, TrainConfig())
-            figures.loss_and_accuracy(read_log(self.out / "log.csv"), self.out)
+            try:
+                from ..training import figures
+            except ImportError:
+                self.observer.noted(NO_PICTURES)
+            else:
+                figures.loss_and_accuracy(read_log(self.out / "log.csv"), self.out)
         return TrainingResult(self.best, self.best_epoch, self.last, tuple(self.checkpoints))
 
     def _epoch(self, epoch: int) -> None:

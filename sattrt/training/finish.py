@@ -38,8 +38,9 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     model, spec = load_trained(run)
     model.to(rank.device).to(memory_format=torch.channels_last)
     tiles = dataset.tiles("valid")
+    batch = min(128, max(1, config.batch_size // rank.world))  # no more memory than training took
     loader = Loader(
-        dataset, tiles, batch_size=128, device=rank.device, threads=rank.threads, decoder=config.decoder, cache_gb=config.cache_gb
+        dataset, tiles, batch_size=batch, device=rank.device, threads=rank.threads, decoder=config.decoder, cache_gb=config.cache_gb
     )
     labels = np.array([tile.label for tile in tiles])
     found: dict[int, dict[str, Any]] = {}
@@ -84,5 +85,5 @@ def _logits(model: TileClassifier, loader: Loader, device: torch.device, precisi
     parts = []
     for images, _ in loader.epoch(0):
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            parts.append(model(images).float().cpu())
+            parts += [model(some).float().cpu() for some in images.chunk(model.views)]
     return torch.cat(parts).numpy()

@@ -99,8 +99,11 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
         if world > 1 and lost_another(error):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
-                "below; go on by the same launcher with: sattrt train DATASET --out RUN --resume"
+                "below. Start the run again by the same launcher; sattrt train goes on with --resume."
             ) from None
+        if out_of_memory(error):
+            said = " ".join(str(error).rpartition("] ")[2].split())[:120]
+            raise BackendError(f"There is not enough memory on {device}: {said}. Lower batch_size, image_size or cache_gb.") from None
         raise
     finally:
         if dist.is_initialized():
@@ -110,6 +113,13 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
 def lost_another(error: BaseException) -> bool:
     """Whether an error says that another process of the run went away."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has no more memory to give; torch has no type of its own for a CPU's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _from_launcher() -> tuple[int, int, int, int, int]:

@@ -150,6 +150,11 @@ class _Run:
     ) -> None:
         if config.batch_size % rank.world:
             raise InputError(f"batch_size {config.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
+        if rank.world > 1 and (config.mixup or config.cutmix) and config.batch_size // rank.world % 2:
+            raise InputError(
+                f"batch_size {config.batch_size} gives each of {rank.world} processes an odd number of tiles, and mixup and CutMix take pairs. "
+                f"Choose a multiple of {2 * rank.world}."
+            )
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
         self.observer, self.stop, self.keeper, self.slower = observer, stop, keeper, ""
         self.precision = precision_of(saved[1], rank.device, out) if saved else choose_precision(config.precision, rank.device)
@@ -219,7 +224,8 @@ class _Run:
             window.add(rate, *self._step(images, labels, rate), len(labels) * self.rank.world)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0
-            if ends or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
+            told = self.rank.world == 1 and self.stop.asked  # several ranks look together
+            if ends or told or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
                 rows, stop = self._report(epoch, window)
                 if self.rank.is_first:
                     self.observer.stepped(rows[-1], self.plan)

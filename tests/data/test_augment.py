@@ -49,6 +49,13 @@ def test_crops_stay_within_the_tile_and_above_their_smallest_area() -> None:
     assert (0.74 < ratios.min() < 0.8, 1.25 < ratios.max() < 1.34) == (True, True)
 
 
+def test_large_crops_are_no_smaller_than_they_may_be() -> None:
+    boxes = Augmentation(crop=0.9).draw(np.random.default_rng(1), 1000, True).boxes
+    assert boxes is not None
+    areas = boxes[:, 0] * boxes[:, 1]
+    assert (0.9 <= areas.min() < 0.91, 0.99 < areas.max() <= 1, boxes[:, :2].max() <= 1) == (True, True, True)
+
+
 def test_neutral_colours_change_nothing_and_others_do() -> None:
     tile = TILES[:2]
     torch.testing.assert_close(look(tile, Views(still(2), None, torch.ones(2, 3))), tile.float(), atol=1e-3, rtol=0)

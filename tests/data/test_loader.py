@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,3 +167,9 @@ def test_pillow_names_a_tile_that_changed(tiles: Path) -> None:
     (tiles / "Field" / "Field_3.jpg").write_bytes((tiles / "Field" / "Field_4.jpg").read_bytes())
     with pytest.raises(InputError, match=r"Field_3.jpg .*changed since"):
         pixels(training(dataset, batch_size=4, decoder="pillow"))
+
+
+def test_decoding_in_threads_leaves_the_warnings_of_the_process_as_they_are(dataset: Dataset) -> None:
+    before = list(warnings.filters)
+    pixels(training(dataset, decoder="pillow", threads=4))
+    assert list(warnings.filters) == before

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -6,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,3 +317,18 @@ def png_of_16_bits(numbers: np.ndarray) -> bytes:
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in numbers)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_a_folder_that_can_not_be_read_is_left_out_with_its_reason(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiles / "Field" / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:  # root may read everything: the system's refusal has to be made
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert scan(tiles, RULE, workers=1).left_out == {"Field/closed": "a folder that can't be read: Permission denied"}
+    with pytest.raises(InputError, match=r"closed can't be read: Permission denied. Check its permissions"):
+        scan(tiles / "Field" / "closed", RULE, workers=1)

@@ -251,6 +251,20 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
     assert not out.parent.exists()
 
 
+def test_where_a_later_scene_fails_the_maps_before_it_are_told_of(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    cut = write_raster(tmp_path / "cut.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel")
+    with open(cut, "rb+") as file:
+        file.truncate(cut.stat().st_size // 2)
+    left = tmp_path / "maps" / ".scene.tif.0123abcd.tmp"  # as a killed run leaves it
+    left.parent.mkdir()
+    left.touch()
+    done = sattrt(bundle.path, scene, cut, "--out", tmp_path / "maps", "--engine", ENGINE)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cut.tif" in done.stderr
+    assert str(tmp_path / "maps" / "scene.tif") in done.stdout
+    assert not left.exists()
+
+
 def test_a_scene_that_is_cut_short_further_down_leaves_no_map(bundle: Bundle, tmp_path: Path) -> None:
     path = write_raster(tmp_path / "scene.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel")
     os.truncate(path, path.stat().st_size - 60_000)

@@ -151,6 +151,15 @@ def test_the_area_in_any_projection_is_that_on_the_ground(crs: str, left: float,
     assert abs(expected.sum() / (16 * 32 * 32 / 100) - 1) >= 0.9 * off
 
 
+def test_a_geographic_crs_may_count_in_grads() -> None:
+    paris = rasterio.crs.CRS.from_epsg(4807).to_wkt()  # 400 grads make a circle
+    degrees = rasterio.crs.CRS.from_wkt(re.sub(r'UNIT\["grad",[\d.]+', 'UNIT["degree",0.0174532925199433', paris)).to_wkt()
+    count = np.full(3, 10)
+    in_grads = cell_areas(paris, (0.01, 0, 0, 0, -0.01, 54), count, count).strip(0, 3)
+    in_degrees = cell_areas(degrees, (0.009, 0, 0, 0, -0.009, 48.6), count, count).strip(0, 3)
+    assert in_grads == pytest.approx(in_degrees, rel=1e-9)
+
+
 def test_where_a_projection_ends_areas_are_counted_in_pixels() -> None:
     mollweide = rasterio.crs.CRS.from_string("ESRI:54009").to_wkt()
     corner = cell_areas(mollweide, (10_000, 0, -18_000_000, 0, -10_000, 9_000_000), np.full(9, 200), np.full(18, 200))
@@ -160,9 +169,13 @@ def test_where_a_projection_ends_areas_are_counted_in_pixels() -> None:
 def test_a_scene_is_shown_in_its_own_colours_or_in_grey(tmp_path: Path) -> None:
     pixels = noise(4, 80, 80)
     path = write_raster(tmp_path / "s.tif", pixels, ("B08", "B02", "B03", "B04"))
-    picture = np.asarray(scene_picture(find_scene(path, spec(), MapConfig())))
+    drawn, says = scene_picture(find_scene(path, spec(), MapConfig()))
+    assert says == "Red, green and blue, digital numbers as EuroSAT scales them, thinned out."
+    picture = np.asarray(drawn)
     times = picture.shape[0] // 80
     expected = np.floor(np.minimum(pixels[3].astype(float) * 254 / 2750 + 1, 255) + 0.5)
     assert (picture[::times, ::times, 0] == expected).all()
-    grey = np.asarray(scene_picture(find_scene(path, spec(("B08",), "uint16"), MapConfig())))
+    drawn, says = scene_picture(find_scene(path, spec(("B08",), "uint16"), MapConfig()))
+    assert says == "B08, in grey, digital numbers as EuroSAT scales them, thinned out."
+    grey = np.asarray(drawn)
     assert (grey[..., 0] == grey[..., 2]).all()

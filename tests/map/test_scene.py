@@ -273,6 +273,19 @@ def test_no_data_is_what_the_file_declares_or_masks(tmp_path: Path) -> None:
             assert (reader.read(0, 0, 100, 100)[1] == (pixels[0] != 7)).all(), path
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_black_that_a_mask_shows_is_data(tmp_path: Path, dtype: str) -> None:
+    pixels = noise(4, 100, 100, most=255 if dtype == "uint8" else 2000).astype(dtype)
+    pixels[3] = np.iinfo(dtype).max
+    pixels[:3, 50:] = 0
+    pixels[3, :10] = 0
+    path = write_raster(tmp_path / "s.tif", pixels, photometric="RGB", alpha="YES")
+    with Reader(find_scene(path, spec(), MapConfig())) as reader:
+        assert (reader.read(0, 0, 100, 100)[1] == (pixels[3] > 0)).all()
+    with Reader(find_scene(path, spec(), MapConfig(nodata=0))) as reader:
+        assert not reader.read(0, 0, 100, 100)[1][50:].any()
+
+
 @pytest.mark.parametrize("nodata", [None, 3])
 @pytest.mark.parametrize("names", ["B04 B03 B02 alpha", "B04 alpha B03 B02", "B04 B03 B02 B08 alpha"])
 def test_an_alpha_band_is_heeded_wherever_it_is(tmp_path: Path, names: str, nodata: int | None) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from sattrt.errors import BackendError, InputError
 from sattrt.machine import cpu_has_bf16
@@ -124,3 +125,8 @@ def test_a_lost_process_is_told_from_other_errors_of_the_same_libraries() -> Non
     other = ["NCCL error: ncclInvalidUsage: Duplicate GPU detected", "[enforce fail at gloo/allreduce.cc:1] tensors of different sizes"]
     assert [lost_another(RuntimeError(text)) for text in lost + other] == [True, True, False, False]
     assert not lost_another(OSError("Broken pipe"))
+
+
+def test_too_little_memory_is_one_line() -> None:
+    with pytest.raises(BackendError, match=r"not enough memory on cpu: .*allocate.* Lower batch_size"), ranks():
+        torch.empty(10**15)

@@ -205,3 +205,9 @@ def test_tiles_that_are_kept_share_one_budget(dataset: Dataset, tmp_path: Path) 
         with ranks(1) as rank, StopRequest() as stop:
             begun = _Run(dataset, tmp_path, replace(SMALL, cache_gb=cache_gb + 1e-9), rank, 0.0, None, Observer(), stop, Keeper(tmp_path))
         assert (begun.valid.keeps, begun.train.keeps) == (True, kept)
+
+
+def test_ranks_that_mix_take_pairs(dataset: Dataset, tmp_path: Path) -> None:
+    config = replace(SMALL, batch_size=6, cutmix=1.0)
+    with ranks(1) as rank, StopRequest() as stop, pytest.raises(InputError, match="batch_size 6 gives each of 2 processes an odd number"):
+        _Run(dataset, tmp_path, config, replace(rank, world=2), 0.0, None, Observer(), stop, Keeper(tmp_path))
