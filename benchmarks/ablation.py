@@ -22,7 +22,7 @@ from typing import Any
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.machine import cores, environment
-from sattrt.spec import ModelSpec, write_json
+from sattrt.spec import ModelSpec, sha256_file, write_json
 from sattrt.training.config import TrainConfig
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
@@ -97,7 +97,12 @@ def main() -> None:
     options = parser.parse_args()
     whole = scan(options.tiles, SplitRule((80, 10, 10)), cores())
     dataset = replace(whole, all_tiles=(*balanced(whole.tiles("train"), TILES), *balanced(whole.tiles("valid"), VALID_TILES)))
-    runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else {}
+    settings = {"tiles": TILES, "valid_tiles": len(dataset.tiles("valid")), "base": BASE, "changes": CHANGES}
+    settings |= {"dataset": dataset.digest, "weights": sha256_file(Path(options.weights))}
+    found = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "runs": {}}
+    if found["settings"] != settings:
+        parser.error(f"{options.out} holds runs of other settings, tiles or weights. Give another --out.")
+    runs = found["runs"]
     base = {"weights": options.weights, **BASE}
     for seed in range(options.seeds):
         for name, change in CHANGES.items():
@@ -105,7 +110,6 @@ def main() -> None:
                 continue
             runs[name][str(seed)] = one_run(dataset, TrainConfig(**{**base, "seed": seed, **change}))
             print(f"seed {seed}, {name}: {runs[name][str(seed)]['accuracy']:.2f} % in {runs[name][str(seed)]['seconds']:.0f} s", flush=True)
-            settings = {"tiles": TILES, "valid_tiles": len(dataset.tiles("valid")), "base": BASE, "changes": CHANGES}
             write_json(options.out, {"settings": settings, "runs": runs, "environment": environment()})
     print(table(runs))
     print(json.dumps(json.loads(options.out.read_text())))

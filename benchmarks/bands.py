@@ -28,7 +28,7 @@ from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.machine import cores, environment
 from sattrt.model import adapted_to_bands, read_state
-from sattrt.spec import write_json
+from sattrt.spec import sha256_file, write_json
 from sattrt.training.config import TrainConfig
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
@@ -83,7 +83,10 @@ def main() -> None:
     args = parser.parse_args()
 
     weights = {name: value for name, value in read_state(args.weights).items() if not name.startswith("fc.")}
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"environment": environment(), "runs": {}}
+    settings = {"epochs": args.epochs, "weights": sha256_file(args.weights)}
+    found: dict[str, Any] = {"settings": settings, "environment": environment(), "runs": {}}
+    if args.out.exists() and (found := json.loads(args.out.read_text())).get("settings") != settings:
+        parser.error(f"{args.out} holds runs of other settings: {found.get('settings')}, not {settings}. Give another --out.")
     config = TrainConfig(epochs=args.epochs, batch_size=16, learning_rate=0.005)
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +100,8 @@ def main() -> None:
                 runs = found["runs"].setdefault(name, {})
                 if str(seed) not in runs:
                     runs[str(seed)] = one_run(dataset, weights, start, replace(config, seed=seed))
-                    write_json(args.out, {**found, "epochs": args.epochs, "tiles": len(dataset.all_tiles)})
+                    found["tiles"] = len(dataset.all_tiles)
+                    write_json(args.out, found)
                     print(f"seed {seed}  {name:<42} {runs[str(seed)]['accuracy']:.2f} %", flush=True)
     for name, runs in found["runs"].items():
         scores = [run["accuracy"] for run in runs.values()]

@@ -70,12 +70,12 @@ def main() -> None:
     for name in options.engine or [record.name for record in bundle.engines]:
         try:
             bundle.open(name).close()  # fills the disk's cache, too
-        except BackendError as error:
+            samples = [numbers(OPENING, bundle.path, name) for _ in range(ROUNDS)]
+            grown, before = numbers(GROWING, bundle.path, name, options.predictions)
+        except (BackendError, subprocess.CalledProcessError) as error:
             print(f"{name}: {error}")
             continue
-        samples = [numbers(OPENING, bundle.path, name) for _ in range(ROUNDS)]
         opened, answered = (statistics.median(each) for each in zip(*samples, strict=True))
-        grown, before = numbers(GROWING, bundle.path, name, options.predictions)
         measured[name] = {"open_s": opened, "first_answer_s": answered, "grown_mb": grown, "resident_mb": before, "samples_s": samples}
         print(
             f"{name}: open after {opened:.2f} s, first answer after {answered:.2f} s; {before:.0f} MB, and {grown:+.2f} MB over "

@@ -6,6 +6,7 @@ python engines/embed.py engines/eurosat tiles.npy    # (N, 64, 64, bands), uint8
 
 import io
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,5 +24,5 @@ try:
         print(f"{engine.name} on {engine.device}")
         for name, probabilities in zip(result.names, result.probabilities, strict=True):
             print(f"{name:22} {100 * probabilities.max():5.1f} %")
-except (SattrtError, OSError, ValueError) as error:  # ValueError: what is no array
+except (SattrtError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:  # the last three: what is no array
     sys.exit(f"embed.py: {error}")

@@ -235,7 +235,7 @@ def bench(
     """Measure accuracy, latency and throughput of every engine, beside torch eager."""
     from .bench.compare import Comparison, against, read_report
     from .bench.config import BenchConfig
-    from .bench.report import write_report
+    from .bench.report import check_folder, write_report
     from .bench.run import bench as run_bench
     from .bench.tables import table
     from .data.dataset import Dataset
@@ -246,6 +246,7 @@ def bench(
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
+    check_folder(out)
     with progress_bar() as bar:
         task = bar.add_task("Measuring", total=None)
         opened = [read_bundle(path, require_signature) for path in bundles]

@@ -28,12 +28,15 @@ _PACKAGES = (
         "pip install 'sattrt[train]'",
     ),
     ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),
+    ("onnxscript", ("onnxscript",), "no export", "pip install 'sattrt[train]'"),
+    ("matplotlib", ("matplotlib",), "runs, bundles and reports without pictures", "pip install 'sattrt[train]'"),
     ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no engine that runs on a CPU", "pip install 'sattrt[cpu]'"),
     ("OpenVINO", ("openvino",), "no openvino engine", "pip install 'sattrt[openvino]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
-    ("TensorRT", ("tensorrt",), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
+    ("TensorRT", ("tensorrt", "tensorrt-lean"), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
     ("rasterio", ("rasterio",), "no GeoTIFF tiles of other bands, no `sattrt map`", "pip install 'sattrt[geo]'"),
     ("Dask", ("distributed",), "`sattrt map` runs on this machine alone", "pip install 'sattrt[cluster]'"),
+    ("cryptography", ("cryptography",), "bundles are neither signed nor verified", "pip install 'sattrt[sign]'"),
     ("h5py", ("h5py",), "`sattrt rmldnn` reads no .h5 weights and writes no predictions", "pip install 'sattrt[rmldnn]'"),
 )
 
@@ -74,7 +77,7 @@ def examine() -> list[Finding]:
                 "ONNX Runtime, once",
                 None,
                 "onnxruntime and onnxruntime-gpu overwrite each other's files",
-                "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
+                f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'sattrt[{'gpu' if found_gpu else 'cpu'}]'",
             )
         )
     return findings

@@ -122,6 +122,8 @@ def test_train_refuses_what_it_can_not_use(dataset_folder: Path, run: Path, tmp_
 def test_export_and_bench_refuse_what_is_not_there(tmp_path: Path, dataset_folder: Path, bundle: Bundle, tiles: Path) -> None:
     assert "does not exist" in refusal("export", tmp_path / "nothing", "--out", tmp_path / "b")
     assert "is not a bundle" in refusal("bench", tmp_path, "--data", dataset_folder, "--out", tmp_path / "r")
+    (tmp_path / "taken").touch()
+    assert "taken is no folder" in refusal("bench", bundle.path, "--data", dataset_folder, "--out", tmp_path / "taken" / "r")
     assert "does not exist" in refusal("bench", bundle.path, "--data", tmp_path / "nothing", "--out", tmp_path / "r")
     (tiles / "Water").rename(tiles / "Snow")
     assert sattrt("data", tiles, "--out", tmp_path / "d", "--split", "50:25:25").returncode == 0

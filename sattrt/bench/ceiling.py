@@ -49,13 +49,14 @@ def ceilings(device: str = "cpu") -> Ceilings:
     precisions = ("fp32", "fp16", "bf16", "int8") if device == "cuda" else ("fp32", *(["bf16"] if cpu_has_bf16() else []), "int8")
     if device == "cuda" and not torch.cuda.is_available():
         return Ceilings()
-    rates, before = {}, torch.get_num_threads()
+    rates, memory, before = {}, 0.0, torch.get_num_threads()
     torch.set_num_threads(cores())  # whatever was measured last
     try:
         for precision in precisions:
             with contextlib.suppress(RuntimeError):
                 rates[precision] = matrix_rate(precision, device)
-        memory = _memory_rate(device)
+        with contextlib.suppress(RuntimeError):  # too little is left for a copy of that size
+            memory = _memory_rate(device)
     finally:
         torch.set_num_threads(before)
     if rates.get("int8", 0.0) < rates.get("fp32", 0.0):  # a CPU without instructions for it: that is no ceiling

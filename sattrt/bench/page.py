@@ -1,4 +1,4 @@
-"""`bench.html`: the report as one page that needs nothing but itself, made from the document of `bench.json` alone.
+"""`bench.html`: the report as one page that needs nothing but itself, made from the document of `bench.json` and the pixels of its worst tiles.
 
 html = to_html(report.document, report.worst)
 """

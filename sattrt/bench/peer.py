@@ -47,12 +47,13 @@ class Peer:
 
 
 def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[str, ...], limit: float) -> Peer:
-    """Run it. limit: seconds for one run. InputError where it can't be started, fails, takes longer, or prints something else."""
+    """Run it. limit: seconds for one run. InputError where it can't be started, fails, takes longer, or prints something else, or where the
+    disk is too small for the tiles."""
     words = _words(command)
     with tempfile.TemporaryDirectory() as folder:
         one, every = Path(folder, "one.npy"), Path(folder, "tiles.npy")
-        np.save(one, tiles[:1])
-        np.save(every, tiles)
+        _save(one, tiles[:1])
+        _save(every, tiles)
         labels = _labels(command, _run(words, command, every, limit)[1], classes, len(tiles))  # fills the disk's cache, too
         times = 1
         while True:
@@ -68,7 +69,7 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
             ):
                 break
             times = more
-            np.save(every, np.resize(tiles, (times * len(tiles), *tiles.shape[1:])))
+            _save(every, np.resize(tiles, (times * len(tiles), *tiles.shape[1:])))
     if beyond <= jitter:
         raise InputError(
             f"The peer {command!r} takes {1e3 * beyond:.0f} ms longer for {times * len(tiles)} tiles than for one, and its runs differ by "
@@ -76,6 +77,15 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
         )
     images = times * len(tiles)
     return Peer(command, labels, (images - 1) / beyond, start, bool(beyond < _CLEAR * jitter), images, seconds, starts)
+
+
+def _save(path: Path, tiles: NDArray[np.unsignedinteger]) -> None:
+    try:
+        np.save(path, tiles)
+    except OSError as error:
+        raise InputError(
+            f"The tiles for a peer were not written to {path.parent}: {error.strerror or error}. Free some space, or set TMPDIR."
+        ) from None
 
 
 def _words(command: str) -> list[str]:

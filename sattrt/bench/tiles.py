@@ -51,7 +51,7 @@ class TileReader:
         with open_source(Path(self._dataset.source)) as source:
             for start in range(0, len(self._tiles), self._batch_size):
                 part = self._tiles[start : start + self._batch_size]
-                images = np.stack([self._decode(source.read(tile.name), tile) for tile in part])
+                images = np.stack([self._decode(self._dataset.checked(source, tile), tile) for tile in part])
                 yield images, np.array([tile.label for tile in part], np.int64)
 
     def _decode(self, content: bytes, tile: Tile) -> NDArray[np.unsignedinteger]:

@@ -103,6 +103,13 @@ class Dataset:
         """What is decoded, and hashed, of a file."""
         return source.read(name)
 
+    def checked(self, source: Source, tile: Tile) -> bytes:
+        """The content of a tile. InputError where it is no longer what was scanned."""
+        content = self.content(source, tile.name)
+        if hashlib.sha256(content).hexdigest() != tile.sha256:
+            raise InputError(f"{tile.name} in {source.path} has changed since it was scanned. Run `sattrt data` again.")
+        return content
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of tiles by split and class name."""
         counter = Counter((tile.split, tile.label) for tile in self.all_tiles)

@@ -9,7 +9,6 @@ Order and augmentation are drawn by numpy from (seed, epoch), so epoch n is the 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,11 +203,7 @@ class Loader:
 
     def _read(self, index: int) -> bytes:
         assert self._source is not None
-        tile = self._tiles[index]
-        content = self._dataset.content(self._source, tile.name)
-        if hashlib.sha256(content).hexdigest() != tile.sha256:
-            raise InputError(f"{tile.name} in {self._source.path} has changed since it was scanned. Run `sattrt data` again.")
-        return content
+        return self._dataset.checked(self._source, self._tiles[index])
 
 
 def decoded(dataset: Dataset, tiles: list[Tile], decoder: str = "auto", threads: int = 2) -> Iterator[NDArray[np.unsignedinteger]]:

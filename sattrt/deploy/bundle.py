@@ -104,7 +104,7 @@ def export(
         for engine in engines:
             write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
         write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in spec.classes).encode())
-        if left_out := write_flips(samples, expected, making.answers, spec, folder):
+        if left_out := write_flips(samples, expected, making.answers | making.graph_answers, spec, folder):
             on_progress(left_out)
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
@@ -130,10 +130,11 @@ class _Making:
         self.graphs, self.config, self.older, self.on_progress = graphs, config, older, on_progress
         self.engines: list[EngineRecord] = []
         self.answers: dict[str, NDArray[np.float32]] = {}
+        self.graph_answers: dict[str, NDArray[np.float32]] = {}  # of the graphs of engines that can't run here
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.plans: dict[str, str] = {}
-        self._of_graphs: dict[str, dict[str, Any]] = {}  # verdicts on graphs, by file
+        self._of_graphs: dict[str, tuple[dict[str, Any], NDArray[np.float32]]] = {}  # verdicts on graphs and their logits, by file
 
     def add(self, backend: str) -> None:
         """Build and judge the wanted precisions of a backend, and what replaces those that fail."""
@@ -161,6 +162,7 @@ class _Making:
                     f"more than {self.config.gate:g} points below"
                 )
             self.answers.pop(name, None)
+            self.graph_answers.pop(name, None)
             if self.config.best_effort:
                 wanted += [simpler for simpler in _simpler(backend, precision)[:1] if simpler not in wanted]
         made = [engine.name for engine in self.engines]
@@ -218,9 +220,10 @@ class _Making:
         except BackendError as error:
             if engine.backend == "openvino" and engine.precision == "bf16":  # its graph is in fp32, and says nothing of bf16
                 raise BackendError(f"left out, since nothing here can judge it: {error}") from None
-            return {"not_run": str(error), **self._judged_graph(engine.precision, engine.record["onnx"])}
+            found, self.graph_answers[engine.name] = self._judged_graph(engine.precision, engine.record["onnx"])
+            return {"not_run": str(error), **found}
         if engine.backend == "onnxruntime":
-            self._of_graphs[engine.file] = {"graph_on": engine.name, **found}
+            self._of_graphs[engine.file] = {"graph_on": engine.name, **found}, logits
         if found["passed"] and engine.record.get("optimised"):  # two files ship, and both are judged
             found, logits = self._judge(engine)
         self.answers[engine.name] = logits
@@ -234,14 +237,14 @@ class _Making:
             )
             return {"device": opened.device, **dataclasses.asdict(verdict)}, logits
 
-    def _judged_graph(self, precision: str, file: str) -> dict[str, Any]:
-        """The verdict on a graph, in whatever runs it here. BackendError where nothing does."""
+    def _judged_graph(self, precision: str, file: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+        """The verdict on a graph, in whatever runs it here, and the logits it is about. BackendError where nothing does."""
         reasons = []
         for backend, computed in _JUDGES[precision]:
             if file not in self._of_graphs:
                 try:
-                    found, _ = self._judge(EngineRecord(f"{file} on {backend}", backend, computed, file, {}))
-                    self._of_graphs[file] = {"graph_on": backend if computed == precision else f"{backend} in fp32", **found}
+                    found, logits = self._judge(EngineRecord(f"{file} on {backend}", backend, computed, file, {}))
+                    self._of_graphs[file] = {"graph_on": backend if computed == precision else f"{backend} in fp32", **found}, logits
                 except BackendError as error:
                     reasons.append(str(error))
         if file not in self._of_graphs:

@@ -72,7 +72,8 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
 def write_flips(
     samples: Samples, expected: NDArray[np.float32], answers: dict[str, NDArray[np.float32]], spec: ModelSpec, folder: Path
 ) -> str | None:
-    """flips.csv: every validation tile that an engine judges otherwise than fp32; flips.png: the tiles, most confident first.
+    """flips.csv: every validation tile that an engine, or the graph that stands for it, judges otherwise than fp32; flips.png: the tiles, most
+    confident first.
 
     Returns what people should know: that the picture was left out, where matplotlib is missing.
     """

@@ -101,9 +101,10 @@ class Engine:
 
     @property
     def reject_threshold(self) -> float:
-        """The confidence, 0..1, below which `predict` rejects a tile if asked to; chosen on validation, for this engine.
+        """The confidence, 0..1, below which `predict` rejects a tile if asked to; chosen on validation, for this engine, or for its graph
+        where the engine could not be run when it was exported.
 
-        Raises ContractError where the bundle records none, as for an engine that could not be run when it was exported.
+        Raises ContractError where the bundle records none.
         """
         try:
             threshold = float(self._record["validation"]["reject"]["threshold"])
@@ -111,9 +112,7 @@ class Engine:
                 raise ValueError
             return threshold
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise ContractError(
-                f"{self.name} has no reject threshold: it was not run at export. Export the bundle on this machine."
-            ) from None
+            raise ContractError(f"The bundle records no reject threshold for {self.name}. Export it again.") from None
 
     def predict(self, images: Tiles, reject: bool = False) -> Prediction:
         """Classify tiles of shape (N, height, width, bands) in the contract's dtype, or one of (height, width, bands).

@@ -129,13 +129,16 @@ def require_tensorrt() -> None:
 def save_optimised(source: Path, target: Path) -> dict[str, str]:
     """Write a graph as ONNX Runtime rewrites it for this CPU, and return the place, as `this_place` has it, that alone it is good for.
 
-    It opens in less time and memory, and answers the same. BackendError where ONNX Runtime is not installed.
+    It opens in less time and memory, and answers the same. BackendError where ONNX Runtime is not installed, or refuses the graph or the target.
     """
     onnxruntime = _module()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(target)
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has errors of its own
+        raise BackendError(f"ONNX Runtime can't rewrite {source.name} ({' '.join(str(error).split())}). Leave optimised out.") from None
     return {**this_place(), "provider": "cpu"}  # its operators are for the CPU, whatever else this machine has
 
 

@@ -16,7 +16,8 @@ from .engine import Outputs, Tiles
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 TYPED = "typed"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
-_KEPT = 64  # primitives that OpenVINO keeps prepared; by itself it keeps those of every batch size that it ever saw
+# primitives that OpenVINO keeps prepared, some 55 a batch size: a Batcher's sizes come again. By itself it keeps those of every size that it ever saw
+_KEPT = 1024
 
 
 class OpenVinoBackend:

@@ -64,7 +64,9 @@ class TensorRTBackend:
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         try:
-            builder, wanted = record["builder"], list(record["compute_capabilities"])
+            builder, wanted = record["builder"], [str(each) for each in record["compute_capabilities"]]
+            if builder not in MODULES:
+                raise ValueError(builder)
             self._min_batch, self.max_batch = int(record["profile"]["min"]), int(record["profile"]["max"])
             flags = list(record.get("flags", []))
             weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -252,6 +253,16 @@ def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pyt
     for (images, labels), (same, same_labels) in zip(with_dali, without, strict=True):
         np.testing.assert_array_equal(images, same)
         np.testing.assert_array_equal(labels, same_labels)
+
+
+def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = dataset.tiles("test")
+    moved = replace(dataset, source=str(shutil.copytree(dataset.source, tmp_path / "tiles")))
+    shutil.copy(tmp_path / "tiles" / tiles[1].name, tmp_path / "tiles" / tiles[0].name)
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"{re.escape(tiles[0].name)} in .* has changed since it was scanned"):
+            list(TileReader(moved, tiles, 2))
+        monkeypatch.setitem(sys.modules, "sattrt.data.loader", None)  # without DALI too
 
 
 def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:

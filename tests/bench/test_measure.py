@@ -1,3 +1,4 @@
+import itertools
 import time
 from collections.abc import Callable
 
@@ -185,13 +186,25 @@ def test_a_rate_that_only_seemed_to_hold_is_not_reported_and_batches_are_warm(bu
     with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
         monkeypatch.setattr(Engine, "infer", lambda self, tiles: sizes.append(len(tiles)))
         found = server(engine, tiles, bound=0.5, highest=1000, seconds=1, seed=0, max_batch=24)
-    assert sizes == [1, 2, 4, 8, 16, 24]
+    assert sorted(sizes) == list(range(1, 25))
     assert {size for _, size in asked} == {24}
     assert found.rate == 500
     assert not found.at_least
     assert [rate for rate, _ in asked[:3]] == [1000, 500, 750]
     assert not found.generator_limited
     assert ServerRate(800, 0.5, [Trial(800, [0.1], 1.0, 0.0, 1.0), Trial(900, [0.1], 0.9, 0.3, 1.0)]).generator_limited
+
+
+def test_a_generator_that_is_held_up_before_the_first_tile_hands_it_over_nevertheless(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.chain([0.0], itertools.count(5.0, 1e-3))  # five seconds pass between the start and the first look
+    tiles = np.load(bundle.path / "golden.npz")["tiles"]
+    with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
+        monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+        trial = scenarios._trial(engine, tiles, 1e-4, 100.0, 1.0, 0, 4)
+    assert not trial.held
+    assert len(trial.seconds) >= 1
 
 
 def test_tiles_arrive_as_a_poisson_process() -> None:

@@ -1,3 +1,5 @@
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -91,3 +93,15 @@ def test_a_program_that_hangs_is_stopped_with_what_it_started() -> None:
     with pytest.raises(InputError, match="stopped after 1 s"):
         run_peer("sh -c 'sleep 300 & wait'", TILES, CLASSES, 1)
     assert time.monotonic() - begin < 10
+
+
+def test_a_disk_that_is_too_small_for_the_tiles_is_one_line() -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is refused then, and kills nobody
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(InputError, match="tiles for a peer were not written"):
+            run_peer(program("0"), np.resize(TILES, (20_000, *TILES.shape[1:])), CLASSES, 60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, kept)

@@ -129,6 +129,13 @@ def test_an_optimised_graph_is_kept_and_opened_where_it_was_made_for(run: Path, 
         open_bundle(tmp_path / "b", "onnxruntime-fp32")
 
 
+def test_a_graph_that_can_not_be_rewritten_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "cut.onnx").write_bytes((bundle.path / "model.fp32.onnx").read_bytes()[:1000])
+    for source, target in ((tmp_path / "cut.onnx", tmp_path / "o.onnx"), (bundle.path / "model.fp32.onnx", tmp_path / "none" / "o.onnx")):
+        with pytest.raises(BackendError, match=rf"can't rewrite {source.name} .*Leave optimised out"):
+            save_optimised(source, target)
+
+
 def test_both_files_of_an_optimised_engine_are_judged(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(source: Path, target: Path) -> dict[str, str]:
         place, model = save_optimised(source, target), onnx.load(source)

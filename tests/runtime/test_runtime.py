@@ -239,12 +239,16 @@ def test_the_embedding_example_runs_on_it(bare_python: Path, bundle: Bundle, tmp
 
 def test_the_embedding_example_ends_in_one_line(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "cut.npz").write_bytes((bundle.path / "golden.npz").read_bytes()[:1000])
     (copy / "golden.npz").write_bytes((copy / "golden.npz").read_bytes()[:-1])
     for arguments, message in (
         ([tmp_path], "is not a bundle"),
         ([copy], "golden.npz was changed"),
         ([bundle.path, tmp_path / "nothing.npy"], "nothing.npy"),
         ([bundle.path, tmp_path / "text.npy"], "embed.py: "),
+        ([bundle.path, tmp_path / "empty.npy"], "embed.py: "),
+        ([bundle.path, tmp_path / "cut.npz"], "embed.py: "),
         ([bundle.path, bundle.path / "golden.npz"], "not NpzFile"),
     ):
         command = [sys.executable, ROOT / "engines" / "embed.py", *arguments]
@@ -269,6 +273,9 @@ ENDLESS = {
 }
 
 
+FOREIGN = {**ENDLESS, "profile": {"min": 1, "max": 8}, "builder": "another"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -278,6 +285,7 @@ ENDLESS = {
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": {"builder": "x"}}]},
         {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": ENDLESS}]},
+        {"engines": [{"name": "a", "backend": "tensorrt", "precision": "fp32", "file": "model.fp32.onnx", "record": FOREIGN}]},
         {"engines": [{"name": "a", "backend": "abacus", "precision": "fp32", "file": "model.fp32.onnx", "record": {}}]},
         {"files": [[1, 2]]},
         {"source": {}},
