@@ -11,6 +11,7 @@ import functools
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam as adam_step
 from torch.optim.sgd import sgd as sgd_step
 
 from ..model import STAGES, TileClassifier
@@ -32,16 +33,16 @@ def make_optimizer(model: TileClassifier, config: TrainConfig) -> torch.optim.Op
         }
         for (stage, decays), parameters in groups.items()
     ]
+    on_cpu = next(model.parameters()).device.type == "cpu"
     if config.optimizer == "sgd":
-        on_cpu = next(model.parameters()).device.type == "cpu"
         sgd = MemoryOrderSGD if on_cpu else functools.partial(torch.optim.SGD, fused=True)
         optimizer: torch.optim.SGD = sgd(described, config.learning_rate, momentum=config.momentum, nesterov=True)
         # torch leaves them unset until the first step: one that the gradient scaler skips would leave them so, and the next would read them
         for parameter in (each for group in groups.values() for each in group):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return adam(described, config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+    adam = MemoryOrderAdam if on_cpu else functools.partial(torch.optim.Adam, fused=True)
+    return adam(described, config.learning_rate, betas=(config.momentum, 0.999), decoupled_weight_decay=config.optimizer == "adamw")
 
 
 class MemoryOrderSGD(torch.optim.SGD):
@@ -62,6 +63,38 @@ class MemoryOrderSGD(torch.optim.SGD):
                     fused=True,
                     foreach=False,
                     **{name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")},
+                )
+
+
+class MemoryOrderAdam(torch.optim.Adam):
+    """torch's fused Adam and AdamW, in the same way."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step with the gradients that are there."""
+        for group in self.param_groups:
+            rows: list[tuple[Tensor, ...]] = []
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    if not state:
+                        state["step"] = torch.zeros(())
+                        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                    rows.append((*_in_memory_order(parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]), state["step"]))
+            if rows:
+                parameters, gradients, averages, squares, steps = map(list, zip(*rows, strict=True))
+                adam_step(
+                    parameters,
+                    gradients,
+                    averages,
+                    squares,
+                    [],
+                    steps,
+                    fused=True,
+                    foreach=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    **{name: group[name] for name in ("weight_decay", "decoupled_weight_decay", "lr", "eps", "amsgrad", "maximize")},
                 )
 
 

@@ -1,11 +1,12 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from sattrt.model import TileClassifier, set_trainable
 from sattrt.training.config import OPTIMIZERS, TrainConfig
-from sattrt.training.optimizer import MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
+from sattrt.training.optimizer import MemoryOrderAdam, MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
 from sattrt.training.resume import collect, restore
 
 
@@ -90,14 +91,24 @@ def test_a_first_step_that_the_scaler_skips_leaves_nothing_behind(model: TileCla
         assert torch.equal(value, before[name]), name
 
 
-def test_fused_sgd_in_the_order_of_memory_is_torchs_sgd(model: TileClassifier) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "plain_kind", "options"),
+    [
+        ("sgd", MemoryOrderSGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        ("adam", MemoryOrderAdam, torch.optim.Adam, {}),
+        ("adamw", MemoryOrderAdam, torch.optim.AdamW, {}),
+    ],
+)
+def test_a_fused_step_in_the_order_of_memory_is_torchs(
+    model: TileClassifier, name: str, kind: type, plain_kind: Any, options: dict[str, Any]
+) -> None:
     own, other = model.to(memory_format=torch.channels_last), copy.deepcopy(model)
-    fused = make_optimizer(own, TrainConfig(weight_decay=0.1, layer_decay=1.0))
-    assert type(fused) is MemoryOrderSGD
+    fused = make_optimizer(own, TrainConfig(optimizer=name, weight_decay=0.1, layer_decay=1.0))
+    assert type(fused) is kind
     groups = [
         {"params": [p for p in other.parameters() if (p.ndim > 1) is decays], "weight_decay": 0.1 * decays} for decays in (True, False)
     ]
-    plain = torch.optim.SGD(groups, momentum=TrainConfig().momentum, nesterov=True, foreach=False)
+    plain = plain_kind(groups, lr=0.1, foreach=False, **options)
     set_learning_rate(fused, 0.1)
     for group in plain.param_groups:
         group["lr"] = 0.1
