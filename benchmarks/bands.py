@@ -87,7 +87,7 @@ def main() -> None:
     found: dict[str, Any] = {"settings": settings, "environment": environment(), "runs": {}}
     if args.out.exists() and (found := json.loads(args.out.read_text())).get("settings") != settings:
         parser.error(f"{args.out} holds runs of other settings: {found.get('settings')}, not {settings}. Give another --out.")
-    config = TrainConfig(epochs=args.epochs, batch_size=16, learning_rate=0.005)
+    config = TrainConfig(epochs=args.epochs, batch_size=16, optimizer="sgd", learning_rate=0.005, layer_decay=1.0, ema=0.0)
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
             every, rgb = (

@@ -32,7 +32,7 @@ def one_epoch(dataset: Dataset, cache_gb: float) -> dict[str, float]:
     from sattrt.training.loop import train
 
     with tempfile.TemporaryDirectory() as folder:
-        train(dataset, Path(folder), TrainConfig(weights="none", tune="head", epochs=1, cache_gb=cache_gb))
+        train(dataset, Path(folder), TrainConfig(weights="none", tune="head", epochs=1, ema=0.0, cache_gb=cache_gb))
         rows = read_log(Path(folder) / "log.csv")
     first, last = rows[0], rows[-2]  # the last row's time holds the validation as well
     seconds = (last["seconds"] - first["seconds"]) * len(rows) / (len(rows) - 2)  # type: ignore[operator]

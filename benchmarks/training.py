@@ -129,7 +129,7 @@ def sattrt_loop(dataset: Dataset) -> tuple[list[float], str]:
 
     watch = Watch()
     with tempfile.TemporaryDirectory() as run:
-        train(dataset, Path(run), TrainConfig(weights="none", epochs=1, batch_size=BATCH), watch)
+        train(dataset, Path(run), TrainConfig(weights="none", epochs=1, batch_size=BATCH, optimizer="sgd", layer_decay=1.0, ema=0.0), watch)
     return watch.rates, watch.precision
 
 

@@ -52,7 +52,7 @@ def steps_of(variant: int) -> dict[str, Any]:
     if variant >= 4 and (missing := fuse_norms(model, DTYPES[precision])):
         raise SystemExit(f"{missing}. Install one, or name it in CC.")
     if variant >= 3:
-        optimizer = make_optimizer(model, TrainConfig())
+        optimizer = make_optimizer(model, TrainConfig(optimizer="sgd", layer_decay=1.0))
     else:
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
     tiles, labels = torch.randint(0, 256, (BATCH, 64, 64, 3), dtype=torch.uint8), torch.arange(BATCH) % 10

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import MULTISPECTRAL, QUICK, WEIGHTS, sattrt, write_geotiff
+from conftest import MULTISPECTRAL, QUICK, SMALL, WEIGHTS, sattrt, write_geotiff
 
 from sattrt.bands import EUROSAT
 from sattrt.bench.run import bench
@@ -25,7 +25,6 @@ from sattrt.map.config import MapConfig
 from sattrt.map.run import map_scenes
 from sattrt.runtime import Bundle, open_bundle
 from sattrt.trained import load_trained
-from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 
 pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
@@ -48,7 +47,7 @@ def trained(spectral: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     train(
         spectral,
         folder,
-        TrainConfig(weights=str(WEIGHTS), epochs=8, batch_size=16, learning_rate=0.005, symmetries=False, label_smoothing=0.0),
+        replace(SMALL, weights=str(WEIGHTS), epochs=8, precision="auto", symmetries=False, label_smoothing=0.0),
     )
     return folder
 

@@ -25,15 +25,18 @@ _BETTER = """
 # What would be done better today. To take a line, put it in the place of the one above that sets the same, without its "# ".
 # augmentation: an overhead tile is as likely in any of its eight orientations
 # symmetries = true
-# learning rate: it rises, then falls to zero; the four belong together
-# optimizer = "sgd"
-# learning_rate = 0.02
+# learning rate: it rises, then falls to zero, and is less for the lower layers, which know the most; the five belong together
+# optimizer = "adamw"
+# learning_rate = 0.001
+# layer_decay = 0.7
 # schedule = "one-cycle"
 # warmup = 0.1
 # what is trained: every layer adapts to tiles that are no photographs
 # tune = "all"
 # labels: not wholly sure ones keep a network from being too sure
 # label_smoothing = 0.1
+# what is judged and kept: a moving average of the weights
+# ema = 0.998
 # Nothing is to be done for normalisation (the train tiles' own mean and deviation are taken off inside the network), nor for what
 # is kept (the epoch of the best validation accuracy, not the last one).
 # All of these together are sattrt's defaults: `sattrt train dataset --out better --epochs 1`, without this file.
@@ -79,7 +82,9 @@ def translate(config: RmldnnConfig) -> str:
     for key, (value, said) in geometry.items():
         line(key, value, said)
     _optimizer(line, left, optimizer, config.num_epochs)
+    line("layer_decay", 1.0, "every layer at one rate")
     line("label_smoothing", 0.0, "loss.function NLL")
+    line("ema", 0.0, "the weights themselves are judged and kept")
     line("precision", "auto", "bf16 where the hardware has it; rmldnn computes in fp32")
     if config.loss.weight or config.loss.ignore_index is not None:
         left.append("loss.weight, loss.ignore_index: sattrt train counts every tile alike")

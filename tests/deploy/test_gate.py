@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from typer.testing import CliRunner, Result
 
 from sattrt.accuracy import mcnemar, reject_threshold
@@ -20,7 +21,6 @@ from sattrt.deploy.gate import Verdict, judge, torch_logits
 from sattrt.errors import InputError, ParityError
 from sattrt.runtime import Bundle, Engine, open_bundle, read_bundle
 from sattrt.trained import load_trained, read_samples
-from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 
 
@@ -78,7 +78,7 @@ def test_the_verdict_counts_what_was_lost_and_gained(run: Path, bundle: Bundle) 
 def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that tells the classes apart, so that there is something to lose."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert train(dataset, folder, TrainConfig(weights="none", epochs=6, batch_size=8, learning_rate=0.01)).accuracy > 0.9
+    assert train(dataset, folder, dataclasses.replace(SMALL, epochs=6, batch_size=8, learning_rate=0.01, precision="auto")).accuracy > 0.9
     return folder
 
 

@@ -20,6 +20,7 @@ def read(path: Path, document: Any) -> RmldnnConfig:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({}, {"layer_decay": 1.0, "ema": 0.0}),
         ({}, {"tune": "bn", "optimizer": "adam", "learning_rate": 0.005, "schedule": "exponential", "gamma": 0.95, "batch_size": 10}),
         (
             {"optimizer": {"type": "SGD", "momentum": 0.8, "lr_scheduler": {"type": "Step", "step_size": 3, "gamma": 0.5}}},
@@ -49,7 +50,7 @@ def test_what_would_be_better_can_be_taken_line_by_line(tutorial: Path, tmp_path
     text = translate(read(tmp_path / "c.json", configuration(tutorial)))
     settings, better = text.split("# What would be done better today")
     taken = dict(re.findall(r"^# (\w+) = (.+)$", better, re.M))
-    assert set(taken) == {"symmetries", "optimizer", "learning_rate", "schedule", "warmup", "tune", "label_smoothing"}
+    assert set(taken) == {"symmetries", "optimizer", "learning_rate", "layer_decay", "schedule", "warmup", "tune", "label_smoothing", "ema"}
     for key, value in taken.items():
         settings, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", settings, flags=re.M)
         assert count == 1, key

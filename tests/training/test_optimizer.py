@@ -78,7 +78,7 @@ def test_a_state_that_is_put_back_goes_on_the_same(model: TileClassifier, kind: 
 
 
 def test_a_first_step_that_the_scaler_skips_leaves_nothing_behind(model: TileClassifier) -> None:
-    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.0))
+    optimizer = make_optimizer(model, TrainConfig(optimizer="sgd", weight_decay=0.0))
     before = {name: value.clone() for name, value in model.named_parameters()}
     scaler = torch.amp.GradScaler("cpu")
     for fill in (float("inf"), 0.0):
