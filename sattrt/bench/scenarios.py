@@ -108,8 +108,8 @@ def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: 
 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
-    for size in range(max_batch, 0, -1):  # a batch may have any, and the first call at a size is never typical
-        engine.infer(np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:]))))
+    for power in range((max_batch - 1).bit_length() + 1):  # the first call at a batch size is never typical
+        engine.infer(np.ascontiguousarray(np.resize(tiles, (min(2**power, max_batch), *tiles.shape[1:]))))
     low, high, trials = 0.0, math.inf, []
     for number in range(_TRIALS):
         rate = highest * _STEP**number if high == math.inf else (low + high) / 2

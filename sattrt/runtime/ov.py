@@ -17,7 +17,7 @@ from .engine import Outputs, Tiles
 TYPED = "typed"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 # primitives that OpenVINO keeps prepared, some 55 a batch size: a Batcher's sizes come again. By itself it keeps those of every size that it ever saw
-_KEPT = 1024
+_KEPT = 512
 
 
 class OpenVinoBackend:
