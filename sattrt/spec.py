@@ -222,7 +222,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another --out.")
     path, token = Path(os.path.realpath(path)), secrets.token_hex(_TOKEN_BYTES)  # what a link leads to is replaced, not the link
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
-    remove_temporaries(path, seconds=A_DAY)
+    if path.exists():  # else what a killed process put aside may be all that there is of it
+        remove_temporaries(path, seconds=A_DAY)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -42,9 +42,8 @@ class Augmentation:
         boxes = colours = None
         if self.crop < 1:
             area = rng.uniform(self.crop, 1, count)
-            ratio = np.exp(
-                rng.uniform(-1, 1, count) * np.minimum(np.log(_RATIO), -np.log(area))
-            )  # so that no side is longer than the tile's
+            most = np.minimum(np.log(_RATIO), -np.log(area))  # or a side would be longer than the tile's
+            ratio = np.exp(rng.uniform(-1, 1, count) * most)
             sides = np.sqrt([area * ratio, area / ratio]).clip(max=1)
             boxes = torch.from_numpy(np.stack([*sides, *(rng.uniform(-1, 1, (2, count)) * (1 - sides))], 1).astype(np.float32))
         if self.colour > 0:

@@ -150,7 +150,7 @@ class Training:
         if self.rank.is_first:
             self.observer.finishing()
             if self.network.side is not None:
-                finish(self.dataset, self.out, self.rank, self.precision, TrainConfig())
+                finish(self.dataset, self.out, self.rank, self.precision, TrainConfig(batch_size=min(128, max(2, self.batch_size))))
             try:
                 from ..training import figures
             except ImportError:
