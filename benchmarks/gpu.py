@@ -153,7 +153,7 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     dataset.write(folder)
     if not torch.cuda.is_available():  # on a GPU it takes seconds, and to measure beforehand how long would be among them
         settings["minutes"] = max(0.1, (end - time.perf_counter()) / 60 - 0.5)
-    run = one_run(folder, TrainConfig.from_dict(settings, "gpu.py"), folder / "run")
+    run = one_run(folder, TrainConfig.from_dict(settings, "gpu.py").to_dict(), folder / "run")
     run |= {"goal": judged("fast", run)}
     keep(training=run)
     report("training", 0, run)

@@ -62,6 +62,7 @@ class Loader:
     once, in order, divided among the ranks.
     decoder: "dali", "pillow", or "auto", which is DALI where it is installed. cache_gb: the most memory that decoded
     tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch. keeps: whether they are kept. kept_gb: what they take.
+    source: the dataset's, opened by whoever closes it; without it the loader opens its own.
     Raises BackendError where the decoder is not installed; InputError where a tile is no longer what was scanned.
     """
 
@@ -79,6 +80,7 @@ class Loader:
         threads: int = 2,
         decoder: str = "auto",
         cache_gb: float = CACHE_GB,
+        source: Source | None = None,
     ) -> None:
         if augmentation and augmentation.colour and dataset.bands != RGB:
             raise InputError("colour varies red, green and blue; these tiles have other bands. Set colour to 0.")
@@ -88,15 +90,10 @@ class Loader:
         self._shape = (*self._size, len(dataset.bands))
         self._dtype: torch.dtype = getattr(torch, dataset.dtype)
         self._labels = torch.tensor([tile.label for tile in tiles], device=device)
-        self._source: Source | None = None
         self._dataset = dataset
-        if dataset.dtype == "uint8":
-            if not Path(dataset.source).exists():
-                raise InputError(
-                    f"The tiles are no longer at {dataset.source}. Put them back, or run `sattrt data` again with their new place."
-                )
-            self._source = open_source(Path(dataset.source))
-        else:
+        self._source = source or open_tiles(dataset)
+        self._own = None if source else self._source
+        if not self._source:
             self._cache = open_cache(dataset)
             if len(self._cache) != len(dataset.all_tiles):
                 raise ContractError(
@@ -133,8 +130,8 @@ class Loader:
         if self.keeps:
             if self._kept is None:
                 self._kept = self._decoded()
-                if self._source:
-                    self._source.close()  # of a compressed tar it holds an unpacked copy
+                if self._own:
+                    self._own.close()  # of a compressed tar it holds an unpacked copy
             # the share that is kept begins at `rank` and steps by `world` where nothing is shuffled
             rows = where if self._augmentation else where // self._world
             for span in spans:
@@ -146,8 +143,8 @@ class Loader:
 
     def close(self) -> None:
         """Let go of the archive and the decoded tiles."""
-        if self._source:
-            self._source.close()
+        if self._own:
+            self._own.close()
         self._kept = None
 
     def _plan(self, epoch: int) -> tuple[NDArray[np.int64], Views | None]:
@@ -206,9 +203,21 @@ class Loader:
         return self._dataset.checked(self._source, self._tiles[index])
 
 
-def decoded(dataset: Dataset, tiles: list[Tile], decoder: str = "auto", threads: int = 2) -> Iterator[NDArray[np.unsignedinteger]]:
+def open_tiles(dataset: Dataset) -> Source | None:
+    """Where the tiles of a dataset are read from; None where they are decoded already. InputError where they are gone."""
+    if dataset.dtype != "uint8":
+        return None
+    if not Path(dataset.source).exists():
+        raise InputError(f"The tiles are no longer at {dataset.source}. Put them back, or run `sattrt data` again with their new place.")
+    return open_source(Path(dataset.source))
+
+
+def decoded(
+    dataset: Dataset, tiles: list[Tile], decoder: str = "auto", threads: int = 2, source: Source | None = None
+) -> Iterator[NDArray[np.unsignedinteger]]:
     """Tiles in their order, decoded on the CPU, in batches (n, H, W, bands) of the dataset's dtype; each is there until the next one."""
-    loader = Loader(dataset, tiles, batch_size=_DECODED_AT_ONCE, device=torch.device("cpu"), threads=threads, decoder=decoder, cache_gb=0)
+    options: dict[str, Any] = {"device": torch.device("cpu"), "threads": threads, "decoder": decoder, "cache_gb": 0, "source": source}
+    loader = Loader(dataset, tiles, batch_size=_DECODED_AT_ONCE, **options)
     for images, _ in loader.epoch(0):
         yield images.numpy()
     loader.close()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, balanced
 from ..data.loader import decoded
+from ..data.sources import Source
 from ..spec import ModelSpec, atomic_path
 
 _CALIBRATION_TILES, _MOST_VALID_TILES = 1024, 20_000
@@ -43,16 +44,17 @@ def write_samples(
     decoder: str = "auto",
     threads: int = 2,
     show: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+    source: Source | None = None,
 ) -> None:
     """samples.npz: see `trained.Samples`. It makes the stages after training independent of the dataset and of DALI.
 
-    show: what the network is shown of tiles (N, H, W, bands), where that is not the tiles themselves.
+    show: what the network is shown of tiles (N, H, W, bands), where that is not the tiles themselves. source: see `Loader`.
     """
     with atomic_path(run / "samples.npz") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for split, count in (("train", _CALIBRATION_TILES), ("valid", _MOST_VALID_TILES)):
             tiles = balanced(dataset.tiles(split), count)
             with archive.open(f"{split}.npy", "w", force_zip64=True) as file:  # batch by batch: the tiles may be more than fit into memory
-                for first, images in enumerate(decoded(dataset, tiles, decoder, threads)):
+                for first, images in enumerate(decoded(dataset, tiles, decoder, threads, source)):
                     shown = show(images) if show else images
                     if not first:
                         kind = {

@@ -89,7 +89,8 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
         keep_freed_memory()
     try:
         if world > 1:
-            dist.init_process_group("nccl" if gpus else "gloo", store=_store(restarts), rank=number, world_size=world)
+            backend, gpu = ("nccl", device) if gpus else ("gloo", None)
+            dist.init_process_group(backend, store=_store(restarts), rank=number, world_size=world, device_id=gpu)
         rank = Rank(number, world, device, threads)
         # torchrun counts restarts where the process was lost, not on the other machines
         yield replace(rank, restarted=rank.sum(restarts)[0] > 0)

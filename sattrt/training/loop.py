@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoint import Checkpoint
 from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
-from ..data.loader import Loader
+from ..data.loader import Loader, open_tiles
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
@@ -181,19 +181,21 @@ class _Run:
         self.net: nn.Module = self.model
         self.tunes = config.epochs * len(dataset.tiles("train")) >= config.batch_size * STEPS_WORTH_TUNING
         self._capture()
+        self.source = open_tiles(dataset)  # once for all loaders: the directory of an archive takes a while
         self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
         self.plan, tiles = self._plan(saved[1] if saved else None)
         self.train = self._loader(tiles, config.cache_gb - self.valid.kept_gb, config.augmentation)
         if rank.world > 1:
             gpu = [rank.device.index] if rank.device.type == "cuda" else None
-            self.net = DistributedDataParallel(self.model, gpu)
+            # BatchNorm's statistics are of all ranks already, and equal
+            self.net = DistributedDataParallel(self.model, gpu, broadcast_buffers=False)
 
     def run(self) -> Result:
         if self.rank.is_first:
             self.keeper.require_space(self.model, 1 if self.config.optimizer == "sgd" else 2, bool(self.average))
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
             if self.step == 0 or not (self.out / "samples.npz").exists():
-                write_samples(self.dataset, self.out, self.config.decoder, self.rank.threads)
+                write_samples(self.dataset, self.out, self.config.decoder, self.rank.threads, source=self.source)
             self.observer.started(self.plan)
             self.log = TrainLog(self.out, self.step)
             if self.step == 0:
@@ -207,6 +209,8 @@ class _Run:
             raise
         self.train.close()
         self.valid.close()
+        if self.source:
+            self.source.close()
         self.rank.barrier()  # the others needn't wait for what the first does alone
         if self.rank.is_first and not stopped:
             self.stop.close()  # nothing is lost by an end in the middle of it: a resume makes it anew
@@ -280,7 +284,8 @@ class _Run:
         """Make `gradient` of this network: `_gradient`, on a GPU as one CUDA graph. With several ranks or in fp16 more happens between its kernels."""
         self.gradient: Gradient = self._gradient
         set_training_mode(self.model, self.config.tune)
-        if self.rank.device.type == "cuda" and self.rank.world == 1 and self.precision != "fp16":
+        # where it failed once it is not tried again: torch may have lost count of its memory
+        if self.rank.device.type == "cuda" and self.rank.world == 1 and self.precision != "fp16" and not self.slower:
             images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
             if self.config.mixup or self.config.cutmix:
                 labels = F.one_hot(labels, len(self.dataset.classes)).float()
@@ -335,6 +340,7 @@ class _Run:
             threads=self.rank.threads,
             decoder=self.config.decoder,
             cache_gb=cache_gb,
+            source=self.source,
         )
 
     def _plan(self, state: dict[str, Any] | None) -> tuple[Plan, list[Tile]]:
@@ -361,7 +367,8 @@ class _Run:
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""
-        own = self.model, self.net, self.optimizer, self.average, self.gradient
+        own = self.model, self.net, self.optimizer, self.average, self.gradient, self.scaler
+        self.scaler = torch.amp.GradScaler(self.rank.device.type, enabled=self.scaler.is_enabled())
         self.model = self.net = copy.deepcopy(self.model)
         self.optimizer, self.average = make_optimizer(self.model, self.config), None
         self._capture()
@@ -372,7 +379,7 @@ class _Run:
             losses = [self._step(images, labels, 1e-3)[0] for _ in range(steps)]
             losses[-1].item()  # waits for the device, once, as training does
             seconds = time.perf_counter() - begin
-        self.model, self.net, self.optimizer, self.average, self.gradient = own
+        self.model, self.net, self.optimizer, self.average, self.gradient, self.scaler = own
         return timed * len(labels) / seconds
 
     def _seconds(self) -> float:

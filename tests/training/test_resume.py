@@ -34,6 +34,13 @@ from sattrt.training.verify import _share, verify_resume
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, and a look at every step, is what a CPU gives: a GPU of this machine is not used here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) -> None:
     an_epoch = len(dataset.tiles("train")) // 16
 
