@@ -197,8 +197,15 @@ def say(what: str) -> None:
 def fastest(bundle: Bundle) -> EngineRecord:
     """The engine that should be the fastest by its backend and precision, of those that open here; the bundle's first where none does."""
     from sattrt.errors import BackendError
+    from sattrt.machine import gpu
 
-    for engine in sorted(bundle.engines, key=lambda engine: (BACKENDS.index(engine.backend), PRECISIONS.index(engine.precision))):
+    def rank(engine: EngineRecord) -> tuple[int, bool, int]:
+        in_fp32 = (
+            engine.backend == "onnxruntime" and engine.precision == "int8" and gpu() is not None
+        )  # CUDA's provider has no int8 convolution
+        return BACKENDS.index(engine.backend), in_fp32, PRECISIONS.index(engine.precision)
+
+    for engine in sorted(bundle.engines, key=rank):
         with contextlib.suppress(BackendError):
             bundle.open(engine.name).close()
             return engine

@@ -8,6 +8,7 @@ variant adds one measure to the one before it. A turn is a fresh process; the va
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import statistics
@@ -78,6 +79,7 @@ def steps_of(variant: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for turn in range(ROUNDS):
         for number, name in enumerate(VARIANTS):

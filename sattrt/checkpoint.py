@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) ->
         except SafetensorError as error:  # safetensors wraps the operating system's error
             number = 28 if "os error 28" in str(error) or "No space" in str(error) else 5
             raise unwritable(path, OSError(number, str(error))) from None
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # as any other file of the run: safetensors lets its owner alone read it
     write_json(path.with_suffix(".json"), state)
 
 
@@ -69,6 +73,8 @@ def read_state(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist. Train first: sattrt train DATASET --out {path.parent}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} may not be read by this user. Look at its permissions.")
     try:
         with safe_open(path, "pt") as file:
             yield file

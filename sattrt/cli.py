@@ -100,7 +100,11 @@ def data(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     bands: Annotated[
-        str | None, typer.Option(help="Bands to use of GeoTIFF tiles, as B04,B03,B02,B08; all if not given.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Bands to use of GeoTIFF tiles, as B04,B03,B02,B08, or their names where the files have none; all if not given.",
+            show_default=False,
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:

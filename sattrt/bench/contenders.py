@@ -53,7 +53,8 @@ class Contenders:
         """Free every engine."""
         for each in self.present.values():
             if each.engine:
-                each.engine.close()
+                with contextlib.suppress(BackendError):  # a GPU that failed once fails at this too, and what was measured is worth having
+                    each.engine.close()
 
 
 def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_counts: tuple[int, ...]) -> Contenders:

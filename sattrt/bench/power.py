@@ -18,7 +18,8 @@ from ..errors import BackendError
 from ..runtime.cuda import Device
 
 _RAPL, _MODULE = Path("/sys/class/powercap"), Path("/proc/driver/nvidia/version")
-_THROTTLES = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+# NVML's bits, whose names in nvidia-ml-py change from ThrottleReason to EventReason
+_THROTTLES = {"SwPowerCap": 0x4, "HwSlowdown": 0x8, "SwThermalSlowdown": 0x20, "HwThermalSlowdown": 0x40, "HwPowerBrakeSlowdown": 0x80}
 
 
 def gpu_state() -> dict[str, Any] | str:
@@ -45,7 +46,7 @@ def gpu_state() -> dict[str, Any] | str:
     for name, ask in asked.items():
         try:
             found[name] = ask()
-        except nvml.NVMLError:
+        except (nvml.NVMLError, AttributeError):  # later versions of NVML drop functions
             found[name] = "unknown"
     return found
 
@@ -55,11 +56,11 @@ def throttles() -> set[str]:
     nvml = _nvml()
     if isinstance(nvml, str):
         return set()
-    try:
-        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(_handle(nvml))
-    except nvml.NVMLError:
-        return set()
-    return {name for name in _THROTTLES if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)}
+    for word in ("Event", "Throttle"):  # NVML's new word for it, and the old one
+        with contextlib.suppress(nvml.NVMLError, AttributeError):
+            reasons = getattr(nvml, f"nvmlDeviceGetCurrentClocks{word}Reasons")(_handle(nvml))
+            return {name for name, bit in _THROTTLES.items() if reasons & bit}
+    return set()
 
 
 def joules(device: str) -> tuple[float | None, str]:

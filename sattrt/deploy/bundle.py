@@ -75,6 +75,7 @@ def export(
     fp32 engine answers otherwise than the network; under best_effort it is left out, and only where no engine is left that is an error.
     BackendError where none can be judged here.
     """
+    out = out.absolute()  # "." is another folder once the bundle has taken its place
     _refuse_foreign(out)
     model, spec = load_trained(run)
     if config.symmetries:

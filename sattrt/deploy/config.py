@@ -31,7 +31,7 @@ class ExportConfig(Settings):
     optimised: keep ONNX Runtime's own rewriting of each of its graphs too, for machines like this one: it opens in less time and memory.
     min_batch, opt_batch, max_batch: what a plan accepts, and what it is tuned for.
     compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
-    version_compatible: plans that later TensorRT versions, and its lean runtime, load too. hardware_compatible: TensorRT's plans (not
+    version_compatible: plans that the lean runtime of the same TensorRT version loads too. hardware_compatible: TensorRT's plans (not
     those of RTX) for Ampere and everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.
     """
 

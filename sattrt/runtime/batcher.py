@@ -51,7 +51,7 @@ class Batcher:
         self._close = weakref.finalize(self, self._queue.close)
 
     def submit(self, tile: Tiles) -> Future[Prediction]:
-        """Queue one uint8 tile (height, width, bands); the future's result is its prediction, N = 1.
+        """Queue one tile (height, width, bands) of the engine's dtype; the future's result is its prediction, N = 1.
 
         Raises InputError for another dtype or shape, more than one tile, or a batcher that is closed.
         """

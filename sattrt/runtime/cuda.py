@@ -142,10 +142,12 @@ class Memory:
 
     def close(self) -> None:
         """Free buffers, graph and stream, let go of the context."""
-        with self.current():
+        # after a fault of the GPU every call repeats it, and would hide what happened first; the driver then frees all with the process
+        with contextlib.suppress(BackendError), self.current():
             self.forget()
             for address in self._buffers:
                 self._device.call("cuMemFree_v2", c_uint64(address))
             self._buffers.clear()
             self._device.call("cuStreamDestroy_v2", c_void_p(self.stream))
-        self._device.call("cuDevicePrimaryCtxRelease_v2", self._device.handle)
+        with contextlib.suppress(BackendError):
+            self._device.call("cuDevicePrimaryCtxRelease_v2", self._device.handle)

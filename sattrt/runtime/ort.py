@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import os
 import threading
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, ContractError
+from .cuda import Device
 from .engine import Outputs, Tiles
 
 MAX_BATCH, _TUNED_BATCH = 256, 64
-_PRELOADING, _preloaded = threading.Lock(), False
+_PRELOADING = threading.Lock()
+_preloaded: str | None = None  # what was said of it
 
 
 class OnnxRuntimeBackend:
@@ -26,7 +29,7 @@ class OnnxRuntimeBackend:
 
     spinning: whether its threads wait busily. optimised: the file is a graph that `save_optimised` wrote for this place: it is opened as it is.
     tensorrt: (height, width, bands) where ONNX Runtime is to compile the graph by TensorRT as it opens it, which takes a while and
-    needs libnvinfer.so.10. BackendError where it can't.
+    needs libnvinfer.so.10. BackendError where it can't, and where there is a GPU that onnxruntime-gpu can't use.
     """
 
     max_batch = MAX_BATCH
@@ -59,6 +62,8 @@ class OnnxRuntimeBackend:
             providers.insert(0, ("CUDAExecutionProvider", choice if precision == "fp16" else {**choice, "use_tf32": "0"}))
         if tensorrt:
             require_tensorrt()
+            with contextlib.suppress(ImportError, OSError):  # the package's libraries are where no loader looks: it loads them itself
+                importlib.import_module("tensorrt")
             providers.insert(0, ("TensorrtExecutionProvider", _tensorrt_options(precision, tensorrt)))
         try:
             if len(providers) > 1:
@@ -66,6 +71,10 @@ class OnnxRuntimeBackend:
             # a fallback would print, and go on elsewhere: `device` would be wrong
             self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=False)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
+            if tensorrt:
+                raise BackendError(
+                    f"ONNX Runtime can't open {path} by TensorRT ({error}). It wants TensorRT 10 (pip install 'tensorrt<11'); or use another engine."
+                ) from None
             if len(providers) > 1:  # the GPU may be full, or TensorRT refuse the graph
                 raise BackendError(f"ONNX Runtime can't open {path} here ({error}). Use another engine, or free the GPU.") from None
             # the bundle's digests fit: it is this version that does not know the graph, or this machine that has no memory for it
@@ -83,6 +92,8 @@ class OnnxRuntimeBackend:
         if tensorrt and not running.startswith("Tensorrt"):
             raise BackendError("ONNX Runtime can't start TensorRT here; it wants a GPU and libnvinfer.so.10. Use an onnxruntime engine.")
         self.device = "cpu" if running.startswith("CPU") else "cuda"
+        if self.device == "cpu" and len(providers) > 1:
+            _refuse_lost_gpu()
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
@@ -168,10 +179,22 @@ def _preload(onnxruntime: Any) -> None:
     """Load CUDA's libraries, once. What it can't find it prints; stdout is the program's own, so for that moment it goes nowhere."""
     global _preloaded
     with _PRELOADING:
-        if not _preloaded:
-            with contextlib.redirect_stdout(io.StringIO()):
+        if _preloaded is None:
+            with contextlib.redirect_stdout(io.StringIO()) as said:
                 onnxruntime.preload_dlls()
-            _preloaded = True
+            _preloaded = " ".join(said.getvalue().split())[:200]
+
+
+def _refuse_lost_gpu() -> None:
+    """BackendError where there is a GPU: it was dropped for lack of a library, and an engine that is so much slower is not what was opened."""
+    try:
+        name = Device().name
+    except BackendError:
+        return
+    raise BackendError(
+        f"ONNX Runtime can't use {name} ({_preloaded or 'it gives no reason'}). Install CUDA's libraries for it (pip install "
+        "'onnxruntime-gpu[cuda,cudnn]'), or hide the GPU (CUDA_VISIBLE_DEVICES=) to run on the CPU."
+    )
 
 
 def _module() -> Any:

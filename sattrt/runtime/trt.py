@@ -84,9 +84,12 @@ class TensorRTBackend:
         device = Device()
         on_any_since_ampere = builder == "tensorrt" and "AMPERE_PLUS" in flags and int(device.compute_capability.partition(".")[0]) >= 8
         if device.compute_capability not in wanted and not on_any_since_ampere:
+            way_out = (
+                "Export again on this machine" if builder == "tensorrt" else "TensorRT-RTX may not build for it: use a tensorrt engine"
+            )
             raise BackendError(
                 f"{path.name} was built for compute capability {', '.join(wanted)}; {device.name} has "
-                f"{device.compute_capability}. Export again on this machine, or use an onnxruntime engine."
+                f"{device.compute_capability}. {way_out}, or use an onnxruntime engine."
             )
         self.device = device.name
         self._memory, self._turn = Memory(device), threading.Lock()
@@ -99,7 +102,13 @@ class TensorRTBackend:
 
     def _load(self, trt: ModuleType, path: Path, version: str, weights: Path | None) -> None:
         self._logger, plan = silent_log(trt), path.read_bytes()
-        self._runtime = trt.Runtime(self._logger)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except (TypeError, RuntimeError):  # pybind11's words for a null pointer
+            said = self._logger.last or "it gives no reason"
+            raise BackendError(
+                f"{path.name}: TensorRT can't start here ({said}). Look at driver and free memory (nvidia-smi), or use an onnxruntime engine."
+            ) from None
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             why = refusal(trt, self._runtime, plan, version, self._logger.last)

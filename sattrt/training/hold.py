@@ -42,7 +42,7 @@ class Hold:
 def held(out: Path, rank: Rank) -> Iterator[Hold]:
     """The folder for this run alone, made where it is missing, and removed where nothing came into it; the first rank
     holds it for all, and deletes the temporary files of runs that were killed. InputError where it is taken, or is no folder."""
-    is_new = not out.exists()
+    is_new, was_locked = not out.exists(), (out / LOCK).exists()
     file = _open(out) if rank.is_first else None
     if file is not None:
         remove_temporaries(*(out / name for name in _WRITTEN))
@@ -52,8 +52,10 @@ def held(out: Path, rank: Rank) -> Iterator[Hold]:
     finally:
         if file is not None:
             with contextlib.suppress(OSError):
-                if is_new and os.listdir(out) == [LOCK]:  # nothing came of it
+                nothing_came = is_new and os.listdir(out) == [LOCK]
+                if nothing_came or not (was_locked or (out / LOCK).stat().st_size):  # or no run was begun in it
                     (out / LOCK).unlink()
+                if nothing_came:
                     out.rmdir()
             file.close()
 

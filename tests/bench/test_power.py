@@ -31,7 +31,6 @@ class OneField(ModuleType):
         pass
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-    nvmlClocksThrottleReasonSwPowerCap = 4
 
     def __getattr__(self, name: str) -> object:
         def ask(*arguments: object) -> object:
@@ -41,7 +40,7 @@ class OneField(ModuleType):
                 raise self.NVMLError("Not Supported")
             return answers[name]
 
-        if name.startswith("nvml") and "ThrottleReasonHw" not in name and "ThrottleReasonSw" not in name:
+        if name.startswith("nvml"):
             return ask
         raise AttributeError(name)
 

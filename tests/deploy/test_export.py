@@ -95,8 +95,11 @@ def test_a_resize_is_part_of_the_graph(run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(["logits"], {"input": tiles})[0], expected, atol=1e-3)
 
 
-def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_path: Path) -> None:
-    symmetric = export(run, tmp_path / "b", ExportConfig(symmetries=True, precision="fp32"))
+def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    symmetric = export(run, Path("."), ExportConfig(symmetries=True, precision="fp32"))
+    monkeypatch.chdir(tmp_path)
     wanted = {name for name in records(bundle) if name.endswith("fp32")}
     assert set(records(symmetric.bundle)) == wanted  # every builder takes the graph
     assert symmetric.bundle.spec.views == 8

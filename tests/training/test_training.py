@@ -94,6 +94,12 @@ def test_convolutions_are_tuned_in_the_training_steps_of_a_long_run_alone(
     assert seen == {(True, tuned), (False, False)}
 
 
+def test_checkpoints_are_for_whoever_may_read_the_run(run: Path) -> None:
+    assert {(run / name).stat().st_mode for name in ("best.safetensors", "last.safetensors", "log.csv")} == {
+        (run / "config.json").stat().st_mode
+    }
+
+
 def test_a_run_is_never_overwritten(run: Path, dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"holds a run of \d+ steps already"):
         train(dataset, run, SMALL)
@@ -186,6 +192,7 @@ def test_a_folder_of_something_else_is_not_written_into(dataset: Dataset, tmp_pa
     with pytest.raises(InputError, match=r"'spec.json', which is not of a run"):
         train(dataset, tmp_path, SMALL)
     assert (tmp_path / "spec.json").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]
     with pytest.raises(InputError, match="is a file"):
         train(dataset, tmp_path / "spec.json", SMALL)
 
