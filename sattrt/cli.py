@@ -298,6 +298,7 @@ def predict(
             return
         for path, name, probability in answers:
             print(f"{name}  {100 * probability:.1f} %  {path}")
+        print(f"by {opened.name} on {opened.device}", file=sys.stderr)
 
 
 @app.command("map")

@@ -168,7 +168,9 @@ def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -
     expected = golden.predict(np.stack([np.asarray(Image.open(name)) for name in names]))
     assert [each["class"] for each in answer["predictions"]] == expected.names
     assert [each["file"] for each in answer["predictions"]] == list(map(str, names))
-    assert len(sattrt("predict", bundle.path, *names).stdout.splitlines()) == 3
+    said = sattrt("predict", bundle.path, *names)
+    assert len(said.stdout.splitlines()) == 3
+    assert said.stderr.startswith("by onnxruntime-fp32 on ")
     (copy / "model.fp16.onnx").unlink()  # another engine's: as in a program of one's own
     assert sattrt("predict", copy, names[0], "--engine", "onnxruntime-int8").returncode == 0
     assert "no engine 'int4'" in refusal("predict", bundle.path, names[0], "--engine", "int4")
