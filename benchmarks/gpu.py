@@ -199,10 +199,11 @@ def fastest(bundle: Bundle) -> EngineRecord:
     from sattrt.errors import BackendError
     from sattrt.machine import gpu
 
+    on_gpu = gpu() is not None
+
     def rank(engine: EngineRecord) -> tuple[int, bool, int]:
-        in_fp32 = (
-            engine.backend == "onnxruntime" and engine.precision == "int8" and gpu() is not None
-        )  # CUDA's provider has no int8 convolution
+        # ONNX Runtime's CUDA provider has no int8 convolution
+        in_fp32 = on_gpu and (engine.backend, engine.precision) == ("onnxruntime", "int8")
         return BACKENDS.index(engine.backend), in_fp32, PRECISIONS.index(engine.precision)
 
     for engine in sorted(bundle.engines, key=rank):
