@@ -145,28 +145,41 @@ def test_every_query_is_another_one() -> None:
     assert len(set(seen)) == 5
 
 
-def test_a_server_finds_the_rate_that_holds_the_bound(bundle: Bundle) -> None:
+def test_a_server_searches_by_what_was_answered_in_time(bundle: Bundle) -> None:
+    """What holds depends on how busy this machine is; the search has to follow from what did."""
     tiles = np.load(bundle.path / "golden.npz")["tiles"]
     with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
         alone = measure({"e": queries(engine.infer, tiles, 64, 0)}, Budget(0.3))["e"].images_per_second
         found = server(engine, tiles, bound=0.5, highest=alone, seconds=0.5, seed=0)
-        assert found.rate > 0
-        assert found.trials[0].rate == alone
-        assert [trial.held for trial in found.trials if trial.rate <= found.rate] == [True] * 2 + [
-            True for trial in found.trials[:6] if trial.rate < found.rate
-        ]  # found, confirmed, and no lower one failed
-        assert found.latency is not None
-        assert found.latency.milliseconds(99) <= 500
-        easy = server(engine, tiles, bound=1, highest=alone / 20, seconds=0.05, seed=0)
-        assert [trial.rate for trial in easy.trials] == pytest.approx([alone / 20 * 1.3 ** min(i, 5) for i in range(7)])
-        assert len(easy.trials[6].seconds) >= len(easy.trials[5].seconds)
-        assert {trial.late >= 0 for trial in easy.trials} == {True}
-        assert easy.rate == easy.trials[-1].rate
-        assert easy.at_least
+        low, high, rate = 0.0, np.inf, alone
+        for trial in found.trials[:6]:
+            assert trial.rate == pytest.approx(rate)
+            assert not trial.held or np.mean(np.array(trial.seconds) <= 0.5) >= 0.99
+            assert trial.late >= 0
+            low, high = (trial.rate, high) if trial.held else (low, trial.rate)
+            rate = (low + high) / 2 if high < np.inf else low * 1.3
+        confirming = found.trials[6:]
+        held = sorted((trial.rate for trial in found.trials[:6] if trial.held), reverse=True)
+        assert [trial.rate for trial in confirming] == held[: len(confirming)]
+        assert [trial.held for trial in confirming[:-1]] == [False] * len(confirming[:-1])
+        assert found.rate == (confirming[-1].rate if confirming and confirming[-1].held else 0)
+        assert (found.latency is not None) == (found.rate > 0)
         hopeless = server(engine, tiles, bound=1e-4, highest=alone, seconds=0.1, seed=0)
         assert (hopeless.rate, hopeless.latency, hopeless.at_least) == (0, None, False)
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0.2) > 0
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0) > 0  # however late a thread begins
+
+
+def test_a_server_that_always_answers_in_time_is_asked_for_more_and_more(bundle: Bundle) -> None:
+    tiles = np.load(bundle.path / "golden.npz")["tiles"]
+    with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
+        easy = server(engine, tiles, bound=60, highest=10, seconds=0.05, seed=0, max_batch=1)  # no tile waits for another
+    assert [trial.rate for trial in easy.trials] == pytest.approx([10 * 1.3 ** min(i, 5) for i in range(7)])
+    assert len(easy.trials[6].seconds) >= len(easy.trials[5].seconds)
+    assert easy.rate == easy.trials[-1].rate
+    assert easy.at_least
+    assert easy.latency is not None
+    assert easy.latency.seconds == easy.trials[-1].seconds
 
 
 def test_a_rate_that_only_seemed_to_hold_is_not_reported_and_batches_are_warm(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
