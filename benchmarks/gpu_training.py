@@ -6,8 +6,8 @@
 A run that fails is recorded with its reason, and the file is written anew after each of them, so nothing that was measured is lost.
 Before them a small network trains one step in a process of its own, so that CUDA's libraries (some gigabytes) are read from the disk once, and in no run's time.
 
-Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are; where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else Pillow decodes; without
-matplotlib a run has no pictures. Each run is
+Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are; where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
+decodes; without matplotlib a run has no pictures. Each run is
 `sattrt train` itself in a fresh process; a run's clock starts when the process has imported torch and torchvision (the first import is not
 counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. Without a GPU it runs as well, on a small share of
 the tiles, to show that it works: `--share 640`.

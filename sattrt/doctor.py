@@ -24,7 +24,7 @@ _PACKAGES = (
     (
         "NVIDIA DALI",
         ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-        "tiles are decoded by Pillow, on the CPU",
+        "tiles are decoded by torchvision, on the CPU",
         "pip install 'sattrt[train]'",
     ),
     ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),

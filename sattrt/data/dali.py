@@ -79,7 +79,7 @@ class DaliDecoder:
         if "decode" in text or "nvImageCodec" in text or "uniform shape" in text:
             tile = self._name_of(self._culprit(indices))
             return InputError(
-                f'DALI can\'t decode {tile} ({text[:200]}). Set decoder = "pillow", or take it out and run `sattrt data` again.'
+                f'DALI can\'t decode {tile} ({text[:200]}). Set decoder = "torchvision", or take it out and run `sattrt data` again.'
             )
         return BackendError(f"DALI can't run here ({text[:200]}). Check the driver with `sattrt doctor`.")
 

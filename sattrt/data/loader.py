@@ -27,7 +27,7 @@ from .sources import Source, open_source
 from .transfer import to_device
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-DECODERS = ("auto", "dali", "pillow")
+DECODERS = ("auto", "dali", "torchvision")
 CACHE_GB = 4.0
 _DECODED_AT_ONCE = 256
 
@@ -60,7 +60,7 @@ class Loader:
     tiles: which tiles, in a fixed order. batch_size: tiles per batch on this rank.
     augmentation: shuffle, drop what does not fill a batch on every rank, and vary each tile. Without it: every tile
     once, in order, divided among the ranks.
-    decoder: "dali", "pillow", or "auto", which is DALI where it is installed. cache_gb: the most memory that decoded
+    decoder: "dali", "torchvision", or "auto", which is DALI where it is installed. cache_gb: the most memory that decoded
     tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch. keeps: whether they are kept. kept_gb: what they take.
     source: the dataset's, opened by whoever closes it; without it the loader opens its own.
     Raises BackendError where the decoder is not installed; InputError where a tile is no longer what was scanned.
@@ -178,7 +178,7 @@ class Loader:
 
     def _open(self, decoder: str, batch_size: int, threads: int) -> Decoder:
         read: Callable[[int], Any] = self._read if self._source else self._row
-        if decoder != "pillow":
+        if decoder != "torchvision":
             try:
                 from .dali import DaliDecoder
 
@@ -186,13 +186,13 @@ class Loader:
             except ImportError as error:
                 if decoder == "dali":
                     raise BackendError(
-                        f"NVIDIA DALI is not installed ({error}). Install it with: pip install 'sattrt[train]', or set decoder to pillow."
+                        f"NVIDIA DALI is not installed ({error}). Install it with: pip install 'sattrt[train]', or set decoder to torchvision."
                     ) from None
         if not self._source:
             return _Rows(self._row, self._device)
-        from .pillow import PillowDecoder
+        from .threads import ThreadedDecoder
 
-        return PillowDecoder(self._read, self._device, threads)
+        return ThreadedDecoder(self._read, self._device, threads)
 
     def _row(self, index: int) -> NDArray[np.uint16]:
         row: NDArray[np.uint16] = self._cache[self._row_of[self._tiles[index].name]]

@@ -49,8 +49,8 @@ class TrainConfig(Settings):
     precision: "auto" is bf16 where the hardware has it, fp16 with a gradient scaler on older GPUs, else fp32.
     seed: of the new head, the order of tiles and their augmentation.
     threads: CPU threads per rank for decoding and torch; 0 divides the machine's cores among its ranks.
-    decoder: "dali", "pillow", or "auto". cache_gb: memory for decoded tiles, in 10**9 bytes a rank; beyond it they are
-    decoded in every epoch.
+    decoder: "dali", "torchvision", or "auto", which is DALI where it is installed. cache_gb: memory for decoded tiles, in 10**9 bytes a rank;
+    beyond it they are decoded in every epoch.
     """
 
     recipe: str = "default"

@@ -136,7 +136,7 @@ def test_decoded_tiles_are_cached_and_fed_by_dali_as_they_are(tmp_path: Path) ->
     dataset.write(tmp_path / "d")
     assert Dataset.read(tmp_path / "d") == dataset
     expected = np.stack([read_for((folder / tile.name).read_bytes(), dataset.bands) for tile in dataset.all_tiles])
-    for decoder, name in (("dali", "DALI"), ("pillow", "numpy")):
+    for decoder, name in (("dali", "DALI"), ("torchvision", "numpy")):
         if decoder == "dali":
             pytest.importorskip("nvidia.dali", reason="needs DALI")
         for cache_gb in (0, 4):

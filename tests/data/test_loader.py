@@ -1,3 +1,4 @@
+import io
 import shutil
 import warnings
 from dataclasses import replace
@@ -15,7 +16,8 @@ from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.loader import Loader, decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.data.sources import open_source
-from sattrt.errors import InputError
+from sattrt.data.threads import ThreadedDecoder
+from sattrt.errors import ContractError, InputError
 
 CPU = torch.device("cpu")
 
@@ -115,9 +117,9 @@ def test_a_tile_that_dali_can_not_decode_is_named(tiles: Path, cache_gb: float) 
     exif[274] = 1
     Image.open(tiles / "Field" / "Field_3.jpg").save(tiles / "Field" / "odd.webp", lossless=True, exif=exif)
     dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
-    with pytest.raises(InputError, match=r'DALI can\'t decode Field/odd.webp .*decoder = "pillow"'):
+    with pytest.raises(InputError, match=r'DALI can\'t decode Field/odd.webp .*decoder = "torchvision"'):
         pixels(training(dataset, batch_size=4, decoder="dali", cache_gb=cache_gb))
-    assert len(pixels(training(dataset, batch_size=37, decoder="pillow"))) == 37
+    assert len(pixels(training(dataset, batch_size=37, decoder="torchvision"))) == 37
 
 
 def test_tiles_that_are_gone_are_named(tiles: Path) -> None:
@@ -155,21 +157,55 @@ def test_tiles_that_are_kept_and_tiles_that_stream_are_the_same(dataset: Dataset
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_without_dali_the_batches_are_the_same(dataset: Dataset, cache_gb: float) -> None:
     options = {"augmentation": Augmentation(crop=0.6), "cache_gb": cache_gb}
-    dali, pillow = (training(dataset, decoder=name, **options) for name in ("dali", "pillow"))
-    assert (dali.decoder, pillow.decoder) == ("DALI", "Pillow")
-    for (images, labels), (same, same_labels) in zip(batches(dali, 1), batches(pillow, 1), strict=True):
+    dali, host = (training(dataset, decoder=name, **options) for name in ("dali", "torchvision"))
+    assert (dali.decoder, host.decoder) == ("DALI", "torchvision")
+    for (images, labels), (same, same_labels) in zip(batches(dali, 1), batches(host, 1), strict=True):
         np.testing.assert_array_equal(labels, same_labels)
         assert np.abs(images - same).max() <= 1  # the decoders' rounding
 
 
-def test_pillow_names_a_tile_that_changed(tiles: Path) -> None:
+def test_without_dali_a_tile_that_changed_is_named(tiles: Path) -> None:
     dataset = scan(tiles, SplitRule((1, 0, 0)), workers=1)
     (tiles / "Field" / "Field_3.jpg").write_bytes((tiles / "Field" / "Field_4.jpg").read_bytes())
     with pytest.raises(InputError, match=r"Field_3.jpg .*changed since"):
-        pixels(training(dataset, batch_size=4, decoder="pillow"))
+        pixels(training(dataset, batch_size=4, decoder="torchvision"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 2}, {"quality": 30, "progressive": True}, {"restart_marker_rows": 1}]
+)
+def test_threads_decode_jpeg_as_pillow_does_bit_for_bit(options: dict[str, int]) -> None:
+    rng = np.random.default_rng(0)
+    written = []
+    for side in (64, 64, 64, 63, 63):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        coarse.save(file := io.BytesIO(), "JPEG", **options)
+        written.append(file.getvalue())
+    decoder = ThreadedDecoder(written.__getitem__, CPU, threads=2)
+    found = [images.numpy() for images in decoder.batches([np.array([2, 0, 1]), np.array([4]), np.array([3, 4])])]
+    assert [len(images) for images in found] == [3, 1, 2]
+    for image, index in zip([each for images in found for each in images], [2, 0, 1, 4, 3, 4], strict=True):
+        np.testing.assert_array_equal(image, decode(written[index]))
+    with pytest.raises(ContractError, match="not all of one size"):
+        list(decoder.batches([np.array([0, 3])]))
+
+
+def test_threads_leave_to_pillow_what_torchvision_can_not_decode(tiles: Path) -> None:
+    jpeg = (tiles / "Field" / "Field_3.jpg").read_bytes()
+    Image.open(io.BytesIO(jpeg)).save(png := io.BytesIO(), "PNG")
+    Image.open(io.BytesIO(jpeg)).convert("CMYK").save(cmyk := io.BytesIO(), "JPEG")
+    for content, fault in (
+        (jpeg[:30], "corrupt or cut short|not an image"),
+        (cmyk.getvalue(), "wrong mode .CMYK"),
+        (b"text", "not an image"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            list(ThreadedDecoder([content].__getitem__, CPU, threads=1).batches([np.array([0])]))
+    [[from_png]] = ThreadedDecoder([png.getvalue()].__getitem__, CPU, threads=1).batches([np.array([0])])
+    np.testing.assert_array_equal(from_png, decode(jpeg))
 
 
 def test_decoding_in_threads_leaves_the_warnings_of_the_process_as_they_are(dataset: Dataset) -> None:
     before = list(warnings.filters)
-    pixels(training(dataset, decoder="pillow", threads=4))
+    pixels(training(dataset, decoder="torchvision", threads=4))
     assert list(warnings.filters) == before

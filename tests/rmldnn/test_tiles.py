@@ -28,7 +28,7 @@ def test_what_is_left_out_is_said(tutorial: Path, tmp_path: Path) -> None:
     assert not _left_out(labelled(tutorial / "data" / "train", tutorial / "data" / "valid"), tmp_path)
 
 
-@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+@pytest.mark.parametrize("decoder", ["dali", "torchvision"])
 def test_grey_files_are_read_as_rgb(tutorial: Path, tmp_path: Path, decoder: str) -> None:
     """Palettes and transparency too; what is damaged or of 16 bits is left out still."""
     if decoder == "dali":

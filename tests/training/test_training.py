@@ -145,7 +145,7 @@ def test_a_class_that_a_split_lacks_is_named(dataset: Dataset, tmp_path: Path, s
     [
         {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "exponential", "layer_decay": 0.7},
         {"optimizer": "adam", "learning_rate": 3e-4, "schedule": "step", "crop": 0.5, "colour": 0.2, "image_size": 96},
-        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "cache_gb": 0.0, "decoder": "pillow"},
+        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "cache_gb": 0.0, "decoder": "torchvision"},
     ],
 )
 def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) -> None:
