@@ -1,11 +1,12 @@
-"""Tiles a second out of four loaders, cold and warm, nothing behind them; the last line on stdout is one JSON document.
+"""Tiles a second out of five loaders, cold and warm, nothing behind them; the last line on stdout is one JSON document.
 
     python benchmarks/loading.py --tiles EuroSAT_RGB.zip
 
 Everyone delivers the same: batches of 64 as float32 0..1 (N, 3, H, W), on the GPU where there is one, shuffled anew and flipped at random in each
 epoch (sattrt turns by quarters too), with as many workers or threads as there are cores. The loops are those that each library's documentation
-shows: ImageFolder with DataLoader; DALI's file reader, decoder and flips; sattrt's loader, in two ways. Kept: decoded in the first epoch and held in
-memory as uint8, so that later epochs read and decode nothing, which the peers do each time. Streamed: read and decoded in every epoch, as the peers do it. Cold: the first epoch in a
+shows: ImageFolder with DataLoader; DALI's file reader, decoder and flips; sattrt's loader. Kept: decoded in the first epoch and held in
+memory as uint8, so that later epochs read and decode nothing, which the peers do each time. Streamed: read and decoded in every epoch, as the
+peers do it; by DALI, and by torchvision as where DALI is not installed. Cold: the first epoch in a
 fresh process, set-up included, after the files were dropped from the disk's cache. Warm: the median of the epochs after it.
 """
 
@@ -31,7 +32,7 @@ from sattrt.machine import cores, environment
 
 PRODUCT = "float32 0..1 (64, 3, H, W); kept: decoded in the first epoch alone"
 BATCH, EPOCHS, ROUNDS = 64, 4, 3
-PEERS, OURS = ("ImageFolder and DataLoader", "DALI"), ("sattrt, tiles kept", "sattrt, tiles streamed")
+PEERS, OURS = ("ImageFolder and DataLoader", "DALI"), ("sattrt, tiles kept", "sattrt, tiles streamed", "sattrt, streamed without DALI")
 Epoch = Callable[[int], Iterator[Any]]  # a tensor of tiles for each batch: float32 0..1 (N, 3, H, W)
 
 
@@ -64,7 +65,7 @@ def dali(folder: Path, dataset: Dataset) -> Epoch:
     return lambda epoch: (batch[0]["data"] for batch in made)
 
 
-def sattrt_kept(folder: Path, dataset: Dataset, cache_gb: float = 4.0) -> Epoch:
+def sattrt_kept(folder: Path, dataset: Dataset, cache_gb: float = 4.0, decoder: str = "auto") -> Epoch:
     import torch
 
     from sattrt.data.augment import Augmentation
@@ -72,7 +73,14 @@ def sattrt_kept(folder: Path, dataset: Dataset, cache_gb: float = 4.0) -> Epoch:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = Loader(
-        dataset, dataset.tiles("train"), batch_size=BATCH, device=device, augmentation=Augmentation(), threads=cores(), cache_gb=cache_gb
+        dataset,
+        dataset.tiles("train"),
+        batch_size=BATCH,
+        device=device,
+        augmentation=Augmentation(),
+        threads=cores(),
+        cache_gb=cache_gb,
+        decoder=decoder,
     )
     ready = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
     return lambda epoch: (images.permute(0, 3, 1, 2).to(**ready).div_(255) for images, _ in loader.epoch(epoch))
@@ -82,7 +90,11 @@ def sattrt_streamed(folder: Path, dataset: Dataset) -> Epoch:
     return sattrt_kept(folder, dataset, cache_gb=0.0)
 
 
-LOADERS = dict(zip((*PEERS, *OURS), (image_folder, dali, sattrt_kept, sattrt_streamed), strict=True))
+def sattrt_without_dali(folder: Path, dataset: Dataset) -> Epoch:
+    return sattrt_kept(folder, dataset, cache_gb=0.0, decoder="torchvision")
+
+
+LOADERS = dict(zip((*PEERS, *OURS), (image_folder, dali, sattrt_kept, sattrt_streamed, sattrt_without_dali), strict=True))
 
 
 def speeds(name: str, folder: Path, dataset: Dataset) -> list[float]:
