@@ -1,14 +1,17 @@
-"""The tables of README.md and docs/ from the files under benchmarks/results, so that a figure is never typed.
+"""The tables of README.md and docs/ from the files under benchmarks/results, so that a figure is never typed; those of settings from the code.
 
     python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
     python benchmarks/tables.py --check    # exit code 1 where something would change
 
-Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`.
+Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`; `settings` (of a class, as
+TrainConfig).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
 import re
 import statistics
@@ -17,11 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sattrt.bench.config import BenchConfig
 from sattrt.bench.tables import table
+from sattrt.deploy.config import ExportConfig
+from sattrt.map.config import MapConfig
+from sattrt.training.config import RECIPES, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("design", "training", "export", "bench", "bands", "map")))
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("design", "training", "export", "bench", "bands", "map", "settings")))
 _MARKED = re.compile(r"(<!-- table: (\w+) ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -174,6 +181,27 @@ def map_speed(*names: str) -> str:
     return markdown(columns, rows)
 
 
+def settings(name: str) -> str:
+    """The fields of a configuration, with their defaults (of recipes, too) and what its docstring says of each."""
+    kind = {each.__name__: each for each in (TrainConfig, ExportConfig, BenchConfig, MapConfig)}[name]
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    words = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
+    one = "(?:" + "|".join(sorted(defaults, key=len, reverse=True)) + ")"
+    # "name, name: what it is." follow one another
+    _, *parts = re.split(rf"(?:(?<=\. )|(?<=; ))({one}(?:, {one})*): ", words)
+    meanings = {each: meaning for names, meaning in zip(parts[::2], parts[1::2], strict=True) for each in names.split(", ")}
+    rows = []
+    for each, default in defaults.items():
+        others = [f"{recipe} {toml(values[each])}" for recipe, values in RECIPES.items() if kind is TrainConfig and each in values]
+        rows.append((f"`{each}`", "; ".join([toml(default), *others]), meanings[each].strip().rstrip(";.").replace("|", "\\|")))
+    return markdown(("setting", "default", "what it is"), rows)
+
+
+def toml(value: Any) -> str:
+    """A value as a TOML file has it; empty for none."""
+    return "" if value is None else f"`{json.dumps(value)}`"
+
+
 KINDS: dict[str, Callable[..., str]] = {
     "bench": bench,
     "training": training,
@@ -183,6 +211,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "ablation": ablation,
     "bands": bands,
     "map": map_speed,
+    "settings": settings,
 }
 
 

@@ -115,7 +115,9 @@ def data(
     from .data.scan import SplitRule, scan
     from .errors import InputError
     from .machine import cores
+    from .spec import require_writable
 
+    require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
     with progress_bar("files") as bar:
@@ -209,7 +211,7 @@ def export(
     if triton:
         from .deploy.triton import check_folder, write_triton
 
-        check_folder(triton, out)  # better now than after the export
+        check_folder(triton, out)
     with progress_bar() as bar:
         task = bar.add_task("Exporting", total=None)
         report = run_export(run, out, settings, lambda what: bar.update(task, description=f"Exporting: {what}"))
@@ -239,18 +241,19 @@ def bench(
     """Measure accuracy, latency and throughput of every engine, beside torch eager."""
     from .bench.compare import Comparison, against, read_report
     from .bench.config import BenchConfig
-    from .bench.report import check_folder, write_report
+    from .bench.report import write_report
     from .bench.run import bench as run_bench
     from .bench.tables import table
     from .data.dataset import Dataset
     from .errors import InputError
     from .runtime import read_bundle
+    from .spec import require_writable
 
     settings = BenchConfig.from_toml(config)
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
-    check_folder(out)
+    require_writable(out / "bench.json")
     with progress_bar() as bar:
         task = bar.add_task("Measuring", total=None)
         opened = [read_bundle(path, require_signature) for path in bundles]
@@ -351,14 +354,21 @@ def map_(
 
 
 @app.command()
-def selftest(bundle: BundleFolder, require_signature: Signed = None, as_json: Json = False) -> None:
-    """Prove that every engine which runs here answers as it did where it was exported."""
+def selftest(
+    bundle: BundleFolder,
+    engine: Annotated[
+        str | None, typer.Option(help="Name of an engine in the bundle, which has to run; all if not given.", show_default=False)
+    ] = None,
+    require_signature: Signed = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that every engine which runs here, or the one that is named, answers as it did where it was exported."""
     from dataclasses import asdict
 
     from .runtime import read_bundle
     from .runtime import selftest as run_selftest
 
-    checks = run_selftest(read_bundle(bundle, require_signature))
+    checks = run_selftest(read_bundle(bundle, require_signature), engine)
     if as_json:
         print(json.dumps([asdict(check) for check in checks]))
     else:

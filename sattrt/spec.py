@@ -170,9 +170,9 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    with atomic_path(path) as temporary:
+def write_bytes(path: Path, content: bytes, setting: str = "--out") -> None:
+    """Write a file atomically. setting: as `atomic_path` has it."""
+    with atomic_path(path, setting) as temporary:
         temporary.write_bytes(content)
 
 
@@ -181,7 +181,7 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
     """A temporary name in the folder of `path`; it becomes `path` when the block ends without an error.
 
     A killed process leaves the old file or the new one, never half. InputError where the folder can't be
-    written or the disk is full; the old file is still there then. setting: where `path` came from, for that error.
+    written or the disk is full; the old file is still there then. setting: where `path` came from, for that error; "" where it can't be chosen.
     """
     path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
@@ -216,10 +216,10 @@ def remove_temporaries(*paths: Path, seconds: float = 0) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, setting: str = "--out") -> Iterator[Path]:
     """Like `atomic_path`, for a folder: the old folder is replaced as a whole, or kept as a whole. InputError where a file is in its place."""
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another --out.")
+        raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another {setting}.")
     path, token = Path(os.path.realpath(path)), secrets.token_hex(_TOKEN_BYTES)  # what a link leads to is replaced, not the link
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     if path.exists():  # else what a killed process put aside may be all that there is of it
@@ -231,7 +231,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise unwritable(path, error, setting) from None
     finally:
         if old.exists() and not path.exists():  # stopped between the two, by a signal too
             os.replace(old, path)
@@ -241,15 +241,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def require_space(path: Path, size: int) -> None:
     """InputError unless the disk that `path` will lie on has `size` bytes left: better now than after an hour of work."""
-    place = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    place = _nearest(path)
     if (free := shutil.disk_usage(place).free) < size:
         raise InputError(
             f"The disk is full: {path} needs {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space, or choose another --out."
         )
 
 
+def require_writable(path: Path, setting: str = "--out") -> None:
+    """InputError where `path` can't be made, for what lies in the way of its folder or for want of a right: better now than after the work."""
+    place = _nearest(path.absolute().parent)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another {setting}.")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the first of the folders above it that is there, be it a link to nothing."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
+
+
 def unwritable(path: Path, error: OSError, setting: str = "--out") -> InputError:
-    """The one-line error for a file that can't be written. setting: what says where it is to be."""
-    if error.errno == errno.ENOSPC:
-        return InputError(f"The disk is full: {path} was not written. Free some space, or choose another {setting}.")
-    return InputError(f"Can't write {path}: {error.strerror or error}. Choose another {setting}.")
+    """The one-line error for a file that can't be written. setting: what says where it is to be; "" where that can't be chosen."""
+    full = error.errno == errno.ENOSPC
+    said = f"The disk is full: {path} was not written." if full else f"Can't write {path}: {error.strerror or error}."
+    if not setting:
+        return InputError(f"{said} {'Free some space' if full else 'Check the permissions of its folder'}.")
+    return InputError(f"{said} {'Free some space, or choose' if full else 'Choose'} another {setting}.")

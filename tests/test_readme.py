@@ -28,6 +28,7 @@ PAGES = [
     "docs/from-rmldnn.md",
     "docs/bands.md",
     "docs/map.md",
+    "docs/settings.md",
 ]
 
 

@@ -17,7 +17,7 @@ SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 class BenchConfig(Settings):
     """Every choice of a bench.
 
-    scenarios: names out of `SCENARIOS` with commas between (after MLPerf inference, Reddi et al., 2020): one tile after another; eight
+    scenarios: some of these, with commas between (after MLPerf inference, Reddi et al., 2020): one tile after another; eight
     tiles a query; all tiles at once, over a sweep of batch sizes; single tiles at random moments.
     seconds: how long each engine is timed, after its warm-up, in each scenario and at each batch size.
     batches: of the offline sweep, with commas between.

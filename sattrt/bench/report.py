@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..spec import write_bytes, write_json
 from .page import to_html
 from .tables import to_markdown
@@ -22,15 +20,6 @@ class Report:
 
     document: dict[str, Any]
     worst: NDArray[np.uint8]
-
-
-def check_folder(folder: Path) -> None:
-    """InputError where a report can't be written into a folder: better now than after the measurement."""
-    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(
-            f"Can't write a report into {folder}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another --out."
-        )
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:

@@ -26,7 +26,7 @@ from ..runtime.bundle import EXTERNAL
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
-from ..spec import ModelSpec, atomic_folder, check_schema, read_json, sha256_file, write_bytes, write_json
+from ..spec import ModelSpec, atomic_folder, check_schema, read_json, require_writable, sha256_file, write_bytes, write_json
 from ..trained import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig
@@ -77,6 +77,7 @@ def export(
     """
     out = out.absolute()  # "." is another folder once the bundle has taken its place
     _refuse_foreign(out)
+    require_writable(out)
     model, spec = load_trained(run)
     if config.symmetries:
         spec = _with_symmetries(spec, run)

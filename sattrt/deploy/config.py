@@ -21,7 +21,7 @@ FALL_BACK = {"fp8": "fp16", "int8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 class ExportConfig(Settings):
     """Every choice of an export.
 
-    precision: names out of `PRECISIONS` with commas between, the preferred first, or "all"; fp32 is always built, last if not named.
+    precision: some of fp32, fp16, bf16, int8, fp8 with commas between, the preferred first, or "all"; fp32 is always built, last if not named.
     gate: percentage points of validation accuracy by which an engine may lie below fp32. best_effort: where it fails, take the next
     simpler precision (int8, fp16, fp32) and go on without an error.
     error_rate: percent of wrong answers among those that are not rejected; the reject threshold of each engine is chosen for it.
@@ -29,7 +29,7 @@ class ExportConfig(Settings):
     rebuild: build plans anew even where the bundle that is replaced holds them.
     calibration_tiles: train tiles that int8 and fp8 are calibrated with, balanced over the classes.
     optimised: keep ONNX Runtime's own rewriting of each of its graphs too, for machines like this one: it opens in less time and memory.
-    min_batch, opt_batch, max_batch: what a plan accepts, and what it is tuned for.
+    min_batch, max_batch: the least and most tiles a batch that a plan accepts. opt_batch: what it is tuned for.
     compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
     version_compatible: plans that the lean runtime of the same TensorRT version loads too. hardware_compatible: TensorRT's plans (not
     those of RTX) for Ampere and everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ContractError, InputError
 from ..runtime import Bundle, EngineRecord
-from ..spec import ModelSpec, atomic_folder, write_bytes
+from ..spec import ModelSpec, atomic_folder, require_writable, write_bytes
 
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
 # bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged
@@ -27,7 +27,7 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
     """
     check_folder(folder, bundle.path)
     names = []
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder, "--triton") as target:
         write_bytes(target / _MARKER, f"{bundle.digest}\n".encode())
         for record in bundle.engines:
             flags = record.record.get("flags")
@@ -45,12 +45,13 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
 
 
 def check_folder(folder: Path, bundle: Path) -> None:
-    """InputError where a folder can't become a repository: it holds something else, or it and the bundle lie in one another."""
+    """InputError where a folder can't become a repository: it holds something else, can't be made, or it and the bundle lie in one another."""
     if folder.exists() and not (folder / _MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another folder.")
+        raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another --triton.")
     own, other = folder.resolve(), bundle.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
-        raise InputError(f"{folder} and the bundle {bundle} lie in one another, and each is replaced as a whole. Choose another folder.")
+        raise InputError(f"{folder} and the bundle {bundle} lie in one another, and each is replaced as a whole. Choose another --triton.")
+    require_writable(folder, "--triton")
 
 
 def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:

@@ -14,10 +14,10 @@ from ..settings import Settings
 class MapConfig(Settings):
     """Every choice of a map.
 
-    stride: pixels from window to window, and the side of a cell; None for the side of a tile. engine: a name, or "auto" for the first that
+    stride: pixels from window to window, and the side of a cell; without it the side of a tile. engine: a name, or "auto" for the first that
     runs. report: write an HTML page. cluster: address of a Dask scheduler, "local" for processes of this machine, empty for this process.
-    offset: digital numbers to take off every band (1000 for Sentinel-2 since baseline 04.00); None for what the metadata says.
-    nodata: the value of pixels that hold nothing; None for what the file declares, its mask, else 0.
+    offset: digital numbers to take off every band (1000 for Sentinel-2 since baseline 04.00); without it what the metadata says.
+    nodata: the value of pixels that hold nothing; without it what the file declares, its mask, else 0.
     bands: names of a GeoTIFF's bands in its own order, with commas between ("B02,B03,B04,B08"); empty for what the file says.
     valid: share of a window's pixels that must hold data, else the engine isn't asked; and of a cell's, else it is no data.
     batch_size: windows that the engine gets at once. threads: CPU threads of the engine, 0 for all cores.

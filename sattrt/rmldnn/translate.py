@@ -47,7 +47,7 @@ def write_translation(config: RmldnnConfig, path: Path) -> None:
     """Write the TOML file. InputError where another file than an older translation is there, the configuration itself perhaps."""
     if path.exists() and not _OURS.match(read_bytes(path)):
         raise InputError(f"{path} is there already and is no translation: it is not overwritten. Choose another --translate.")
-    write_bytes(path, translate(config).encode())
+    write_bytes(path, translate(config).encode(), "--translate")
 
 
 def translate(config: RmldnnConfig) -> str:

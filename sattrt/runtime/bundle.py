@@ -141,7 +141,7 @@ def sign_bundle(path: Path, key: Path) -> Path:
     bundle = parse_bundle(path, content)
     bundle.verify()
     bundle.refuse_unlisted()
-    write_bytes(path / SIGNATURE, sign(content, key))
+    write_bytes(path / SIGNATURE, sign(content, key), setting="")
     return path / SIGNATURE
 
 

@@ -32,17 +32,21 @@ class Check:
     says: str
 
 
-def selftest(bundle: Bundle, threads: int = 0) -> list[Check]:
-    """Run every engine of the bundle on its golden tiles. ContractError for a changed file, or golden samples that are none."""
+def selftest(bundle: Bundle, engine: str | None = None, threads: int = 0) -> list[Check]:
+    """Run every engine of the bundle, or the one of that name, on its golden tiles.
+
+    ContractError for a changed file, or golden samples that are none. InputError for an engine that the bundle has not.
+    """
+    records = [bundle.engine(engine)] if engine else bundle.engines
     bundle.verify()
     golden = _golden(bundle)
     checks = []
-    for record in bundle.engines:
+    for record in records:
         opened = False
         try:
-            with bundle.open(record.name, threads) as engine:
-                opened, device = True, engine.device
-                logits = engine.predict(golden["tiles"]).logits
+            with bundle.open(record.name, threads) as running:
+                opened, device = True, running.device
+                logits = running.predict(golden["tiles"]).logits
         except BackendError as error:  # what runs here and doesn't answer, or with what is no number, has failed
             checks.append(Check(record.name, False if opened else None, str(error)))
             continue

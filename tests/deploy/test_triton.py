@@ -97,7 +97,7 @@ def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: 
     assert (tmp_path / "mine" / "precious").read_text() == "mine"
 
 
-@pytest.mark.parametrize("folder", ["b", "b/models", ".", "mine"])
+@pytest.mark.parametrize("folder", ["b", "b/models", ".", "mine", "mine/precious", "mine/precious/models"])
 def test_a_folder_that_can_not_be_used_is_refused_before_the_export(tmp_path: Path, folder: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").write_text("mine")
@@ -105,7 +105,7 @@ def test_a_folder_that_can_not_be_used_is_refused_before_the_export(tmp_path: Pa
     error = CliRunner().invoke(app, words).exception
     assert isinstance(error, InputError)
     assert "no run" not in str(error)
-    assert str(error).endswith("Choose another folder.")
+    assert str(error).endswith("Choose another --triton.")
 
 
 def test_a_repository_does_not_lie_in_its_bundle(bundle: Bundle) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from conftest import reseal, respell
 from test_answers import LOGITS, SOFTMAX, graph
+from typer.testing import CliRunner
 
-from sattrt.errors import ContractError
+from sattrt.cli import app
+from sattrt.errors import ContractError, InputError
 from sattrt.runtime import Bundle, read_bundle, selftest
 
 
@@ -21,6 +23,17 @@ def test_every_engine_that_runs_here_agrees_with_its_golden_answers(bundle: Bund
     for check in checks.values():
         assert check.passed in (True, None), check
         assert check.says
+
+
+def test_an_engine_that_is_named_has_to_run(bundle: Bundle) -> None:
+    [check] = selftest(bundle, "onnxruntime-fp32")
+    assert (check.engine, check.passed) == ("onnxruntime-fp32", True)
+    here = {each.engine: each.passed for each in selftest(bundle)}
+    for name, passed in here.items():  # TensorRT-RTX's are not run without a GPU
+        assert CliRunner().invoke(app, ["selftest", str(bundle.path), "--engine", name]).exit_code == (0 if passed else 1)
+    assert CliRunner().invoke(app, ["selftest", str(bundle.path)]).exit_code == 0
+    with pytest.raises(InputError, match=r"has no engine 'onnxruntime-fp3'. It has: .*onnxruntime-fp32"):
+        selftest(bundle, "onnxruntime-fp3")
 
 
 def test_an_engine_that_answers_otherwise_is_found(copy: Path) -> None:
