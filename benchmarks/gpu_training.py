@@ -77,7 +77,8 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
     from sattrt.data.dataset import Dataset
     from sattrt.training.config import TrainConfig
     from sattrt.training.log import Row
-    from sattrt.training.loop import Observer, Plan, train
+    from sattrt.training.loop import train
+    from sattrt.training.observer import Observer, Plan
 
     class Watch(Observer):
         def __init__(self) -> None:

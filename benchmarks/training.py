@@ -114,7 +114,8 @@ def sattrt_loop(dataset: Dataset) -> tuple[list[float], str]:
     """Images a second of each timed step of `sattrt train`, and the precision it chose."""
     from sattrt.training.config import TrainConfig
     from sattrt.training.log import Row
-    from sattrt.training.loop import Observer, Plan, train
+    from sattrt.training.loop import train
+    from sattrt.training.observer import Observer, Plan
 
     class Watch(Observer):
         rates: list[float] = []  # noqa: RUF012 - one watch a process

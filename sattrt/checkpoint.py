@@ -30,7 +30,7 @@ STATE: dict[str, type | tuple[type, ...]] = {
     "classes": list,
     "dataset_digest": str,
     "dataset_order": str,
-    "epochs": int,
+    "steps": int,
     "tiles": int,
     "step": int,
     "best_accuracy": (int, float),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .rmldnn.run import Outcome
     from .runtime import Bundle
     from .training.log import Row
-    from .training.loop import Observer, Plan
+    from .training.observer import Observer, Plan
 
 
 def progress_bar(unit: str = "") -> Progress:
@@ -48,7 +48,7 @@ def updater(bar: Progress, description: str, scale: float = 1) -> Callable[[int,
 
 def observer(bar: Progress) -> Observer:
     """What tells a person how a training goes on."""
-    from .training.loop import Observer
+    from .training.observer import Observer
 
     class Screen(Observer):
         """The bar on a terminal; a line every half minute elsewhere; a line an epoch in both."""
@@ -85,7 +85,7 @@ def _describe(plan: Plan) -> str:
     """What a run is about to do, in one line; a share of the train split is called a share."""
     whole = plan.tiles == plan.of_tiles
     share = f"all {plan.tiles} train" if whole else f"a class-balanced share, {plan.tiles} of {plan.of_tiles} train"
-    epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
+    epochs = f"{plan.steps / plan.steps_per_epoch:.2g} epoch{'s' if plan.epochs > 1 else ''}"
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     slower = f"; {plan.slower}" if plan.slower else ""

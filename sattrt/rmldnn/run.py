@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..spec import KERAS_RESNET50, RESNET50
 from ..training.hardware import Rank, ranks
 from ..training.hold import held
-from ..training.loop import Observer
+from ..training.observer import Observer
 from ..training.resume import refuse_to_overwrite
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of

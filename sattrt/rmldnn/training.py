@@ -33,7 +33,8 @@ from ..training.finish import NO_PICTURES, finish
 from ..training.handover import write_samples
 from ..training.hardware import DTYPES, Rank, choose_precision, tuned_convolutions
 from ..training.log import Row, TrainLog, Window, read_log, rows_of
-from ..training.loop import STEPS_BETWEEN_REPORTS, Observer, Plan
+from ..training.loop import STEPS_BETWEEN_REPORTS
+from ..training.observer import Observer, Plan
 from ..training.syncnorm import synchronise_batchnorm
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
@@ -95,7 +96,19 @@ class Training:
         self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, cache_gb=left)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         count, steps = len(self.tiles), self.loader.steps
-        self.plan = Plan(config.num_epochs, count, count, steps, self.precision, name, rank.world, 0, self.loader.decoder, slower)
+        self.plan = Plan(
+            epochs=config.num_epochs,
+            tiles=count,
+            of_tiles=count,
+            steps_per_epoch=steps,
+            steps=config.num_epochs * steps,
+            precision=self.precision,
+            device=name,
+            world=rank.world,
+            first_step=0,
+            decoder=self.loader.decoder,
+            slower=slower,
+        )
         self.step, self.best, self.best_epoch, self.last = 0, -1.0, 0, 0.0
         self.checkpoints: list[Path] = []
 

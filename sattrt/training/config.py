@@ -34,7 +34,7 @@ class TrainConfig(Settings):
     recipe: "default", "short", "quick" or "full", which are defaults for the settings below.
     weights: "imagenet", "none" or a path. tune: what is trained, "all", the "head" or every BatchNorm ("bn").
     epochs: passes over the train split. minutes: a bound on the training time; as many epochs are run as fit
-    in it, and a class-balanced share of the train split where not even one does.
+    in it, the last of them in part, and one of a class-balanced share of the train split where not even one does.
     batch_size: tiles per optimizer step, over all ranks together.
     image_size: side in pixels that tiles are resized to inside the network (bilinear); 0 leaves them as they are.
     optimizer: "sgd" (Nesterov momentum), "adamw" (Loshchilov and Hutter, 2017), "adam".

@@ -39,6 +39,7 @@ from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_
 from .hold import held
 from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
 from .log import Row, TrainLog, Window, rows_of
+from .observer import Observer, Plan
 from .optimizer import MovingAverage, make_optimizer, set_learning_rate
 from .resume import collect, config_of, load_last, precision_of, refuse_to_overwrite, restore, threads_of
 from .schedule import fit_in_time, learning_rate_at
@@ -48,48 +49,6 @@ from .syncnorm import synchronise_batchnorm
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
 # of a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds
 STEPS_WORTH_TUNING = 3000
-
-
-class Observer:
-    """What a run tells while it goes on; the command line draws it. Called on the first rank only."""
-
-    def started(self, plan: Plan) -> None:
-        """The plan is made; training begins."""
-
-    def stepped(self, row: Row, plan: Plan) -> None:
-        """An optimizer step was made."""
-
-    def epoch_ended(self, row: Row, best: bool) -> None:
-        """An epoch was validated."""
-
-    def finishing(self) -> None:
-        """All epochs are over; the best network is examined."""
-
-    def noted(self, what: str) -> None:
-        """A line that people should read."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be run: epochs, train tiles in an epoch of how many there are, precision, device, where it starts, what slows it down, and what
-    is other than when it was begun, so that it need not go on bit for bit as it would have."""
-
-    epochs: int
-    tiles: int
-    of_tiles: int
-    steps_per_epoch: int
-    precision: str
-    device: str
-    world: int
-    first_step: int
-    decoder: str
-    slower: str = ""
-    differs: str = ""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -227,7 +186,7 @@ class _Run:
             rate = learning_rate_at(self.config, self.step, self.plan.steps, self.plan.steps_per_epoch)
             window.add(rate, *self._step(images, labels, rate), len(labels) * self.rank.world)
             self.step += 1
-            ends = self.step % self.plan.steps_per_epoch == 0
+            ends = self.step % self.plan.steps_per_epoch == 0 or self.step == self.plan.steps
             told = self.rank.world == 1 and self.stop.asked  # several ranks look together
             if ends or told or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
                 rows, stop = self._report(epoch, window)
@@ -239,6 +198,8 @@ class _Run:
                             self._save_last()
                 if stop and not ends:
                     return True
+            if ends:
+                break
         loss, accuracy, stop = self._validate()
         last = Row(**{**vars(rows[-1]), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
         if self.rank.is_first:
@@ -345,24 +306,39 @@ class _Run:
 
     def _plan(self, state: dict[str, Any] | None) -> tuple[Plan, list[Tile]]:
         tiles, config, rank = self.dataset.require("train"), self.config, self.rank
+        passes: float = config.epochs
         if state:
-            epochs, share = state["epochs"], state["tiles"]
+            share = state["tiles"]
         elif config.minutes is None:
-            epochs, share = config.epochs, len(tiles)
+            share = len(tiles)
         else:
             [speed] = rank.sum(self._speed())
             [spent] = rank.sum(self._seconds())
             left = config.minutes * 60 - spent / rank.world
-            epochs, share = fit_in_time(config.epochs, len(tiles), len(self.dataset.tiles("valid")), 0.95 * speed, left)
+            passes, share = fit_in_time(
+                config.epochs, len(tiles), len(self.dataset.tiles("valid")), 0.9 * speed, left
+            )  # a shared machine is not always as fast
             share = max(share, config.batch_size)
         chosen = balanced(tiles, share)
-        steps = max(1, len(chosen) // config.batch_size)
+        each = max(1, len(chosen) // config.batch_size)
+        steps = state["steps"] if state else max(1, int(passes * each))
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         decoder, on_cpu = self.valid.decoder, rank.device.type == "cpu"
         self.ran_on = surroundings(rank, decoder, fused=on_cpu and rank.world == 1 and not self.slower)
         differs = difference(state and state.get("ran_on"), self.ran_on)
         return Plan(
-            epochs, len(chosen), len(tiles), steps, self.precision, name, rank.world, self.step, decoder, self.slower, differs
+            epochs=-(-steps // each),
+            tiles=len(chosen),
+            of_tiles=len(tiles),
+            steps_per_epoch=each,
+            steps=steps,
+            precision=self.precision,
+            device=name,
+            world=rank.world,
+            first_step=self.step,
+            decoder=decoder,
+            slower=self.slower,
+            differs=differs,
         ), chosen
 
     def _speed(self) -> float:
@@ -391,7 +367,7 @@ class _Run:
             "classes": self.dataset.classes,
             "dataset_digest": self.dataset.digest,
             "dataset_order": self.dataset.order,
-            "epochs": self.plan.epochs,
+            "steps": self.plan.steps,
             "tiles": self.plan.tiles,
             "step": self.step,
             "best_accuracy": self.best,

@@ -22,13 +22,16 @@ def learning_rate_at(config: TrainConfig, step: int, steps: int, steps_per_epoch
     return config.learning_rate * share[config.schedule]
 
 
-def fit_in_time(epochs: int, tiles: int, validation: int, rate: float, seconds: float) -> tuple[int, int]:
-    """Epochs and tiles per epoch that fit in `seconds` at `rate` training tiles a second.
+def fit_in_time(epochs: int, tiles: int, validation: int, rate: float, seconds: float) -> tuple[float, int]:
+    """Epochs and tiles per epoch that fit in `seconds` at `rate` training tiles a second; of the last epoch it may be a part.
 
-    A validated tile counts as a third of a trained one (one pass of three). At least one epoch of one tile.
+    A validated tile counts as a third of a trained one (one pass of three). Where not one whole epoch fits it is one of fewer tiles, at least one.
     """
-    room = rate * seconds
-    whole = int(room / (tiles + validation / 3))
+    room, judged = rate * seconds, validation / 3
+    whole = int(room / (tiles + judged))
+    if whole >= epochs:
+        return epochs, tiles
+    left = room - whole * (tiles + judged) - judged  # a part of an epoch ends with a validation, too
     if whole >= 1:
-        return min(epochs, whole), tiles
-    return 1, max(1, min(tiles, int(room - validation / 3)))
+        return whole + max(0.0, left / tiles), tiles
+    return 1, max(1, min(tiles, int(left)))

@@ -35,7 +35,7 @@ from sattrt.trained import load_trained, read_samples
 from sattrt.training.hardware import ranks
 from sattrt.training.hold import held
 from sattrt.training.log import Row, Window
-from sattrt.training.loop import Observer, Plan
+from sattrt.training.observer import Observer, Plan
 
 
 def read(path: Path, document: Any) -> RmldnnConfig:

@@ -9,7 +9,8 @@ from sattrt.data.dataset import Dataset
 from sattrt.training import loop
 from sattrt.training.captured import captured
 from sattrt.training.log import read_log
-from sattrt.training.loop import Observer, Plan, train
+from sattrt.training.loop import train
+from sattrt.training.observer import Observer, Plan
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 

@@ -58,7 +58,10 @@ def test_the_schedule_warms_up_and_falls_to_zero() -> None:
 
 def test_time_buys_epochs_then_a_share() -> None:
     assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=1e6) == (20, 1000)
-    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=34) == (3, 1000)
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=34) == (3, 1000)  # too little left to judge it
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=39) == (3.5, 1000)
+    assert fit_in_time(epochs=3, tiles=1000, validation=300, rate=100, seconds=39) == (3, 1000)
+    assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=10.99) == (1, 999)
     assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=6) == (1, 500)
     assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=0.1) == (1, 1)
 

@@ -23,12 +23,14 @@ from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.machine import cores
 from sattrt.spec import ModelSpec, atomic_path
 from sattrt.trained import load_trained
+from sattrt.training import loop
 from sattrt.training.handover import spec_of
 from sattrt.training.hardware import Rank, ranks
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row, read_log
-from sattrt.training.loop import Observer, Plan, train
+from sattrt.training.loop import train
+from sattrt.training.observer import Observer, Plan
 from sattrt.training.verify import _share, verify_resume
 
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -61,6 +63,37 @@ def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) ->
     assert [key for key in whole if not torch.equal(resumed[key], whole[key])] == []
     steps = [[row["step"] for row in read_log(tmp_path / name / "log.csv")] for name in ("broken", "whole")]
     assert steps[0] == steps[1]
+
+
+def test_a_bound_on_time_may_end_within_an_epoch_and_is_resumed_to_the_same_end(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How much fits is what this machine is fast enough for, so the test says it."""
+    monkeypatch.setattr(loop, "fit_in_time", lambda epochs, tiles, *speed: (1.75, tiles))
+    an_epoch, seen = len(dataset.tiles("train")) // 16, []
+
+    class Stop(Observer):
+        def stepped(self, row: Row, plan: Plan) -> None:
+            if row.step == an_epoch + 2:
+                raise KeyboardInterrupt
+
+    class Watch(Observer):
+        def started(self, plan: Plan) -> None:
+            seen.append((plan.epochs, plan.steps, plan.tiles == plan.of_tiles))
+
+    config = replace(SMALL, epochs=3, tune="head", minutes=1)
+    result = train(dataset, tmp_path / "whole", config, Watch())
+    assert seen == [(2, int(1.75 * an_epoch), True)]
+    assert result.steps == int(1.75 * an_epoch)
+    rows = read_log(tmp_path / "whole" / "log.csv")
+    assert [row["step"] for row in rows if row["valid_accuracy"] is not None] == [an_epoch, result.steps]
+    assert rows[-1]["learning_rate"] < 0.25 * config.learning_rate  # the schedule comes to its end
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "broken", config, Stop(), interval=0)
+    assert train(dataset, tmp_path / "broken", None, Watch()) == result
+    assert seen[1] == seen[0]
+    whole, resumed = (checkpoint.load(tmp_path / name / "last.safetensors")[0] for name in ("whole", "broken"))
+    assert [key for key in whole if not torch.equal(resumed[key], whole[key])] == []
 
 
 def test_the_end_of_an_epoch_waits_with_a_checkpoint_and_loses_none(dataset: Dataset, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row
-from sattrt.training.loop import Observer, Plan, _Run, train
+from sattrt.training.loop import _Run, train
+from sattrt.training.observer import Observer, Plan
 
 
 def rows(run: Path) -> list[dict[str, str]]:
