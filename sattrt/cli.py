@@ -68,7 +68,7 @@ def main() -> None:
         path = error.ctx.command_path if error.ctx else "sattrt"
         sys.exit(f"sattrt: {' '.join(error.format_message().split()).rstrip('.')}. See {path} --help")
     except typer.Abort:  # Ctrl-C
-        sys.exit("Aborted.")
+        sys.exit(f"Aborted.{' The same command with --resume goes on, if it had begun.' if sys.argv[1:2] == ['map'] else ''}")
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

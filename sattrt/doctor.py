@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 
 from .machine import cores, cpu_has_bf16, cpu_model, gpu, version
@@ -30,6 +32,7 @@ _PACKAGES = (
     ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),
     ("onnxscript", ("onnxscript",), "no export", "pip install 'sattrt[train]'"),
     ("matplotlib", ("matplotlib",), "runs, bundles and reports without pictures", "pip install 'sattrt[train]'"),
+    ("TensorBoard", ("tensorboard",), "runs without events for TensorBoard", "pip install 'sattrt[train]'"),
     ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no engine that runs on a CPU", "pip install 'sattrt[cpu]'"),
     ("OpenVINO", ("openvino",), "no openvino engine", "pip install 'sattrt[openvino]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
@@ -57,6 +60,12 @@ def examine() -> list[Finding]:
             f"{found_gpu[0]}, compute capability {found_gpu[1]}" if found_gpu else None,
             "training and inference on the CPU only; TensorRT engines are built where that is possible, not run",
             "none: it is hardware (with one in place: its driver, R580 or later)",
+        ),
+        Finding(
+            "C compiler",
+            shutil.which(next(iter(os.environ.get("CC", "").split()), "cc")),
+            "training on the CPU is some percent slower",
+            "gcc or clang, from the system's packages",
         ),
     ]
     for name, packages, cost, mend in _PACKAGES:

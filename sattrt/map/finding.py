@@ -45,7 +45,9 @@ def _look(path: Path, config: MapConfig) -> Found:
 
 def _file(path: Path, config: MapConfig) -> Found:
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Give a GeoTIFF, a folder of band files or a SAFE folder.")
+        raise InputError(
+            f"{path} {'is no regular file' if path.exists() else 'does not exist'}. Give a GeoTIFF, a folder of band files or a SAFE folder."
+        )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: 0 bytes. Fetch it again.")
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):

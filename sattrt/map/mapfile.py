@@ -64,7 +64,7 @@ class MapFile:
     def read(cls, path: Path) -> MapFile:
         """Read a map's own account. InputError for a file that `sattrt map` did not write."""
         if not path.is_file():
-            raise InputError(f"{path} does not exist. Give a map that `sattrt map` wrote.")
+            raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}. Give a map that `sattrt map` wrote.")
         with open_raster(path) as file:
             try:
                 made = json.loads(file.tags()[TAG])

@@ -180,19 +180,28 @@ def test_what_stands_for_no_data_is_not_seen_by_the_engine(bundle: Bundle, engin
         assert (confidence.ravel() == np.rint(100 * answers.probabilities.max(1))).all()
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+def heeds_ctrl_c() -> None:
+    """For a process that is begun from one in the background, which would not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_path: Path, how: signal.Signals) -> None:
     path = write_raster(tmp_path / "wide.tif", colourful(1, 9, 4)[0])  # three blocks, a row of windows each
     arguments = (bundle.path, path, "--stride", 2, "--engine", ENGINE, "--report")
     assert sattrt(*arguments, "--out", tmp_path / "whole" / "map.tif").returncode == 0
     out = tmp_path / "killed" / "map.tif"
     command = [sys.executable, "-m", "sattrt", "map", *map(str, arguments), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
     work = out.with_name(".map.tif.work")
     deadline = time.monotonic() + 120
     while len(list(work.glob("block-*.npz"))) < 1 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    _, said = process.communicate()
+    if how == signal.SIGINT:
+        assert process.returncode == 1
+        assert said.strip().splitlines()[-1] == "Aborted. The same command with --resume goes on, if it had begun."
     left = sorted(work.glob("block-*.npz"))
     assert 1 <= len(left) < 3
     assert not out.exists()
