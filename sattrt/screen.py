@@ -85,7 +85,8 @@ def _describe(plan: Plan) -> str:
     """What a run is about to do, in one line; a share of the train split is called a share."""
     whole = plan.tiles == plan.of_tiles
     share = f"all {plan.tiles} train" if whole else f"a class-balanced share, {plan.tiles} of {plan.of_tiles} train"
-    epochs = f"{plan.steps / plan.steps_per_epoch:.2g} epoch{'s' if plan.epochs > 1 else ''}"
+    count = f"{plan.steps / plan.steps_per_epoch:.1f}".removesuffix(".0")
+    epochs = f"{count} epoch{'' if count == '1' else 's'}"
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     slower = f"; {plan.slower}" if plan.slower else ""

@@ -1,4 +1,4 @@
-"""Decoding without DALI: JPEG by torchvision, what that can't take by Pillow, each batch divided among as many threads as there are cores.
+"""Decoding without DALI: JPEG by torchvision, what that can't take by Pillow, each batch divided among a few threads.
 
 A thread that asks for Python's lock after every tile makes the others wait. So one thread reads, while nobody decodes, and what a thread
 does with its part of a batch leaves the lock alone for as long as it can.
@@ -19,6 +19,7 @@ from .decode import decode_rgb
 from .transfer import to_device
 
 _JPEG = b"\xff\xd8\xff"
+_MOST_THREADS = 4  # of a tile's time a fifth is Python's: more of them only wait for its lock
 _AS_STORED = torchvision.io.ImageReadMode.UNCHANGED.value
 
 
@@ -28,7 +29,7 @@ class ThreadedDecoder:
     name = "torchvision"
 
     def __init__(self, read: Callable[[int], bytes], device: torch.device, threads: int) -> None:
-        self._read, self._device, self._threads = read, device, threads
+        self._read, self._device, self._threads = read, device, min(threads, _MOST_THREADS)
 
     def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Tiles of each list of indices in turn: uint8 (N, H, W, 3) on the device; the next one is decoded while one is used."""
