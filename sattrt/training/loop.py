@@ -315,9 +315,8 @@ class _Run:
             [speed] = rank.sum(self._speed())
             [spent] = rank.sum(self._seconds())
             left = config.minutes * 60 - spent / rank.world
-            passes, share = fit_in_time(
-                config.epochs, len(tiles), len(self.dataset.tiles("valid")), 0.9 * speed, left
-            )  # a shared machine is not always as fast
+            rate = 0.9 * speed  # a machine that others use is not always as fast
+            passes, share = fit_in_time(config.epochs, len(tiles), len(self.dataset.tiles("valid")), rate, left)
             share = max(share, config.batch_size)
         chosen = balanced(tiles, share)
         each = max(1, len(chosen) // config.batch_size)
