@@ -58,7 +58,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     try:
-        sys.exit(app(prog_name="sattrt", standalone_mode=False) or 0)
+        code = app(prog_name="sattrt", standalone_mode=False) or 0
+        if code == 128 + signal.SIGINT and sys.argv[1:2] == ["map"]:
+            print("sattrt: Interrupted. The same command with --resume goes on, if it had begun.", file=sys.stderr)
+        sys.exit(code)
     except SattrtError as error:
         sys.exit(f"sattrt: {error}")
     except _UsageError as error:  # exit code 2 is a regression's alone
@@ -68,7 +71,7 @@ def main() -> None:
         path = error.ctx.command_path if error.ctx else "sattrt"
         sys.exit(f"sattrt: {' '.join(error.format_message().split()).rstrip('.')}. See {path} --help")
     except typer.Abort:  # Ctrl-C
-        sys.exit(f"Aborted.{' The same command with --resume goes on, if it had begun.' if sys.argv[1:2] == ['map'] else ''}")
+        sys.exit("Aborted.")
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
