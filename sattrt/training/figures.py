@@ -31,6 +31,7 @@ def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
     shares = [100 * (row["valid_accuracy"] or 0) for row in ends]
     accuracy.plot([row["step"] for row in ends], shares, "o-", color=_ORANGE)
     accuracy.set(title=f"Validation accuracy, %{f': at best {max(shares):.2f}' if shares else ''}")
+    accuracy.set_ylim(top=min(100, accuracy.get_ylim()[1]))  # around a single epoch the axis would go on
     rate.plot(steps, [row["learning_rate"] for row in rows], color=GREY)
     rate.set(title="Learning rate of the head", xlabel="step", ylim=(0, None))
     norms = np.array([row["gradient_norm"] for row in rows], float)
