@@ -70,8 +70,6 @@ def main() -> None:
             sys.exit(1)
         path = error.ctx.command_path if error.ctx else "sattrt"
         sys.exit(f"sattrt: {' '.join(error.format_message().split()).rstrip('.')}. See {path} --help")
-    except typer.Abort:  # Ctrl-C
-        sys.exit("Aborted.")
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -109,6 +107,12 @@ def data(
             show_default=False,
         ),
     ] = None,
+    gsd: Annotated[
+        float | None,
+        typer.Option(
+            help="Ground sampling distance, metres a pixel, of tiles without coordinates; `sattrt map` heeds it.", show_default=False
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
@@ -122,13 +126,16 @@ def data(
 
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
+    if gsd is not None and not 0 < gsd <= 1e6:
+        raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
     with progress_bar("files") as bar:
         if source == "eurosat" and not Path(source).exists():
             path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
+            gsd = gsd or EUROSAT.gsd
         else:
             path = Path(source)
-        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted)
+        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted, gsd=gsd)
     print_left_out(dataset)
     if strict and dataset.left_out:
         name, reason = next(iter(dataset.left_out.items()))

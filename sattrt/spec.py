@@ -46,6 +46,7 @@ class ModelSpec:
     views: how many symmetries of a tile the graph averages the logits over (test-time augmentation); 1 is the tile alone.
     architecture: "resnet50" or "keras-resnet50"; a bundle's graphs hold the network itself, only a run is read by it.
     temperature: the logits are divided by it before the softmax.
+    gsd: ground sampling distance of the tiles, the metres of ground that a pixel shows along a side; None where it isn't known.
     dataset_digest: sha256 of the split that the network was trained on.
     training: a summary for people (epochs, best accuracy, precision, device).
     """
@@ -65,6 +66,7 @@ class ModelSpec:
     output_meaning: str = "softmax over the classes, in index order"
     architecture: str = RESNET50
     temperature: float = 1.0
+    gsd: float | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -105,6 +107,8 @@ class ModelSpec:
             fault = "has bands, mean and std that don't match"
         elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
             fault = f"has the temperature {self.temperature!r}"
+        elif self.gsd is not None and not (type(self.gsd) in (int, float) and 0 < self.gsd <= 1e6):
+            fault = f"has the ground sampling distance {self.gsd!r}"
         elif self.layout != "NHWC" or self.dtype not in DTYPES:
             fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
         elif not isinstance(self.resize, int) or not 0 <= self.resize <= 65536 or self.views not in (1, 4, 8):
@@ -113,6 +117,11 @@ class ModelSpec:
             fault = f"describes a {self.architecture} that gives {self.output}, which this sattrt does not know"
         if fault:
             raise ContractError(f"{path} {fault}. Export the bundle or train the run again.")
+
+
+def same_gsd(gsd: float, other: float) -> bool:
+    """Whether two ground sampling distances are the same but for a fifth, which a network hardly notices."""
+    return 1 / 1.2 <= gsd / other <= 1.2
 
 
 def _tuple_of(value: Any, kind: type, name: str, path: Path) -> tuple[Any, ...]:

@@ -28,6 +28,8 @@ def test_spec_survives_its_file(tmp_path: Path) -> None:
         ({"temperature": 0}, "temperature"),
         ({"layout": "NCHW"}, "NCHW"),
         ({"training": []}, "wrong type"),
+        ({"gsd": 0}, "ground sampling distance"),
+        ({"gsd": True}, "ground sampling distance"),
     ],
 )
 def test_reader_refuses_what_breaks_the_contract(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -22,7 +22,7 @@ from ..spec import check_schema, read_json, write_bytes
 from .decode import TileFormat
 from .sources import Source
 
-SCHEMA = 2
+SCHEMA = 3
 SPLITS = ("train", "valid", "test")
 _COLUMNS = ["name", "class", "split", "sha256", "bytes"]
 
@@ -68,6 +68,7 @@ class Dataset:
     mean, std: per band of the train split, of values scaled to 0..1 by the largest of their type.
     split: how the split was made: "94:5:1" or "spatial:94:5:1", with a seed, or "folders".
     left_out: name of a file to the reason why it is not used.
+    gsd: ground sampling distance, the metres of ground that a pixel shows along a side; None where nothing says it.
     """
 
     source: str
@@ -84,6 +85,7 @@ class Dataset:
     file_bands: tuple[str, ...] = RGB
     leaks: Leaks = Leaks()
     cache: Cache | None = None
+    gsd: float | None = None
 
     @property
     def format(self) -> TileFormat:
@@ -169,6 +171,7 @@ class Dataset:
             "file_bands": self.file_bands,
             "mean": self.mean,
             "std": self.std,
+            "gsd": self.gsd,
             "split": self.split,
             "seed": self.seed,
             "digest": self.digest,
@@ -206,6 +209,7 @@ class Dataset:
             width=data["width"],
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
+            gsd=data["gsd"],
             split=data["split"],
             seed=data["seed"],
             all_tiles=tuple(Tile(*row) for row in data["tiles"]),
@@ -228,7 +232,8 @@ class Dataset:
         known = self.bands == self.file_bands == RGB or (
             set(self.bands) <= set(self.file_bands) <= set(ESA) and len(set(self.bands)) == len(self.bands)
         )
-        sound = all(isinstance(text, str) for text in texts) and all(sides + numbers + labels) and min(self.std) > 0
+        sound = self.gsd is None or (type(self.gsd) in (int, float) and 0 < self.gsd <= 1e6)
+        sound = sound and all(isinstance(text, str) for text in texts) and all(sides + numbers + labels) and min(self.std) > 0
         sound = sound and known and len(self.bands) == len(self.mean) == len(self.std) and (self.dtype == "uint16") == bool(self.cache)
         if not sound or not {tile.split for tile in self.all_tiles} <= set(SPLITS):
             raise ContractError(f"{path} was changed: a field has the wrong type or range. Run `sattrt data` again.")

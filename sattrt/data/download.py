@@ -26,17 +26,19 @@ _BUSY = (429, 500, 502, 503, 504)  # answers that may be better in a moment
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the web: where it is and what its content must be."""
+    """A file on the web: where it is, what its content must be, the ground sampling distance of its tiles in metres."""
 
     name: str
     url: str
     sha256: str
+    gsd: float | None = None
 
 
 EUROSAT = Archive(
     "EuroSAT_RGB.zip",
     "https://zenodo.org/records/7711810/files/EuroSAT_RGB.zip?download=1",
     "b4f5b234ecb7d7ff9c6cddb046543b4717c53fd6e9815be6c0e80cc614f51b90",
+    gsd=10.0,
 )
 
 

@@ -6,6 +6,7 @@ tile.pixels, tile.descriptions, tile.place
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ..errors import InputError
 from ..raster import QUIET, faults, library
 
 MAX_BANDS = 64
+_DEGREE = 111_195.0  # metres of a meridian, on a sphere: the ellipsoid's differ by half a percent
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Place:
     latitude: float
     half_width: float
     half_height: float
+
+    def gsd(self, width: int, height: int) -> float:
+        """Ground sampling distance in metres, where the tile has that many pixels: the side of a square as large as one of them is."""
+        square = 4 * self.half_width * self.half_height * math.cos(math.radians(self.latitude))
+        return _DEGREE * math.sqrt(square / (width * height))
 
 
 @dataclass(frozen=True)

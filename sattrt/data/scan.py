@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
 from ..errors import InputError
+from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
 from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
 from .geotiff import GeoTile, Place, read_geotiff
@@ -96,12 +97,13 @@ def scan(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     bands: tuple[str, ...] | None = None,
     convert: Callable[[bytes], bytes] = bytes,
+    gsd: float | None = None,
 ) -> Dataset:
     """Scan a folder or archive into a `Dataset`; files that can't be used are in its `left_out`, with the reason.
 
     workers: processes that decode. on_progress: called with files done and files in all. bands: which are used, of tiles with more
     than red, green and blue; None takes all. convert: what is made of a file's content before it is looked at (see `Dataset.content`);
-    it goes to other processes.
+    it goes to other processes. gsd: ground sampling distance in metres, of tiles that don't say it.
     Raises InputError for a source that can't be read, an empty class, fewer than two classes, bands that are not there or in an
     order that can't be right; BackendError where the tiles are GeoTIFF and rasterio is not installed.
     """
@@ -140,6 +142,7 @@ def scan(
         all_tiles=tiles,
         left_out=dict(sorted(left_out.items())),
         leaks=_leaks(tiles, good),
+        gsd=_gsd(good, gsd, source_path),
     )
 
 
@@ -350,3 +353,14 @@ def _leaks(tiles: tuple[Tile, ...], looks: list[_Look]) -> Leaks:
         touching=None if neighbours is None else len(neighbours),
         examples=tuple((copies or [])[:_SHOWN_PAIRS]),
     )
+
+
+def _gsd(looks: list[_Look], given: float | None, path: Path) -> float | None:
+    """Ground sampling distance in metres, to three digits: what the coordinates of the tiles say; what was given, where they have none."""
+    found = [look.place.gsd(look.width, look.height) for look in looks if look.place]
+    if not found:
+        return given
+    middle = float(f"{np.median(found):.3g}")
+    if given is not None and not same_gsd(given, middle):
+        raise InputError(f"--gsd is {given:g}; the coordinates of the tiles of {path} say that a pixel shows {middle:g} m. Leave it out.")
+    return middle

@@ -76,6 +76,12 @@ def cell_areas(crs: str, transform: tuple[float, ...] | None, row_pixels: Counts
     return dataclasses.replace(plain, scale=scale, down=down, across=beside)
 
 
+def gsd_of(crs: str, transform: tuple[float, ...] | None, height: int, width: int) -> float | None:
+    """Ground sampling distance of a scene in metres: the side of a square as large as its pixels are on average; None where it lies nowhere."""
+    areas = cell_areas(crs, transform, np.array([height]), np.array([width]))
+    return None if areas.unit == "pixels" else float(np.sqrt(10_000 * areas.strip(0, 1)[0, 0] / (height * width)))
+
+
 def _on_the_ground(crs: str, transform: tuple[float, ...], downs: Floats, acrosses: Floats) -> Floats:
     """Square metres of a pixel around each of these places (downs, acrosses), by its corners in space; nan where the projection ends."""
     a, b, left, d, e, top = transform

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..bands import WHITE, tagged_offset
 from ..errors import InputError
-from ..spec import ModelSpec
+from ..spec import ModelSpec, same_gsd
+from .area import gsd_of
 from .config import MapConfig
 from .geo import has_mask, nodata_of, open_raster
 from .plausible import check_values
@@ -79,7 +80,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         scaled=numbers and spec.dtype == "uint8",
         nodata=nodata,
         masked=any(shape.masked for shape in shapes.values()),
-        says=(*found.says, *georeference),
+        says=(*found.says, *georeference, *_gsd_said(fine, spec)),
     )
     if numbers:
         own = [band.name for band in scene.bands]
@@ -88,6 +89,14 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
             scene, tuple(dataclasses.replace(band, factor=factors[band.path]) for band in others), known_offset=None not in offsets
         )
     return dataclasses.replace(scene, says=(*scene.says, *_decided(scene)))
+
+
+def _gsd_said(fine: Shape, spec: ModelSpec) -> list[str]:
+    """What is to be said where a scene's pixels show less or more of the ground than those that the network learned from."""
+    found = spec.gsd and gsd_of(fine.crs, fine.transform, fine.height, fine.width)
+    if not spec.gsd or not found or same_gsd(found, spec.gsd):
+        return []
+    return [f"its pixels show {found:.3g} m of ground, and the engine learned from {spec.gsd:g} m: resample it before you trust this map"]
 
 
 def _decided(scene: Scene) -> list[str]:

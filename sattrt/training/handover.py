@@ -32,6 +32,7 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         std=dataset.std,
         bands=dataset.bands,
         dtype=dataset.dtype,
+        gsd=dataset.gsd,
         resize=image_size,
         dataset_digest=dataset.digest,
         training=training,

@@ -23,6 +23,7 @@ from sattrt.data.neighbours import near_duplicates, thumbnail, touching
 from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, adapted_to_bands, load_weights
+from sattrt.training.handover import spec_of
 
 pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
 RULE = SplitRule((60, 20, 20))
@@ -173,6 +174,18 @@ def test_a_spatial_split_keeps_blocks_of_longitude_together(tmp_path: Path, tile
         scan(tiles, SplitRule.parse("spatial"), workers=1)
     with pytest.raises(InputError, match="--split"):
         SplitRule.parse("spatially:1:1:1")
+
+
+def test_the_ground_sampling_distance_is_that_of_the_coordinates_or_what_is_given(tmp_path: Path, tiles: Path) -> None:
+    folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
+    found = scan(folder, SplitRule(), workers=1, gsd=9.5).gsd
+    assert found == pytest.approx(10, rel=0.01)  # of the tiles, whatever is given
+    with pytest.raises(InputError, match="--gsd is 20; the coordinates"):
+        scan(folder, SplitRule(), workers=1, gsd=20)
+    assert scan(tiles, SplitRule(), workers=1).gsd is None
+    given = scan(tiles, SplitRule(), workers=1, gsd=0.5)
+    given.write(tmp_path)
+    assert Dataset.read(tmp_path).gsd == spec_of(Dataset.read(tmp_path), 0, {}).gsd == 0.5
 
 
 def test_neighbours_on_both_sides_are_counted(tmp_path: Path) -> None:

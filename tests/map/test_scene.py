@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +362,24 @@ def test_values_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
     pixels = np.zeros((3, 1000, 1000), np.uint16)
     pixels[:, 530:620, 270:370] = noise(3, 90, 100, least=1100)
     assert "records no offset" in refusal(write_raster(tmp_path / "small.tif", pixels, ("B04", "B03", "B02")))
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "found"),
+    [
+        ("EPSG:32632", rasterio.Affine(10, 0, 600_000, 0, -10, 5_300_000), "10"),
+        ("EPSG:3857", rasterio.Affine(10, 0, 1_000_000, 0, -10, 8_399_738), "5.01"),  # at 60 degrees north, twice as large in Mercator
+        ("EPSG:4326", rasterio.Affine(1e-4, 0, 9, 0, -1e-4, 0.003), "11.1"),
+    ],
+)
+def test_another_ground_sampling_distance_than_the_tiles_is_said(tmp_path: Path, crs: str, transform: rasterio.Affine, found: str) -> None:
+    path = write_raster(tmp_path / "s.tif", noise(1, 64, 64), ("B04",), crs=crs, transform=transform)
+    for gsd, said in ((None, False), (0.9 * float(found), False), (1.1 * float(found), False), (1.3 * float(found), True), (0.5, True)):
+        says = find_scene(path, replace(spec(("B04",), "uint16"), gsd=gsd), MapConfig()).says
+        assert any(f"its pixels show {found} m of ground" in text for text in says) == said
+        assert any("of ground" in text for text in says) == said
+    bare = write_raster(tmp_path / "bare.tif", noise(1, 64, 64), ("B04",), placed=False)
+    assert find_scene(bare, replace(spec(("B04",), "uint16"), gsd=0.5), MapConfig()).says == ("no georeference: mapped in pixels",)
 
 
 def test_turned_scenes_are_as_large_as_others(tmp_path: Path) -> None:
