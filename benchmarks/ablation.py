@@ -19,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
-from sattrt.machine import cores, environment
+from sattrt.machine import environment
 from sattrt.spec import ModelSpec, sha256_file, write_json
 from sattrt.training.config import TrainConfig
 from sattrt.training.log import read_log

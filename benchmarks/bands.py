@@ -23,10 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sattrt.bands import COLOURS, RGB
+from sattrt.cores import cores
 from sattrt.data.cache import write_cache
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
-from sattrt.machine import cores, environment
+from sattrt.machine import environment
 from sattrt.model import adapted_to_bands, read_state
 from sattrt.spec import sha256_file, write_json
 from sattrt.training.config import TrainConfig

@@ -138,9 +138,9 @@ def one_stage(options: argparse.Namespace) -> None:
 def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -> None:
     import torch
 
+    from sattrt.cores import cores
     from sattrt.data.dataset import balanced
     from sattrt.data.scan import SplitRule, scan
-    from sattrt.machine import cores
     from sattrt.training.config import RECIPES, TrainConfig
 
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
@@ -197,13 +197,13 @@ def say(what: str) -> None:
 def fastest(bundle: Bundle) -> EngineRecord:
     """The engine that should be the fastest by its backend and precision, of those that open here; the bundle's first where none does."""
     from sattrt.errors import BackendError
-    from sattrt.machine import gpu
+    from sattrt.runtime.ort import this_place
 
-    on_gpu = gpu() is not None
+    on_cuda = this_place()["provider"] == "cuda"  # ONNX Runtime, whatever GPU there is
 
     def rank(engine: EngineRecord) -> tuple[int, bool, int]:
         # ONNX Runtime's CUDA provider has no int8 convolution
-        in_fp32 = on_gpu and (engine.backend, engine.precision) == ("onnxruntime", "int8")
+        in_fp32 = on_cuda and (engine.backend, engine.precision) == ("onnxruntime", "int8")
         return BACKENDS.index(engine.backend), in_fp32, PRECISIONS.index(engine.precision)
 
     for engine in sorted(bundle.engines, key=rank):

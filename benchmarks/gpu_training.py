@@ -148,9 +148,10 @@ def main() -> None:
         print(json.dumps(document), flush=True)
         sys.exit(document["failed"])
 
+    from sattrt.cores import cores
     from sattrt.data.dataset import balanced
     from sattrt.data.scan import SplitRule, scan
-    from sattrt.machine import cores, environment
+    from sattrt.machine import environment
     from sattrt.spec import write_bytes
     from sattrt.training.config import RECIPES, TrainConfig
 

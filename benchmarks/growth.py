@@ -18,9 +18,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
-from sattrt.machine import cores, environment
+from sattrt.machine import environment
 
 FEWER = 10
 

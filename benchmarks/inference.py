@@ -30,9 +30,10 @@ from sattrt.bench.ceiling import ceilings, work_per_tile
 from sattrt.bench.contenders import TORCH, gather
 from sattrt.bench.measure import Budget, Samples, Timed, measure, wall
 from sattrt.bench.tiles import TileReader
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset
 from sattrt.errors import BackendError
-from sattrt.machine import cores, cpu_has_bf16, environment
+from sattrt.machine import cpu_has_bf16, environment
 from sattrt.runtime import Bundle, read_bundle
 
 Infer = Callable[[NDArray[np.uint8]], Any]
@@ -149,7 +150,8 @@ def main() -> None:
     options = parser.parse_args()
     bundle, dataset = read_bundle(options.bundle), Dataset.read(options.data)
     run = options.run or Path(bundle.source["run"])
-    tiles = np.concatenate([images.copy() for images, _ in TileReader(dataset, dataset.require("test"), cores())])
+    with TileReader(dataset, dataset.require("test"), cores()) as reader:
+        tiles = np.concatenate([images.copy() for images, _ in reader])
     contenders = gather([bundle], dataset, run, (cores(),))
     if TORCH not in contenders.present:
         sys.exit(f"The yardstick is the run that the bundle was exported from. {contenders.absent[TORCH]} Or name it with --run.")

@@ -25,10 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.data.sources import open_source
-from sattrt.machine import cores, environment
+from sattrt.machine import environment
 
 PRODUCT = "float32 0..1 (64, 3, H, W); kept: decoded in the first epoch alone"
 BATCH, EPOCHS, ROUNDS = 64, 4, 3

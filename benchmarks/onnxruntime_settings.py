@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from sattrt.bench.measure import Budget, Timed, measure, wall
-from sattrt.machine import cores, environment
+from sattrt.cores import cores
+from sattrt.machine import environment
 from sattrt.runtime.ort import save_optimised
 
 OURS, OPTIMISED = "as sattrt opens it", "saved optimised graph"

@@ -22,10 +22,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.data.sources import open_source
-from sattrt.machine import cores, environment, gpu
+from sattrt.machine import environment, gpu
 
 # on a GPU `sattrt train` reports every 20 steps: a multiple of that
 BATCH, STEPS, WARM_UP = (64, 60, 20) if gpu() else (64, 12, 3)

@@ -34,7 +34,7 @@ def steps_of(variant: int) -> dict[str, Any]:
     import torch.nn.functional as F
     from torch.profiler import ProfilerActivity, profile
 
-    from sattrt.machine import cores
+    from sattrt.cores import cores
     from sattrt.model import TileClassifier
     from sattrt.training.batchnorm import fuse_norms
     from sattrt.training.config import TrainConfig

@@ -117,11 +117,11 @@ def data(
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
     from .bands import parse_bands
+    from .cores import cores
     from .data.cache import write_cache
     from .data.download import EUROSAT, fetch
     from .data.scan import SplitRule, scan
     from .errors import InputError
-    from .machine import cores
     from .spec import require_writable
 
     require_writable(out / "dataset.json")
@@ -129,6 +129,8 @@ def data(
     if gsd is not None and not 0 < gsd <= 1e6:
         raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise InputError(f"--out {out} lies in {source}, where each folder is a class. Choose one outside of it.")
     with progress_bar("files") as bar:
         if source == "eurosat" and not Path(source).exists():
             path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))

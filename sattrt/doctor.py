@@ -6,7 +6,8 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from .machine import cores, cpu_has_bf16, cpu_model, gpu, version
+from .cores import cores
+from .machine import cpu_has_bf16, cpu_model, gpu, version
 
 
 @dataclass(frozen=True)

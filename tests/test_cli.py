@@ -103,6 +103,7 @@ def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None
     assert "--split" in refusal("data", tiles, "--out", out, "--split", "")
     assert "--bands" in refusal("data", tiles, "--out", out, "--bands", "")
     assert "--gsd is -10" in refusal("data", tiles, "--out", out, "--gsd", "-10")
+    assert f"--out {tiles}/dataset lies in {tiles}" in refusal("data", tiles, "--out", tiles / "dataset")
     assert "--gsd is nan" in refusal("data", tiles, "--out", out, "--gsd", "nan")
     assert not out.exists()
     assert not (tmp_path.parent / "evil").exists()

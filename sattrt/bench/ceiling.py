@@ -14,7 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from ..machine import cores, cpu_has_bf16
+from ..cores import cores
+from ..machine import cpu_has_bf16
 from ..spec import ModelSpec
 
 _SIDE, _SIDE_ON_GPU = 2048, 8192

@@ -22,7 +22,7 @@ from ..errors import ContractError
 from ..spec import check_schema, read_json
 from .measure import tells, turns
 
-SCHEMA = 4
+SCHEMA = 5
 Row = dict[str, Any]
 _RESAMPLES = 400
 _JUDGED = {"single_stream": 90, "multi_stream": 99}  # scenario to the percentile that it is judged by
@@ -94,7 +94,9 @@ def against(old: object, document: Row) -> Comparison:
     if differing:
         document["warnings"].append(f"The baseline was measured otherwise: {'; '.join(differing)}.")
     if others:
-        document["warnings"].append(f"Accuracy was not compared, of {', '.join(others)}: the baseline was measured on other tiles.")
+        document["warnings"].append(
+            f"Accuracy was not compared, of {', '.join(others)}: the baseline was measured on other tiles, or on these under other names."
+        )
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:
         document["warnings"].append(f"In the baseline, but not measured now: {', '.join(found.missing)}.")
@@ -150,8 +152,8 @@ def other_tiles(old: Row, new: Row) -> list[str]:
 
 
 def _same_tiles(old: Row, new: Row, before: Row, after: Row) -> bool:
-    same: bool = old["dataset"]["digest"] == new["dataset"]["digest"] and before["accuracy"]["tiles"] == after["accuracy"]["tiles"]
-    return same
+    alike = all(old["dataset"][key] == new["dataset"][key] for key in ("digest", "names"))  # what is wrong is listed by name
+    return bool(alike and before["accuracy"]["tiles"] == after["accuracy"]["tiles"])
 
 
 def missing(old: Row, new: Row) -> list[str]:

@@ -6,6 +6,7 @@ report.document["engines"][0]["accuracy"]["accuracy"]
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..bands import preview
+from ..cores import cores
 from ..data.dataset import Dataset
 from ..errors import BackendError, ContractError, InputError
-from ..machine import cores, environment
+from ..machine import environment
 from ..runtime import Bundle
 from . import rows
 from .ceiling import Ceilings, ceilings, work_per_tile
@@ -54,8 +56,8 @@ def bench(
         raise ContractError(str(reasons[0]))
     tiles = dataset.require("test")
     on_progress("reading the tiles")
-    reader = TileReader(dataset, tiles, cores())
-    decoded = [(images.copy(), labels) for images, labels in reader]
+    with TileReader(dataset, tiles, cores()) as reader:
+        decoded = [(images.copy(), labels) for images, labels in reader]
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts)
@@ -68,7 +70,8 @@ def bench(
     try:
         passes = Passes(contenders, images, config, between)
         answers = passes.answers()
-        clocks = passes.clocks(TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores()))
+        with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores()) as some:
+            clocks = passes.clocks(some)
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
         offline, callers = passes.offline() if config.wants("offline") else ({}, {})
         served = passes.server(offline) if config.wants("server") else {}
@@ -127,6 +130,7 @@ def bench(
             "seed": dataset.seed,
             "digest": dataset.digest,
             "tiles": len(tiles),
+            "names": hashlib.sha256("\n".join(tile.name for tile in tiles).encode()).hexdigest(),
             "classes": list(dataset.classes),
             "decoder": f"{reader.decoder} on the CPU",
         },

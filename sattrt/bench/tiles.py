@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, Tile
-from ..data.sources import open_source
 from ..errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -22,11 +20,15 @@ Batch = tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]
 
 
 class TileReader:
-    """Reads, checks and decodes tiles in order, on the CPU: engines take host arrays. decoder: "DALI", "Pillow" or "rasterio"."""
+    """Reads, checks and decodes tiles in order, on the CPU: engines take host arrays. Use it as a context manager: the source stays open.
+
+    decoder: "DALI", "torchvision", "Pillow" or "rasterio".
+    """
 
     def __init__(self, dataset: Dataset, tiles: list[Tile], threads: int, batch_size: int = 64) -> None:
         self._dataset, self._tiles, self._batch_size = dataset, tiles, batch_size
         self._loader: Loader | None = None
+        self._source = dataset.open()  # once: the directory of an archive takes a while, to unpack one far longer
         self.decoder = "Pillow" if dataset.dtype == "uint8" else "rasterio"
         if dataset.dtype != "uint8":  # the file is decoded, as a program at the edge would: not the cache of training
             return
@@ -35,8 +37,16 @@ class TileReader:
 
             from ..data.loader import Loader
 
-            self._loader = Loader(dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), threads=threads, cache_gb=0)
+            self._loader = Loader(
+                dataset, tiles, batch_size=batch_size, device=torch.device("cpu"), threads=threads, cache_gb=0, source=self._source
+            )
             self.decoder = self._loader.decoder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._source.close()
 
     def __len__(self) -> int:
         """Tiles of one pass."""
@@ -48,11 +58,10 @@ class TileReader:
             for batch in self._loader.epoch(0):
                 yield batch[0].numpy(), batch[1].numpy()
             return
-        with open_source(Path(self._dataset.source)) as source:
-            for start in range(0, len(self._tiles), self._batch_size):
-                part = self._tiles[start : start + self._batch_size]
-                images = np.stack([self._decode(self._dataset.checked(source, tile), tile) for tile in part])
-                yield images, np.array([tile.label for tile in part], np.int64)
+        for start in range(0, len(self._tiles), self._batch_size):
+            part = self._tiles[start : start + self._batch_size]
+            images = np.stack([self._decode(self._dataset.checked(self._source, tile), tile) for tile in part])
+            yield images, np.array([tile.label for tile in part], np.int64)
 
     def _decode(self, content: bytes, tile: Tile) -> NDArray[np.unsignedinteger]:
         try:

@@ -21,7 +21,7 @@ from ..errors import ContractError, InputError
 from ..spec import A_DAY, atomic_path, remove_temporaries, require_space, sha256_file
 from .dataset import Cache, Dataset
 from .decode import TileFormat
-from .sources import Source, open_source
+from .sources import Source
 from .workers import each_file
 
 NAME = "tiles.npy"
@@ -54,7 +54,7 @@ def write_cache(
     remove_temporaries(path, seconds=A_DAY)  # a large file that a killed scan left
     require_space(path, 2 * math.prod(shape))
     work = _Decoding(dataset.format, {tile.name: tile.sha256 for tile in dataset.all_tiles})
-    with atomic_path(path) as temporary, open_source(Path(dataset.source)) as source:
+    with atomic_path(path) as temporary, dataset.open() as source:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": shape})
         digest = hashlib.sha256(header.getvalue())

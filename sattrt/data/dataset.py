@@ -20,7 +20,7 @@ from ..bands import ESA, RGB
 from ..errors import ContractError, InputError
 from ..spec import check_schema, read_json, write_bytes
 from .decode import TileFormat
-from .sources import Source
+from .sources import Source, open_source
 
 SCHEMA = 3
 SPLITS = ("train", "valid", "test")
@@ -100,6 +100,12 @@ class Dataset:
     def tiles(self, split: str) -> list[Tile]:
         """Tiles of one split, in the order of their names."""
         return [tile for tile in self.all_tiles if tile.split == split]
+
+    def open(self) -> Source:
+        """The folder or archive of the tiles, to be closed by the caller. InputError where it is gone."""
+        if not Path(self.source).exists():
+            raise InputError(f"The tiles are no longer at {self.source}. Put them back, or run `sattrt data` again with their new place.")
+        return open_source(Path(self.source))
 
     def content(self, source: Source, name: str) -> bytes:
         """What is decoded, and hashed, of a file."""

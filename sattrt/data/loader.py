@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..errors import BackendError, ContractError, InputError
 from .augment import Augmentation, Views, look, same_bits
 from .cache import open_cache
 from .dataset import Dataset, Tile
-from .sources import Source, open_source
+from .sources import Source
 from .transfer import to_device
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -205,11 +204,7 @@ class Loader:
 
 def open_tiles(dataset: Dataset) -> Source | None:
     """Where the tiles of a dataset are read from; None where they are decoded already. InputError where they are gone."""
-    if dataset.dtype != "uint8":
-        return None
-    if not Path(dataset.source).exists():
-        raise InputError(f"The tiles are no longer at {dataset.source}. Put them back, or run `sattrt data` again with their new place.")
-    return open_source(Path(dataset.source))
+    return dataset.open() if dataset.dtype == "uint8" else None
 
 
 def decoded(

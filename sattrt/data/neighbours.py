@@ -99,12 +99,14 @@ def touching(tiles: Sequence[Tile], places: Sequence[Place | None]) -> list[Pair
         return []
     # a tenth of a millimetre at least: next to nothing can't be counted in
     wide, high = (max(2.2 * max(getattr(place, half) for _, place in placed), 1e-9) for half in ("half_width", "half_height"))
+    columns = max(int(360 // wide), 1)  # round the globe
     cells: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (_, place) in enumerate(placed):
-        cells[int(place.longitude // wide), int(place.latitude // high)].append(i)
+        cells[int(place.longitude % 360 * columns // 360) % columns, int(place.latitude // high)].append(i)
     found = []
     for (column, row), own in cells.items():
-        around = [i for x in (-1, 0, 1) for y in (-1, 0, 1) for i in cells.get((column + x, row + y), ())]
+        beside = {(column + x) % columns for x in (-1, 0, 1)}
+        around = [i for x in beside for y in (-1, 0, 1) for i in cells.get((x, row + y), ())]
         found += [Pair(placed[i][0].name, placed[j][0].name) for i in own for j in around if i < j and _touch(placed[i], placed[j])]
     return sorted(found)
 

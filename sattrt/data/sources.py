@@ -33,6 +33,7 @@ from ..errors import InputError
 
 MAX_BYTES = 100 * 10**6
 _UNIX = 3  # of zip's systems, the one whose members have a mode
+_PACKERS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
 # what zipfile and tarfile raise for bytes that are not as they should be; the last three for names and sizes that make no sense
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -217,8 +218,14 @@ class ZipSource(ArchiveSource[zipfile.ZipInfo]):
     def read(self, name: str) -> bytes:
         member = self._member(name)
         _refuse_huge(self.path, name, member.file_size)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are unpacked whole, whatever size they declare
+            packed = _PACKERS.get(member.compress_type, f"method {member.compress_type}")
+            raise _unreadable(
+                f"{self.path} holds {name!r} packed by {packed}. Pack it again with deflate.", f"packed by {packed}; deflate can be read"
+            )
         try:
-            return self._zip.read(member)
+            with self._zip.open(member) as file:
+                return file.read(member.file_size)  # no more is unpacked than it declares
         except (*_DAMAGED, OSError) as error:
             raise _unreadable(str(_damaged(self.path, error, name)), f"damaged or cut short in the archive ({error})") from None
 

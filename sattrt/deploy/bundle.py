@@ -56,7 +56,7 @@ GOLDEN_TILES = 20
 
 @dataclass(frozen=True)
 class ExportReport:
-    """bundle: what was written. All by engine name: skipped: why it is not in it, or was judged by its graph; failed: how it failed the gate;
+    """bundle: what was written. All by engine name: skipped: why it is not in it, or was judged by its graph ("temperature": why none was fitted); failed: how it failed the gate;
     plans: whether a plan was built or taken from the bundle before, and why."""
 
     bundle: Bundle
@@ -78,7 +78,10 @@ def export(
     out = out.absolute()  # "." is another folder once the bundle has taken its place
     _refuse_foreign(out)
     require_writable(out)
+    checkpoint = sha256_file(run / "best.safetensors") if run.is_dir() else ""
     model, spec = load_trained(run)
+    if sha256_file(run / "best.safetensors") != checkpoint:
+        raise InputError(f"{run} got a better network while it was read: its training goes on. Export it again.")
     if config.symmetries:
         spec = _with_symmetries(spec, run)
         model.views = spec.views
@@ -110,7 +113,9 @@ def export(
             on_progress(left_out)
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
-        _seal(folder, spec, engines, run, config)
+        _seal(folder, spec, engines, {"run": str(run.resolve()), "checkpoint_sha256": checkpoint}, config)
+    if "calibration" not in spec.training:
+        making.skipped["temperature"] = f"none was fitted: the run {_uncalibrated(spec)}"
     return ExportReport(read_bundle(out), making.skipped, making.failed, making.plans)
 
 
@@ -291,15 +296,22 @@ def _with_symmetries(spec: ModelSpec, run: Path) -> ModelSpec:
         found = spec.training["calibration_symmetries"]
         return dataclasses.replace(spec, views=int(found["views"]), temperature=float(found["temperature"]))
     except (LookupError, TypeError, ValueError):
-        raise ContractError(f"{run} was stopped before its end: it has no temperature for the symmetries. Go on with --resume.") from None
+        raise ContractError(f"{run} {_uncalibrated(spec)}. Until it has a temperature for the symmetries, leave --tta out.") from None
 
 
-def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], run: Path, config: ExportConfig) -> None:
+def _uncalibrated(spec: ModelSpec) -> str:
+    """Why a run has no temperature, and what mends it."""
+    if "tiles_after" in spec.training:
+        return "has transforms before the network, through which no temperature is fitted"
+    return "was stopped before its end: `sattrt train --resume` goes on"
+
+
+def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], source: dict[str, str], config: ExportConfig) -> None:
     """Write the manifest over everything in the folder."""
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "sattrt": __version__,
-        "source": {"run": str(run.resolve()), "checkpoint_sha256": sha256_file(run / "best.safetensors")},
+        "source": source,
         "export": config.to_dict(),
         "engines": [dataclasses.asdict(engine) for engine in engines],
         "files": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ContractError, InputError
 from ..runtime import Bundle, EngineRecord
-from ..spec import ModelSpec, atomic_folder, require_writable, write_bytes
+from ..spec import ModelSpec, atomic_folder, read_json, require_writable, sha256_file, write_bytes, write_json
 
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
 # bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged
@@ -21,37 +21,61 @@ _QUEUE_MICROSECONDS, _MARKER = 2000, ".sattrt"
 
 
 def write_triton(bundle: Bundle, folder: Path) -> list[str]:
-    """Write the repository into `folder`, which must be absent, empty, or hold one written before; returns the names of its models.
+    """Write the repository into `folder`, which must be absent, empty, or as it was written for this bundle before; returns the names of its models.
 
-    InputError for another folder. ContractError for a changed file, a plan without a largest batch, or one that takes no single tile.
+    InputError for another folder, or one that holds anything else. ContractError for a changed file, a plan without a largest batch, or one that takes no single tile.
     """
     check_folder(folder, bundle.path)
     names = []
     with atomic_folder(folder, "--triton") as target:
-        write_bytes(target / _MARKER, f"{bundle.digest}\n".encode())
         for record in bundle.engines:
             flags = record.record.get("flags")
             if isinstance(flags, list) and "STRIP_PLAN" in flags:  # Triton would not put its weights in
                 continue
             if record.backend not in BACKENDS:
                 continue
-            name = f"{bundle.path.resolve().name}-{record.name}"
+            name = f"{_name(bundle.path)}-{record.name}"
             (target / name / "1").mkdir(parents=True)
             write_bytes(target / name / "config.pbtxt", model_config(name, bundle.spec, record).encode())
             write_bytes(target / name / "labels.txt", bundle.read("labels.txt"))
             write_bytes(target / name / "1" / BACKENDS[record.backend][1], bundle.read(record.file))
             names.append(name)
+        files = {str(path.relative_to(target)): sha256_file(path) for path in sorted(target.rglob("*")) if path.is_file()}
+        write_json(target / _MARKER, {"bundle": _name(bundle.path), "files": files})
     return names
 
 
 def check_folder(folder: Path, bundle: Path) -> None:
     """InputError where a folder can't become a repository: it holds something else, can't be made, or it and the bundle lie in one another."""
-    if folder.exists() and not (folder / _MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another --triton.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _refuse_others(folder, bundle)
     own, other = folder.resolve(), bundle.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
         raise InputError(f"{folder} and the bundle {bundle} lie in one another, and each is replaced as a whole. Choose another --triton.")
     require_writable(folder, "--triton")
+
+
+def _refuse_others(folder: Path, bundle: Path) -> None:
+    """InputError unless a folder holds exactly what was written for this bundle: it is replaced as a whole."""
+    try:
+        written = read_json(folder / _MARKER)
+        other, files = str(written["bundle"]), dict(written["files"])
+    except (InputError, ContractError, LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another --triton."
+        ) from None
+    if other != _name(bundle):
+        raise InputError(
+            f"{folder} holds the models of the bundle {other!r}, and is replaced as a whole. Choose another --triton: Triton takes several."
+        )
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if not path.is_dir() and name != _MARKER and (not path.is_file() or sha256_file(path) != files.get(name)):
+            raise InputError(f"{path} was not written by sattrt, or was changed since; {folder} is replaced as a whole. Move it away.")
+
+
+def _name(bundle: Path) -> str:
+    return bundle.resolve().name
 
 
 def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:

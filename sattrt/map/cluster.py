@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..cores import cores
 from ..errors import BackendError, ContractError, InputError, SattrtError
-from ..machine import cores
 from ..runtime import Bundle, Engine, read_bundle
 from .blocks import Plan, compute_from
 from .config import MapConfig

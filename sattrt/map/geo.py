@@ -72,6 +72,14 @@ def _own_mask(dataset: Any) -> bool:
     return any(flag.name == "per_dataset" for flags in dataset.mask_flag_enums for flag in flags)
 
 
+def same_crs(one: str, other: str) -> bool:
+    """Whether two texts in WKT, or none, mean the same: what is read from a GeoTIFF may be spelt otherwise than what was written."""
+    if one == other or not (one and other):
+        return one == other
+    with environment() as rasterio:
+        return bool(rasterio.crs.CRS.from_wkt(one) == rasterio.crs.CRS.from_wkt(other))
+
+
 def open_raster(path: Path | str) -> Any:
     """An opened raster. InputError for what is no GeoTIFF, JPEG2000, PNG or JPEG."""
     with reading(path) as rasterio:

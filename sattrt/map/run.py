@@ -28,6 +28,7 @@ from .blocks import Plan, compute_here
 from .colours import Colour, class_colours
 from .config import MapConfig
 from .finding import find_scene
+from .geo import same_crs
 from .mapfile import TAG, MapFile, Statistics
 from .output import Layout, files_of, names_beside, names_path, probabilities_path, write_cog
 from .page import to_html
@@ -193,7 +194,7 @@ def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
     except InputError:
         return None
     layout = _layout(plan, job)
-    if (found.made, found.crs) != (json.loads(layout.tags[TAG]), layout.crs) or found.transform != layout.transform:
+    if found.made != json.loads(layout.tags[TAG]) or not same_crs(found.crs, layout.crs) or found.transform != layout.transform:
         return None
     return Mapped(files=tuple(wanted), scene=plan.scene, map=found, statistics=found.statistics())
 

@@ -70,7 +70,9 @@ def weighed_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> tuple[Te
     ignored = NO_CLASS if config.ignore_index is None else config.ignore_index
     total = F.cross_entropy(logits.float(), labels, weights, ignore_index=ignored, reduction="sum")
     counts = labels != ignored
-    return total, (weights[labels[counts]].sum() if weights is not None else counts.sum().float())
+    if weights is None:
+        return total, counts.sum().float()
+    return total, (weights[labels.clamp(0, len(weights) - 1)] * counts).sum()  # to pick out those that count would wait for a GPU
 
 
 def check_classes(network: Network, dataset: Dataset, config: RmldnnConfig) -> None:

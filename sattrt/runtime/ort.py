@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cores import cores
 from ..errors import BackendError, ContractError
 from .cuda import Device
 from .engine import Outputs, Tiles
@@ -47,7 +47,7 @@ class OnnxRuntimeBackend:
         self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+        options.intra_op_num_threads = threads or cores()
         if not spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if optimised:
@@ -66,8 +66,6 @@ class OnnxRuntimeBackend:
                 importlib.import_module("tensorrt")
             providers.insert(0, ("TensorrtExecutionProvider", _tensorrt_options(precision, tensorrt)))
         try:
-            if len(providers) > 1:
-                _preload(onnxruntime)
             # a fallback would print, and go on elsewhere: `device` would be wrong
             self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=False)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
@@ -176,7 +174,10 @@ def _signature(session: Any) -> tuple[tuple[int, ...], str, int]:
 
 
 def _preload(onnxruntime: Any) -> None:
-    """Load CUDA's libraries, once. What it can't find it prints; stdout is the program's own, so for that moment it goes nowhere."""
+    """Load CUDA's libraries, once, where the build is for CUDA: one that brings CUDA as a plugin has no such provider before.
+
+    What it can't find it prints; stdout is the program's own, so for that moment it goes nowhere.
+    """
     global _preloaded
     with _PRELOADING:
         if _preloaded is None:
@@ -202,6 +203,7 @@ def _module() -> Any:
         import onnxruntime
     except ImportError:
         raise BackendError("ONNX Runtime is not installed. Install it with: pip install 'sattrt[cpu]' (or [gpu])") from None
+    _preload(onnxruntime)
     return onnxruntime
 
 

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from ..cores import cores
 from ..errors import BackendError, InputError
-from ..machine import cores, cpu_has_bf16
+from ..machine import cpu_has_bf16
 from .cpu import keep_freed_memory
 
 # torch's, gloo's and NCCL's words for a process that went away; their other errors are faults of another kind, and keep their traceback

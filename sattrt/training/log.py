@@ -62,7 +62,7 @@ class TrainLog:
     def add(self, *rows: Row) -> None:
         """Append rows. InputError where the disk is full."""
         lines = [
-            ["" if value is None else round(value, 6) if isinstance(value, float) else value for value in dataclasses.astuple(row)]
+            ["" if value is None else f"{value:.7g}" if isinstance(value, float) else value for value in dataclasses.astuple(row)]
             for row in rows
         ]
         try:

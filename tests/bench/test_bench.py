@@ -24,9 +24,9 @@ from sattrt.bench.run import bench
 from sattrt.bench.tables import details
 from sattrt.bench.tiles import TileReader
 from sattrt.bench.verdict import NAMES
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.machine import cores
 from sattrt.runtime import Bundle, Engine, open_bundle
 
 
@@ -246,13 +246,14 @@ def test_the_report_is_written_for_people(report: Report, tmp_path: Path) -> Non
 
 def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = dataset.tiles("test")
-    with_dali = TileReader(dataset, tiles, 2)
-    monkeypatch.setitem(sys.modules, "sattrt.data.loader", None)
-    without = TileReader(dataset, tiles, 2)
-    assert (with_dali.decoder, without.decoder) == ("DALI", "Pillow")
-    for (images, labels), (same, same_labels) in zip(with_dali, without, strict=True):
-        np.testing.assert_array_equal(images, same)
-        np.testing.assert_array_equal(labels, same_labels)
+    with TileReader(dataset, tiles, 2) as with_dali:
+        monkeypatch.setitem(sys.modules, "sattrt.data.loader", None)
+        with TileReader(dataset, tiles, 2) as without:
+            assert (with_dali.decoder, without.decoder) == ("DALI", "Pillow")
+            for _ in range(2):  # a pass as often as one likes
+                for (images, labels), (same, same_labels) in zip(with_dali, without, strict=True):
+                    np.testing.assert_array_equal(images, same)
+                    np.testing.assert_array_equal(labels, same_labels)
 
 
 def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +261,11 @@ def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Datase
     moved = replace(dataset, source=str(shutil.copytree(dataset.source, tmp_path / "tiles")))
     shutil.copy(tmp_path / "tiles" / tiles[1].name, tmp_path / "tiles" / tiles[0].name)
     for _ in range(2):
-        with pytest.raises(InputError, match=rf"{re.escape(tiles[0].name)} in .* has changed since it was scanned"):
-            list(TileReader(moved, tiles, 2))
+        with (
+            pytest.raises(InputError, match=rf"{re.escape(tiles[0].name)} in .* has changed since it was scanned"),
+            TileReader(moved, tiles, 2) as reader,
+        ):
+            list(reader)
         monkeypatch.setitem(sys.modules, "sattrt.data.loader", None)  # without DALI too
 
 

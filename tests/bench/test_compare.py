@@ -22,7 +22,9 @@ TIMINGS = [
 FIGURES = [*TIMINGS, "2 callers, tiles/s", "server, tiles/s"]
 
 
-def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: str = "d", seed: int = 0) -> dict[str, Any]:
+def document(
+    slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: str = "d", names: str = "n", seed: int = 0
+) -> dict[str, Any]:
     """A report whose calls of 10 ms come in turns of 0.2 s, each turn a little faster or slower than the others, as on a shared machine."""
     rng = np.random.default_rng(seed)
     pace = np.repeat(rng.normal(1, 0.02, 25), 20)
@@ -43,8 +45,8 @@ def document(slower: float = 1.0, wrong: tuple[str, ...] = ("a", "b"), digest: s
     }
     environment = {"cpu": "c", "cores": 2, "gpu": None, "python": "3.12", "libraries": {"onnxruntime": "1.32"}}
     method = {"seconds": 3.0, "clock_batch": 64, "latency_bound": 50.0, "streams": "1,2"}
-    measured = {"environment": environment, "method": method, "dataset": {"digest": digest}}
-    return {"schema": 4, **measured, "engines": [row], "absent": {}, "warnings": []}
+    measured = {"environment": environment, "method": method, "dataset": {"digest": digest, "names": names}}
+    return {"schema": 5, **measured, "engines": [row], "absent": {}, "warnings": []}
 
 
 def served(rate: float, *trials: float) -> dict[str, Any]:
@@ -235,7 +237,7 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema": 1}, "has schema 1; this sattrt reads schema 4"),
+        ({"schema": 1}, "has schema 1; this sattrt reads schema 5"),
         ({"engines": [3]}, "no list of engines"),
         ({"engines": None}, "no list of engines"),
         ({"engines": []}, "no list of engines"),
@@ -271,9 +273,10 @@ def test_a_baseline_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-def test_accuracies_on_other_tiles_are_not_compared() -> None:
-    figures = [change.figure for change in compare(document(), document(wrong=("a",), digest="other"))]
+@pytest.mark.parametrize("other", [{"digest": "other"}, {"names": "other"}])
+def test_accuracies_on_other_tiles_are_not_compared(other: dict[str, str]) -> None:
+    figures = [change.figure for change in compare(document(), document(wrong=("a",), **other))]
     assert figures == FIGURES
-    new = document(wrong=("a",), digest="other")
+    new = document(wrong=("a",), **other)
     against(document(), new)
-    assert new["warnings"] == ["Accuracy was not compared, of e: the baseline was measured on other tiles."]
+    assert new["warnings"] == ["Accuracy was not compared, of e: the baseline was measured on other tiles, or on these under other names."]

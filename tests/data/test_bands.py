@@ -360,4 +360,7 @@ def test_places_of_next_to_no_size_can_be_compared() -> None:
     tiles = [Tile(str(i), 0, split, str(i), 1) for i, split in enumerate(("train", "valid", "test"))]
     dots = [Place(9 + i, 45, 1e-18, 0) for i in (0, 0, 1)]
     assert touching(tiles, dots) == []
+    half = 0.003
+    for east, west in ((179.999, -179.996), (-0.001, 0.004)):  # across the 180th meridian, and the first
+        assert touching(tiles, [Place(east, 66, half, half), Place(west, 66, half, half), Place(90, 66, half, half)]) == [("0", "1")]
     assert touching(tiles, [Place(9 + i, 45, 1e-18, 1e-18) for i in (0, 0, 1)]) == [("0", "1")]

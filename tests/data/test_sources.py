@@ -5,6 +5,7 @@ import signal
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -109,6 +110,29 @@ def test_a_member_that_is_no_tile_is_refused_before_it_is_unpacked(tmp_path: Pat
             member.write(bytes(10**6))
     with open_source(tmp_path / "bomb.zip") as source, pytest.raises(InputError, match=r"'a/x.jpg' of 101 MB"):
         source.read("a/x.jpg")
+
+
+@pytest.mark.parametrize(("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "lzma")])
+def test_what_unpacks_to_any_size_is_not_unpacked(tmp_path: Path, method: int, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w", method) as file:
+        file.writestr("a/x.jpg", bytes(10**6))
+    with (
+        open_source(tmp_path / "t.zip") as source,
+        pytest.raises(InputError, match=f"'a/x.jpg' packed by {name}. Pack it again with deflate"),
+    ):
+        source.read("a/x.jpg")
+
+
+def test_no_more_is_unpacked_than_a_member_declares(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/x.jpg", bytes(50_000_000))
+    content = (tmp_path / "t.zip").read_bytes()
+    (tmp_path / "t.zip").write_bytes(content.replace((50_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    with open_source(tmp_path / "t.zip") as source, pytest.raises(InputError, match=r"t.zip is damaged or cut short at 'a/x.jpg'"):
+        source.read("a/x.jpg")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 def test_an_archive_that_was_replaced_is_said(tiles: Path, tmp_path: Path) -> None:

@@ -97,6 +97,27 @@ def test_a_repository_is_replaced_and_nothing_else_is(bundle: Bundle, tmp_path: 
     assert (tmp_path / "mine" / "precious").read_text() == "mine"
 
 
+def test_what_else_lies_in_a_repository_is_not_lost(bundle: Bundle, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    first = write_triton(bundle, models)[0]
+    other = read_bundle(Path(shutil.copytree(bundle.path, tmp_path / "other")))
+    with pytest.raises(InputError, match="holds the models of the bundle"):
+        write_triton(other, models)
+    config = models / first / "config.pbtxt"
+    written = config.read_text()
+    config.write_text(written + "instance_group [ { count: 2 } ]\n")
+    with pytest.raises(InputError, match=r"config\.pbtxt was not written by sattrt, or was changed since"):
+        write_triton(bundle, models)
+    config.write_text(written)
+    (models / "ensemble").mkdir()
+    assert first in write_triton(bundle, models)  # an empty folder is no loss
+    (models / "ensemble").mkdir()
+    (models / "ensemble" / "config.pbtxt").write_text("mine")
+    with pytest.raises(InputError, match=r"ensemble/config\.pbtxt was not written by sattrt"):
+        write_triton(bundle, models)
+    assert (models / "ensemble" / "config.pbtxt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("folder", ["b", "b/models", ".", "mine", "mine/precious", "mine/precious/models"])
 def test_a_folder_that_can_not_be_used_is_refused_before_the_export(tmp_path: Path, folder: str) -> None:
     (tmp_path / "mine").mkdir()

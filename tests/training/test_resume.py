@@ -17,10 +17,10 @@ from conftest import SMALL, steps_done, write_tiles
 from safetensors.torch import save_file
 
 from sattrt import checkpoint
+from sattrt.cores import cores
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.machine import cores
 from sattrt.spec import ModelSpec, atomic_path
 from sattrt.trained import load_trained
 from sattrt.training import loop
