@@ -78,7 +78,7 @@ def export(
     out = out.absolute()  # "." is another folder once the bundle has taken its place
     _refuse_foreign(out)
     require_writable(out)
-    checkpoint = sha256_file(run / "best.safetensors") if run.is_dir() else ""
+    checkpoint = sha256_file(run / "best.safetensors") if (run / "best.safetensors").is_file() else ""
     model, spec = load_trained(run)
     if sha256_file(run / "best.safetensors") != checkpoint:
         raise InputError(f"{run} got a better network while it was read: its training goes on. Export it again.")

@@ -20,6 +20,7 @@ from sattrt.machine import version
 from sattrt.model import TileClassifier
 from sattrt.runtime import Bundle, EngineRecord, open_bundle, open_engine
 from sattrt.runtime.ort import save_optimised
+from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
 
 
@@ -216,6 +217,33 @@ def test_a_checkpoint_of_another_class_list_is_refused(run: Path, tmp_path: Path
     with pytest.raises(ContractError, match="different class lists"):
         export(other, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_network_that_changes_while_it_is_read_is_not_exported(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(run, tmp_path / "run")
+
+    def load_and_train_on(folder: Path) -> tuple[TileClassifier, ModelSpec]:
+        found = load_trained(folder)
+        (folder / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes() + b" ")
+        return found
+
+    monkeypatch.setattr("sattrt.deploy.bundle.load_trained", load_and_train_on)
+    with pytest.raises(InputError, match="got a better network while it was read"):
+        export(tmp_path / "run", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_without_a_temperature_says_so(run: Path, premade: None, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    spec = ModelSpec.read(run / "spec.json")
+    fitted = ("calibration", "calibration_symmetries")
+    training = {key: value for key, value in spec.training.items() if key not in fitted}
+    for said, also in (("was stopped before its end", {}), ("transforms before the network", {"tiles_after": "center_crop"})):
+        replace(spec, training=training | also).write(tmp_path / "run" / "spec.json")
+        with pytest.raises(ContractError, match=f"{said}.*leave --tta out"):
+            export(tmp_path / "run", tmp_path / "b", ExportConfig(precision="fp32", symmetries=True))
+        assert said in export(tmp_path / "run", tmp_path / "b", ExportConfig(precision="fp32")).skipped["temperature"]
+    assert "temperature" not in export(run, tmp_path / "c", ExportConfig(precision="fp32")).skipped
 
 
 def test_an_export_that_fails_keeps_the_old_bundle(run: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

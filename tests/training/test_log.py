@@ -8,7 +8,7 @@ from sattrt.data.dataset import Dataset
 from sattrt.errors import ContractError
 from sattrt.figure import contact_sheet
 from sattrt.training import figures
-from sattrt.training.log import FIELDS, TrainLog, read_log
+from sattrt.training.log import FIELDS, Row, TrainLog, read_log
 from sattrt.training.loop import train
 
 
@@ -39,6 +39,14 @@ def test_a_log_goes_on_after_half_a_line(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(f"{HEAD}\n1,,0,0,0,0,0,,\n")
     with pytest.raises(ContractError, match="not the log of a run"):
         read_log(tmp_path / "log.csv")
+
+
+def test_small_numbers_are_kept(tmp_path: Path) -> None:
+    TrainLog(tmp_path, 0).add(
+        Row(epoch=1, step=1, seconds=12345.678, learning_rate=3.21e-7, train_loss=2.5, gradient_norm=4.56e-9, images_per_second=147.25)
+    )
+    [row] = read_log(tmp_path / "log.csv")
+    assert (row["seconds"], row["learning_rate"], row["gradient_norm"]) == (12345.68, 3.21e-7, 4.56e-9)
 
 
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
