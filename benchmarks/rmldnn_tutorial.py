@@ -4,7 +4,7 @@
     cd tutorial && sattrt rmldnn config_train.json
 
 Keras itself builds the network and writes layers.json and the .h5 (pip install keras; its torch back end is used): the head is random, every
-convolution is frozen, every BatchNormalization trained. The split is sattrt's, 94:5:1. The weights are those of torchvision's
+convolution is frozen, every BatchNormalization trained, and the head too, as in the tutorial's layer file, or not, as in its text (`--head frozen`). The split is sattrt's, 94:5:1. The weights are those of torchvision's
 ResNet-50, so strides and epsilon are put where torchvision has them; `--strides keras` leaves them where the tutorial's layer file,
 made for Keras' own weights, has them.
 """
@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--strides", choices=("torchvision", "keras"), default="torchvision")
+    parser.add_argument("--head", choices=("trained", "frozen"), default="trained")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
     write_tiles(arguments.tiles, arguments.out / "data")
-    write_network(arguments.weights, arguments.out, arguments.strides)
+    write_network(arguments.weights, arguments.out, arguments.strides, arguments.head)
     write_configurations(arguments.out, arguments.epochs)
     print(arguments.out)
 
@@ -51,7 +52,7 @@ def write_tiles(source: Path, out: Path) -> None:
             path.write_bytes(opened.read(tile.name))
 
 
-def write_network(weights: Path, out: Path, strides: str) -> None:
+def write_network(weights: Path, out: Path, strides: str, head: str) -> None:
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
@@ -64,7 +65,7 @@ def write_network(weights: Path, out: Path, strides: str) -> None:
     base = as_torchvision(base) if strides == "torchvision" else base
     model = keras.Model(base.input, keras.layers.Dense(CLASSES, activation="log_softmax")(base.output))
     for layer in model.layers:
-        layer.trainable = layer.__class__.__name__ in ("BatchNormalization", "Dense")
+        layer.trainable = layer.__class__.__name__ in ("BatchNormalization", *["Dense"] * (head == "trained"))
     (out / "layers.json").write_text(json.dumps(json.loads(model.to_json()), indent=4))
     for role, name in recognise(read_layers(out / "layers.json", "layers.json"), "layers.json").names.items():
         if role != "fc":
