@@ -12,12 +12,21 @@ from pathlib import Path
 
 
 def cores(root: Path = Path("/")) -> int:
-    """CPU cores that this process may use, at least 1. root: where /proc and /sys/fs/cgroup are looked for.
+    """CPU cores that this process may use, at least 1. root: where /proc and /sys/fs/cgroup are looked for."""
+    return granted(root) or _bound_to()
+
+
+def granted(root: Path = Path("/")) -> int | None:
+    """Cores that a container is granted, at least 1, where those are fewer than this process can be run on; None where they are not.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), https://docs.kernel.org/scheduler/sched-bwc.html (cfs_quota_us).
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(root))]))
+    quota = min((max(1, math.ceil(quota)) for quota in _quotas(root)), default=None)
+    return quota if quota and quota < _bound_to() else None
+
+
+def _bound_to() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quotas(root: Path) -> list[float]:

@@ -120,7 +120,7 @@ class ModelSpec:
 
 
 def same_gsd(gsd: float, other: float) -> bool:
-    """Whether two ground sampling distances are the same but for a fifth, which a network hardly notices."""
+    """Whether two ground sampling distances are the same but for a fifth."""
     return 1 / 1.2 <= gsd / other <= 1.2
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import sattrt
-from sattrt.cores import cores
+from sattrt.cores import cores, granted
 from sattrt.machine import commit
 
 
@@ -39,3 +39,4 @@ def test_a_container_has_the_cores_that_it_was_granted(tmp_path: Path, group: st
     bound = cores(tmp_path / "nowhere")
     assert bound == len(os.sched_getaffinity(0))
     assert cores(tmp_path) == min(bound, share or bound)
+    assert granted(tmp_path) == (share if share and share < bound else None)

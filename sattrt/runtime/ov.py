@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cores import granted
 from ..errors import BackendError, ContractError
 from .engine import Outputs, Tiles
 
@@ -44,8 +45,8 @@ class OpenVinoBackend:
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
         settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT)}
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        if wanted := threads or granted():  # it counts the cores that it sees, not what a container may use of them
+            settings["INFERENCE_NUM_THREADS"] = str(wanted)
         try:
             # by its reader of ONNX alone: the others would try a damaged file too, and print what they miss in it
             reader = FrontEndManager().load_by_framework("onnx")
