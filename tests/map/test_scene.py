@@ -21,6 +21,7 @@ from sattrt.errors import InputError
 from sattrt.map.area import cell_areas
 from sattrt.map.config import MapConfig
 from sattrt.map.finding import find_scene
+from sattrt.map.geo import same_crs
 from sattrt.map.plausible import order_of_13
 from sattrt.map.scene import Reader, table
 
@@ -380,6 +381,19 @@ def test_another_ground_sampling_distance_than_the_tiles_is_said(tmp_path: Path,
         assert any("of ground" in text for text in says) == said
     bare = write_raster(tmp_path / "bare.tif", noise(1, 64, 64), ("B04",), placed=False)
     assert find_scene(bare, replace(spec(("B04",), "uint16"), gsd=0.5), MapConfig()).says == ("no georeference: mapped in pixels",)
+
+
+def test_a_projection_is_the_same_however_it_is_spelt(tmp_path: Path) -> None:
+    own = rasterio.crs.CRS.from_proj4("+proj=lcc +lat_1=41 +lat_2=47 +lat_0=44 +lon_0=9.5 +x_0=500000 +y_0=0 +ellps=GRS80 +units=m")
+    path = write_raster(tmp_path / "s.tif", noise(1, 64, 64), crs=own)
+    with rasterio.open(path) as file:
+        read_back = file.crs.to_wkt()
+    assert read_back != own.to_wkt()
+    assert same_crs(read_back, own.to_wkt())
+    assert not same_crs(own.to_wkt(), own.to_wkt().replace("44", "45"))
+    assert not same_crs(own.to_wkt(), WGS84)
+    assert same_crs("", "")
+    assert not same_crs("", WGS84)
 
 
 def test_turned_scenes_are_as_large_as_others(tmp_path: Path) -> None:
