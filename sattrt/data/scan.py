@@ -356,11 +356,11 @@ def _leaks(tiles: tuple[Tile, ...], looks: list[_Look]) -> Leaks:
 
 
 def _gsd(looks: list[_Look], given: float | None, path: Path) -> float | None:
-    """Ground sampling distance in metres, to three digits: what the coordinates of the tiles say; what was given, where they have none."""
+    """Ground sampling distance in metres, to two digits: what the coordinates of the tiles say; what was given, where they have none."""
     found = [look.place.gsd(look.width, look.height) for look in looks if look.place]
     if not found:
         return given
-    middle = float(f"{np.median(found):.3g}")
+    middle = float(f"{np.median(found):.2g}")
     if given is not None and not same_gsd(given, middle):
         raise InputError(f"--gsd is {given:g}; the coordinates of the tiles of {path} say that a pixel shows {middle:g} m. Leave it out.")
     return middle

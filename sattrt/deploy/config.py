@@ -29,7 +29,7 @@ class ExportConfig(Settings):
     rebuild: build plans anew even where the bundle that is replaced holds them.
     calibration_tiles: train tiles that int8 and fp8 are calibrated with, balanced over the classes.
     optimised: keep ONNX Runtime's own rewriting of each of its graphs too, for machines like this one: it opens in less time and memory.
-    min_batch: the fewest tiles that a plan accepts at once. opt_batch: what it is tuned for. max_batch: the most tiles that it accepts at once.
+    min_batch: the fewest tiles that a plan accepts at once. opt_batch: what it is tuned for. max_batch: the most tiles that a plan accepts at once.
     compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
     version_compatible: plans that the lean runtime of the same TensorRT version loads too. hardware_compatible: TensorRT's plans (not
     those of RTX) for Ampere and everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.

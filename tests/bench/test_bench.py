@@ -146,9 +146,8 @@ def test_exported_fp32_and_torch_agree(report: Report, dataset: Dataset) -> None
 
 
 def test_the_accuracy_is_that_of_the_engine(report: Report, bundle: Bundle, dataset: Dataset) -> None:
-    images, labels = (
-        np.concatenate(parts) for parts in zip(*[(i.copy(), y) for i, y in TileReader(dataset, dataset.tiles("test"), 2)], strict=True)
-    )
+    with TileReader(dataset, dataset.tiles("test"), 2) as reader:
+        images, labels = (np.concatenate(parts) for parts in zip(*[(i.copy(), y) for i, y in reader], strict=True))
     with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
         answer = engine.predict(images)
     predicted = answer.labels
