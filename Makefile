@@ -7,7 +7,7 @@ WEIGHTS ?= $(firstword $(wildcard ../shared/data/resnet50_imagenet.safetensors) 
 # with a GPU, all epochs; without, the training part of the 15 minutes that the whole demo may take on two cores
 GPU      = $(shell command -v nvidia-smi)
 MINUTES ?= $(if $(GPU),,6)
-DEMO    ?= demo
+DEMO     = demo
 
 SATTRT = .venv/bin/sattrt
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EUROSAT, QUICK, WEIGHTS
+from conftest import EUROSAT, QUICK, WEIGHTS, running
 
 from sattrt.bench.run import bench
 from sattrt.data.dataset import Dataset, balanced
@@ -69,10 +69,13 @@ def test_an_interrupted_scan_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sattrt", "data", str(EUROSAT), "--out", str(tmp_path / "dataset")]
     # a job in the background has Ctrl-C switched off, and its children inherit that
     listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listens)
-    time.sleep(2)  # past the imports, within the scan
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, said = process.communicate(timeout=60)
+    end = time.monotonic() + 120
+    with running(command, stderr=subprocess.PIPE, preexec_fn=listens) as process:
+        while not any(os.path.realpath(link) == str(EUROSAT.resolve()) for link in Path(f"/proc/{process.pid}/fd").iterdir()):
+            assert time.monotonic() < end, "the scan did not begin"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []

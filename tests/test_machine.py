@@ -5,7 +5,7 @@ import pytest
 
 import sattrt
 from sattrt.cores import cores, granted
-from sattrt.machine import commit
+from sattrt.machine import commit, cpu_has_bf16, cpu_has_int8
 
 
 @pytest.mark.skipif(not (Path(sattrt.__file__).parents[1] / ".git").exists(), reason="sattrt is not in a checkout here")
@@ -16,10 +16,33 @@ def test_a_checkout_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
+    ("cpuinfo", "bf16", "int8"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni", True, True),
+        ("flags\t\t: fpu avx2 avx_vnni", False, True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile amx_int8", True, True),
+        ("flags\t\t: fpu avx2 fma", False, False),
+        ("Features\t: fp asimd asimddp", False, True),
+        ("Features\t: fp asimd i8mm bf16", True, True),
+        ("Features\t: fp asimd", False, False),
+        ("", False, False),
+    ],
+)
+def test_what_a_cpu_multiplies_follows_from_its_flags(monkeypatch: pytest.MonkeyPatch, cpuinfo: str, bf16: bool, int8: bool) -> None:
+    read_text = Path.read_text
+    given = f"processor\t: 0\n{cpuinfo}\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, *rest: given if str(path) == "/proc/cpuinfo" else read_text(path, *rest))
+    assert (cpu_has_bf16(), cpu_has_int8()) == (bf16, int8)
+
+
+@pytest.mark.parametrize(
     ("group", "files", "share"),
     [
         ("0::/", {"cpu.max": "100000 100000"}, 1),
         ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "250000 100000"}, 3),
+        ("0::/", {"cpu.max": "1600000 100000"}, None),  # more than there are
         ("0::/app/one", {"app/cpu.max": "50000 100000", "app/one/cpu.max": "max 100000"}, 1),  # of a group above
         ("0::/", {"cpu.max": "0 100000"}, 1),
         ("0::/", {"cpu.max": "no numbers"}, None),
@@ -29,14 +52,15 @@ def test_a_checkout_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytes
         ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
     ],
 )
-def test_a_container_has_the_cores_that_it_was_granted(tmp_path: Path, group: str, files: dict[str, str], share: int | None) -> None:
+def test_a_container_has_the_cores_that_it_was_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, files: dict[str, str], share: int | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(f"{group}\n")
     for name, text in files.items():
         path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text}\n")
-    bound = cores(tmp_path / "nowhere")
-    assert bound == len(os.sched_getaffinity(0))
-    assert cores(tmp_path) == min(bound, share or bound)
-    assert granted(tmp_path) == (share if share and share < bound else None)
+    assert cores(tmp_path / "nowhere") == 8
+    assert (cores(tmp_path), granted(tmp_path)) == (share or 8, share)

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from sattrt.bench.compare import SCHEMA
+from sattrt.bench.config import BenchConfig
 from sattrt.bench.tables import to_markdown
 from sattrt.cli import app
 
@@ -61,6 +62,10 @@ def test_files_that_are_named_exist(page: str) -> None:
     folder = (ROOT / page).parent
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert (folder / target).exists(), target
+
+
+def test_the_settings_of_the_demo_are_settings() -> None:
+    assert BenchConfig.from_toml(ROOT / "benchmarks" / "demo.toml").seconds < BenchConfig().seconds
 
 
 @pytest.mark.parametrize("page", tables.PAGES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -176,14 +175,18 @@ def _signature(session: Any) -> tuple[tuple[int, ...], str, int]:
 def _preload(onnxruntime: Any) -> None:
     """Load CUDA's libraries, once, where the build is for CUDA: one that brings CUDA as a plugin has no such provider before.
 
-    What it can't find it prints; stdout is the program's own, so for that moment it goes nowhere.
+    What it can't find it prints; stdout is the program's own and its threads', so the module is given a `print` that keeps what is said.
     """
     global _preloaded
     with _PRELOADING:
         if _preloaded is None:
-            with contextlib.redirect_stdout(io.StringIO()) as said:
+            said: list[str] = []
+            onnxruntime.print = lambda *words, **_: said.extend(map(str, words))
+            try:
                 onnxruntime.preload_dlls()
-            _preloaded = " ".join(said.getvalue().split())[:200]
+            finally:
+                del onnxruntime.print
+            _preloaded = " ".join(" ".join(said).split())[:200]
 
 
 def _refuse_lost_gpu() -> None:

@@ -30,8 +30,7 @@ def program(answer: str) -> str:
 def test_a_foreign_program_is_timed_without_its_start(answer: str) -> None:
     peer = run_peer(program(answer), TILES, CLASSES, 60)
     assert peer.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert 8 < peer.images_per_second < 40  # it sleeps 50 ms a tile
-    assert peer.start_seconds > 0.05
+    assert peer.start_seconds == np.median(peer.starts) > 0.05  # it sleeps 50 ms for the one tile that it is started with
 
 
 def test_a_program_that_does_nothing_has_no_speed_that_could_be_quoted() -> None:

@@ -20,6 +20,7 @@ class Server(http.server.ThreadingHTTPServer):
     limit = len(CONTENT)
     status = 200
     busy = 0  # answers that are 503 first
+    ranged = True  # whether it can begin in the middle
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -36,6 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.busy -= 1
             self.send_error(503)
             return
+        wanted = wanted if self.server.ranged else None
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
         if self.server.status != 200 or start >= len(CONTENT):
             self.send_error(416 if self.server.status == 200 else self.server.status)
@@ -83,6 +85,23 @@ def test_a_line_that_stays_broken_keeps_what_was_fetched(server: Server, tmp_pat
         fetch(archive(server), tmp_path, tries=2)
     assert (tmp_path / "tiles.zip.part").stat().st_size == 2000
     server.limit = len(CONTENT)
+    assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_whole_already_is_taken_if_its_digest_is_right(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "tiles.zip.part").write_bytes(CONTENT)
+    assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
+    (tmp_path / "tiles.zip").unlink()
+    (tmp_path / "tiles.zip.part").write_bytes(CONTENT[::-1])
+    with pytest.raises(InputError, match="sha256"):
+        fetch(archive(server), tmp_path)
+    assert server.ranges == [f"bytes={len(CONTENT)}-"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_begins_anew_is_taken_at_its_word(server: Server, tmp_path: Path) -> None:
+    server.ranged = False
+    (tmp_path / "tiles.zip.part").write_bytes(CONTENT[:5000])
     assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
 
 

@@ -11,7 +11,8 @@ from conftest import respell
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.engines import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
-from sattrt.errors import BackendError, InputError
+from sattrt.deploy.triton import write_triton
+from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, EngineRecord, read_bundle
 from sattrt.runtime.trt import TensorRTBackend, load_module, refusal, silent_log
 
@@ -109,6 +110,27 @@ def test_rtx_plans_are_for_what_they_were_built_for_alone(
     for flags in ([], ["AMPERE_PLUS"]):
         with pytest.raises(BackendError, match=r"was built for compute capability .*; H100 has 9.0"):
             TensorRTBackend(tmp_path / "x.plan", record | {"flags": flags})
+
+
+def test_weights_are_stripped_of_plans_of_tensorrt_alone(run: Path, premade: None, bundle: Bundle, tmp_path: Path) -> None:
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp32", strip_weights=True))
+    assert "Leave strip_weights out" in report.skipped["tensorrt-rtx-fp32"]
+    flags = plan_recipe("tensorrt-rtx", "fp32", bundle.path / "model.fp32.onnx", ExportConfig(strip_weights=True))["flags"]
+    assert "STRIP_PLAN" in flags
+
+
+def test_the_graph_that_a_stripped_plan_takes_its_weights_from_is_checked(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
+    engines = [dataclasses.asdict(record) for record in bundle.engines]
+    for each in engines:
+        if each["name"] == "tensorrt-rtx-fp16":
+            each["record"] = {**each["record"], "flags": [*each["record"]["flags"], "STRIP_PLAN"]}
+    respell(copy, engines=engines)
+    assert f"{copy.name}-tensorrt-rtx-fp16" not in write_triton(read_bundle(copy), tmp_path / "models")  # Triton puts no weights in
+    content = (copy / "model.fp16.onnx").read_bytes()
+    (copy / "model.fp16.onnx").unlink()
+    (copy / "model.fp16.onnx").write_bytes(content[:-1] + b"x")
+    with pytest.raises(ContractError, match=r"model.fp16.onnx was changed"):
+        read_bundle(copy).open("tensorrt-rtx-fp16")
 
 
 def test_why_a_plan_is_refused_is_said(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:

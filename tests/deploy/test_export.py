@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import running
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
@@ -327,12 +328,12 @@ def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content
 
 def test_an_export_that_is_told_to_stop_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "engines" / "small"
-    process = subprocess.Popen([sys.executable, "-m", "sattrt", "export", str(run), "--out", str(out)], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
-    while not list(out.parent.glob(".small.*.tmp/*.onnx")) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
+    with running([sys.executable, "-m", "sattrt", "export", str(run), "--out", str(out)], stderr=subprocess.PIPE) as process:
+        while not list(out.parent.glob(".small.*.tmp/*.onnx")) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
     assert list(out.parent.iterdir()) == []

@@ -1,8 +1,11 @@
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from sattrt.deploy.precision import METHODS
+from sattrt.deploy.precision import METHODS, Calibration, quantise
 from sattrt.runtime import Bundle
 
 QUANTISED = {"int8": (TensorProto.INT8, 53), "int8-cpu": (TensorProto.UINT8, 53), "fp8": (TensorProto.FLOAT8E4M3FN, 42)}
@@ -36,3 +39,17 @@ def test_quantised_graphs_are_what_their_readers_take(bundle: Bundle, kind: str)
         values, scale = tensors[node.input[0]], tensors[node.input[1]]
         assert values.data_type == (TensorProto.FLOAT8E4M3FN if kind == "fp8" else TensorProto.INT8)
         assert list(scale.dims) == [values.dims[0]]  # a scale for each output channel
+
+
+def test_weights_of_seven_bits_leave_room_for_sums_in_sixteen(bundle: Bundle, tmp_path: Path) -> None:
+    """A product of a byte of activation and a weight, two of them summed: 2 * 255 * 64 is below 2**15."""
+    source = bundle.path / "model.fp32.onnx"
+    ranges = Calibration(source, np.load(bundle.path / "golden.npz")["tiles"]).ranges("max")
+    largest = {}
+    for seven_bits in (True, False):
+        quantise(source, tmp_path / "model.onnx", "int8-cpu", ranges, seven_bits)
+        graph = onnx.load(tmp_path / "model.onnx").graph
+        weights = [numpy_helper.to_array(each) for each in graph.initializer if each.data_type == TensorProto.INT8 and len(each.dims) == 4]
+        assert len(weights) == 53
+        largest[seven_bits] = max(int(np.abs(each.astype(int)).max()) for each in weights)
+    assert largest == {True: 64, False: 127}

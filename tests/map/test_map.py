@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from conftest import running
 from scenes import CRS, TRANSFORM, colourful, write_raster
 
 from sattrt.errors import InputError
@@ -192,13 +193,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
     assert sattrt(*arguments, "--out", tmp_path / "whole" / "map.tif").returncode == 0
     out = tmp_path / "killed" / "map.tif"
     command = [sys.executable, "-m", "sattrt", "map", *map(str, arguments), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
     work = out.with_name(".map.tif.work")
     deadline = time.monotonic() + 120
-    while len(list(work.glob("block-*.npz"))) < 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(how)
-    _, said = process.communicate()
+    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heeds_ctrl_c) as process:
+        while len(list(work.glob("block-*.npz"))) < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=60)
     if how == signal.SIGINT:
         assert process.returncode == 128 + signal.SIGINT
         assert said.strip().splitlines()[-1] == "sattrt: Interrupted. The same command with --resume goes on, if it had begun."

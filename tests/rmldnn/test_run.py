@@ -214,7 +214,7 @@ def test_two_processes_train_what_one_does(tutorial: Path, tmp_path: Path) -> No
     )
     (tmp_path / "fp32.py").write_text("\n".join(lines))
     found = {}
-    for name, launcher in {"one": (), "two": ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617")}.items():
+    for name, launcher in {"one": (), "two": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}.items():
         saved = {"save": str(tmp_path / name / "saved")}
         document = configuration(tutorial, num_epochs=1, outfile=str(tmp_path / f"{name}.txt"), checkpoints=saved)
         config = write_configuration(tmp_path / f"{name}.json", document)

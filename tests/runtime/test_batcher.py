@@ -175,7 +175,7 @@ answers = [batcher.submit(np.zeros((64, 64, 3), np.uint8)) for _ in range(300)]
 answers[-1].add_done_callback(lambda answer: print("answered", flush=True))
 answers[0].result()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "answered\n", "")  # else a thread is inside the backend, which may abort
 
 

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import reseal
+from conftest import jpeg, reseal, sattrt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
@@ -90,3 +90,21 @@ def test_what_is_no_key_is_named(copy: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path / "text.pem", public, tmp_path / "nothing.pem", mine):
         with pytest.raises(InputError, match=wrong.name):
             open_bundle(copy, signed_by=wrong)
+
+
+def test_every_command_asks_for_the_signature(copy: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    (private, public), (_, stranger) = keys(tmp_path, "mine"), keys(tmp_path, "other")
+    assert sattrt("sign", copy, "--key", private).stdout == f"{copy / 'bundle.sig'}\n"
+    (tmp_path / "tile.jpg").write_bytes(jpeg((30, 90, 40), 1))
+    (tmp_path / "stranger.toml").write_text(f'signed_by = "{stranger}"\n')
+    for command in (
+        ("predict", copy, tmp_path / "tile.jpg", "--require-signature", stranger),
+        ("selftest", copy, "--require-signature", stranger),
+        ("bench", copy, "--data", dataset_folder, "--out", tmp_path / "report", "--require-signature", stranger),
+        ("map", copy, tmp_path / "tile.jpg", "--config", tmp_path / "stranger.toml"),
+    ):
+        done = sattrt(*command)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), command
+        assert "was not signed by the owner of" in done.stderr, command
+    done = sattrt("predict", copy, tmp_path / "tile.jpg", "--engine", "onnxruntime-int8", "--require-signature", public)
+    assert done.returncode == 0, done.stderr

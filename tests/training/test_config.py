@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sattrt.errors import BackendError, InputError
-from sattrt.machine import cpu_has_bf16
+from sattrt.training import hardware
 from sattrt.training.config import RECIPES, TrainConfig
-from sattrt.training.hardware import lost_another, ranks
+from sattrt.training.hardware import choose_precision, lost_another, ranks
 from sattrt.training.schedule import fit_in_time, learning_rate_at
 
 
@@ -66,19 +66,16 @@ def test_time_buys_epochs_then_a_share() -> None:
     assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=0.1) == (1, 1)
 
 
-def test_precision_is_what_the_hardware_has() -> None:
-    import torch
-
-    from sattrt.training.hardware import choose_precision
-
+def test_precision_is_what_the_hardware_has(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) == "fp32"
-    assert choose_precision("auto", cpu) == ("bf16" if cpu_has_bf16() else "fp32")
     with pytest.raises(BackendError, match="fp16"):
         choose_precision("fp16", cpu)
-    if not cpu_has_bf16():
-        with pytest.raises(BackendError, match="emulating"):
-            choose_precision("bf16", cpu)
+    for has, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(hardware, "cpu_has_bf16", lambda has=has: has)
+        assert choose_precision("auto", cpu) == chosen
+    with pytest.raises(BackendError, match="emulating"):
+        choose_precision("bf16", cpu)
 
 
 def test_a_recipe_gives_way_to_a_file_and_a_file_to_options(tmp_path: Path) -> None:

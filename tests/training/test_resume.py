@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, steps_done, write_tiles
+from conftest import SMALL, running, steps_done, write_tiles
 from safetensors.torch import save_file
 
 from sattrt import checkpoint
@@ -230,6 +230,31 @@ def _stops_where_it_is_told_to(dataset: Dataset, run: Path) -> None:
     assert (run / "curves.png").exists()
 
 
+def test_the_first_ctrl_c_finishes_the_step_and_the_second_ends_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_heeds_ctrl_c, dataset, tmp_path).result()
+
+
+def _heeds_ctrl_c(dataset: Dataset, folder: Path) -> None:
+    class Press(Observer):
+        def stepped(self, row: Row, plan: Plan) -> None:
+            for _ in range(self.times if row.step == 2 else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    press, config = Press(), replace(SMALL, tune="head")
+    for times, handler in ((1, signal.default_int_handler), (2, signal.default_int_handler), (2, signal.SIG_IGN)):
+        signal.signal(signal.SIGINT, handler)
+        press.times, run = times, folder / f"{times}{handler}"
+        if times == 2 and handler is signal.default_int_handler:
+            with pytest.raises(KeyboardInterrupt):
+                train(dataset, run, config, press)
+            continue
+        result = train(dataset, run, config, press)
+        assert result.stopped == (handler is not signal.SIG_IGN)
+        assert not result.stopped or steps_done(run / "last.safetensors") == result.steps >= 2
+        assert signal.getsignal(signal.SIGINT) == handler
+
+
 def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:
     small = scan(write_tiles(tmp_path / "tiles", side=32), SplitRule((60, 20, 20)), workers=1)
     config = replace(SMALL, ema=0.9, precision="auto", mixup=0.2)
@@ -243,15 +268,14 @@ def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(
 def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(dataset_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 30\nlearning_rate = 0.005\n')
     command = [sys.executable, "-m", "sattrt", "train", str(dataset_folder), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [*command, "--config", str(tmp_path / "c.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ON_CPU
-    )
     log = tmp_path / "run" / "log.csv"
     end = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) > 4) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.terminate()
-    said, wrong = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with running([*command, "--config", str(tmp_path / "c.toml")], **pipes, env=ON_CPU) as process:
+        while not (log.exists() and len(log.read_text().splitlines()) > 4) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.terminate()
+        said, wrong = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, wrong
     steps = int(read_log(tmp_path / "run" / "log.csv")[-1]["step"])
     assert f"stopped after step {steps}; go on with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said

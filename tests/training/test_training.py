@@ -1,5 +1,6 @@
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from conftest import CLASSES, SMALL, jpeg
 
 from sattrt import checkpoint
-from sattrt.data.dataset import Dataset
+from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
@@ -158,7 +159,12 @@ def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) ->
     assert np.mean(losses[-per_epoch:]) < np.mean(losses[:per_epoch])
 
 
-def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "fit_in_time", lambda *given, **named: (1, 33))
+    given: list[list[Tile]] = []
+    make = _Run._loader
+    monkeypatch.setattr(_Run, "_loader", lambda run, tiles, *rest: (given.append(tiles), make(run, tiles, *rest))[1])
+
     class Watch(Observer):
         plan: Plan | None = None
 
@@ -167,9 +173,11 @@ def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_
 
     watch = Watch()
     train(dataset, tmp_path / "run", replace(SMALL, minutes=0.02), watch)
+    by_class = [Counter(tile.label for tile in tiles) for tiles in given if tiles[0].split == "train"]
+    assert by_class[-1] == dict.fromkeys(range(3), 11)
     assert watch.plan is not None
     assert (watch.plan.epochs, watch.plan.of_tiles) == (1, len(dataset.tiles("train")))
-    assert watch.plan.tiles < watch.plan.of_tiles
+    assert watch.plan.tiles == 33
     assert json.loads((tmp_path / "run" / "config.json").read_text())["ran_with"]["tiles"] == watch.plan.tiles
 
 
