@@ -84,7 +84,8 @@ def main() -> None:
     args = parser.parse_args()
 
     weights = {name: value for name, value in read_state(args.weights).items() if not name.startswith("fc.")}
-    settings = {"epochs": args.epochs, "weights": sha256_file(args.weights)}
+    tiles = scan(args.tiles, SplitRule(), cores()).digest
+    settings = {"epochs": args.epochs, "weights": sha256_file(args.weights), "dataset": tiles}
     found: dict[str, Any] = {"settings": settings, "environment": environment(), "runs": {}}
     if args.out.exists() and (found := json.loads(args.out.read_text())).get("settings") != settings:
         parser.error(f"{args.out} holds runs of other settings: {found.get('settings')}, not {settings}. Give another --out.")

@@ -57,13 +57,17 @@ def plain_openvino(path: Path) -> Infer:
     return lambda tiles: model({"input": tiles})
 
 
-def torch_variants(run: Path, failed: dict[str, str]) -> dict[str, Infer]:
-    """The trained network in bf16 under autocast, where the CPU has it, and compiled by Inductor in fp32; both channels_last."""
+def torch_variants(run: Path, views: int, failed: dict[str, str]) -> dict[str, Infer]:
+    """The trained network in bf16 under autocast, where the CPU has it, and compiled by Inductor in fp32; both channels_last.
+
+    views: orientations of a tile that the bundle's engines average over.
+    """
     import torch
 
     from sattrt.trained import load_trained
 
     model, spec = load_trained(run)
+    model.views = views
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -157,7 +161,9 @@ def main() -> None:
         sys.exit(f"The yardstick is the run that the bundle was exported from. {contenders.absent[TORCH]} Or name it with --run.")
     failed = dict(contenders.absent)
     plain = peers(bundle, failed)
-    everyone: dict[str, Infer] = {name: each.infer for name, each in contenders.present.items()} | torch_variants(run, failed)
+    everyone: dict[str, Infer] = {name: each.infer for name, each in contenders.present.items()} | torch_variants(
+        run, bundle.spec.views, failed
+    )
     everyone |= {name: infer for name, (_, infer) in plain.items()}
     speeds = timed(everyone, tiles, options.seconds, failed)
     best, work = ceilings(), work_per_tile(bundle.spec)

@@ -123,7 +123,7 @@ def speeds(name: str, folder: Path, dataset: Dataset) -> list[float]:
 
 def forget(folder: Path) -> None:
     """Ask the system to drop the files from its cache."""
-    for path in folder.rglob("*.jpg"):
+    for path in filter(Path.is_file, folder.rglob("*")):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

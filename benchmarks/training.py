@@ -6,7 +6,7 @@ The plain loop: ImageFolder, DataLoader with 2 workers, flips, fp32, NCHW, no au
 transforms, network, loss and optimizer, with autocast and channels_last, put together as its training script does. sattrt:
 `sattrt train` as it stands, log included in the timed steps, checkpoints not. All three train the same tiles in batches of 64 with
 ResNet-50. Each turn is a fresh process, in turns, so that neither a drifting machine nor one side's settings favour the other.
-The ceiling is a large matrix product in the precision that sattrt trains in; useful operations are counted by torch on the
+The ceiling is the fastest large matrix product in the precision that sattrt trains in, as `sattrt bench` measures it; useful operations are counted by torch on the
 network itself.
 """
 
@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from sattrt.bench.ceiling import matrix_rate
 from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
@@ -153,22 +154,6 @@ def loader_alone(dataset: Dataset) -> float:
     return speed
 
 
-def matrix_rate(precision: str, size: int = 2048) -> float:
-    """Operations a second of a square matrix product in the given precision: the median of seven."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    size = size if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        (a @ b).sum().item()
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / statistics.median(times[3:])
-
-
 def useful_operations() -> float:
     """Operations of a training step per tile: three times the forward pass (torch's own count, two a multiply-add)."""
     import torch
@@ -194,7 +179,7 @@ def main() -> None:
     # the plain loop needs loose files; both loops see the same tiles
     tiles = balanced(dataset.tiles("train"), BATCH * (STEPS + WARM_UP))
     share = replace(dataset, all_tiles=(*tiles, *balanced(dataset.tiles("valid"), BATCH)))
-    plain, timms, ours, ceilings, precision = [], [], [], [], "fp32"
+    plain, timms, ours, ceilings, precision, device = [], [], [], [], "fp32", "cuda" if gpu() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         with open_source(options.tiles) as source:
             for tile in tiles:
@@ -206,7 +191,7 @@ def main() -> None:
             rates, precision = in_fresh_process(sattrt_loop, share)
             ours += rates
             timms += in_fresh_process(timm_loop, Path(folder), precision)
-            ceilings.append(in_fresh_process(matrix_rate, precision))
+            ceilings.append(in_fresh_process(matrix_rate, precision, device))
             print(
                 f"turn {turn + 1}, images/s: plain {statistics.median(plain):.1f}, timm {statistics.median(timms):.1f}, "
                 f"sattrt {statistics.median(ours):.1f}",

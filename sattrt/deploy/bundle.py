@@ -114,6 +114,7 @@ def export(
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
         _seal(folder, spec, engines, {"run": str(run.resolve()), "checkpoint_sha256": checkpoint}, config)
+        _refuse_foreign(out)  # what was put there meanwhile, which would be deleted
     if "calibration" not in spec.training:
         making.skipped["temperature"] = f"none was fitted: the run {_uncalibrated(spec)}"
     return ExportReport(read_bundle(out), making.skipped, making.failed, making.plans)

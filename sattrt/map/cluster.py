@@ -73,7 +73,7 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
         except TimeoutError:
             raise BackendError(f"The Dask scheduler at {address} has no workers. Start some: dask worker {address} --nthreads 1") from None
         _check_versions(client, address)
-        where = (str(bundle.path.absolute()), bundle.digest, engine.name, threads)
+        where = (str(bundle.path.absolute()), bundle.digest, engine.name, engine.device, threads)
 
         def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
             bands = tuple(dataclasses.replace(band, path=os.path.abspath(band.path)) for band in plan.scene.bands)
@@ -131,12 +131,12 @@ def _results(client: Any, completed: Any) -> Iterator[Any]:
 
 
 def _block(
-    plan: Plan, files: dict[str, list[int]], bundle: str, digest: str, name: str, threads: int, index: int
+    plan: Plan, files: dict[str, list[int]], bundle: str, digest: str, name: str, device: str, threads: int, index: int
 ) -> tuple[int, Answers | tuple[type[SattrtError], str]]:
     """One block, in a worker. What the user can mend is no failure of the task: its kind and message are the answer."""
     try:
         _same_files(plan, files)
-        return next(compute_from(_reader(plan.scene, files), _engine(bundle, digest, name, threads), plan, [index]))
+        return next(compute_from(_reader(plan.scene, files), _engine(bundle, digest, name, device, threads), plan, [index]))
     except SattrtError as error:
         return index, (type(error), str(error))
 
@@ -162,12 +162,18 @@ def _reader(scene: Scene, files: dict[str, list[int]]) -> Reader:
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(bundle: str, digest: str, name: str, threads: int) -> Engine:
-    """An engine stays open in its worker."""
+def _engine(bundle: str, digest: str, name: str, device: str, threads: int) -> Engine:
+    """An engine stays open in its worker. ContractError where that has another bundle, or runs the engine on another device than it says here."""
     found = read_bundle(Path(bundle))
     if found.digest != digest:
         raise ContractError(f"{bundle} is another bundle on a worker than here. Give all of them the same, on a shared disk.")
-    return found.open(name, threads, spinning=False)
+    engine = found.open(name, threads, spinning=False)
+    if engine.device != device:
+        engine.close()
+        raise ContractError(
+            f"A worker runs {name} on {engine.device}, and {device} it is here. Install the same on all, or give another --engine."
+        )
+    return engine
 
 
 def _library() -> Any:

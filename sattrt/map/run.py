@@ -224,7 +224,7 @@ def _manifest(plan: Plan, job: Job) -> dict[str, Any]:
         "valid": plan.valid,
         "threads": job.config.threads,
         "nodata": scene.nodata,
-        "bands": [f"{band.name} less {band.offset}" for band in scene.bands],
+        "bands": [f"{band.name}: band {band.index} of {Path(band.path).name}, less {band.offset}" for band in scene.bands],
         "sattrt": __version__,
     }
 

@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from ..errors import InputError
-from .engine import Engine, Prediction, Tiles
+from .engine import Engine, NoNumbersError, Prediction, Tiles
 
 
 @dataclass
@@ -129,6 +129,13 @@ class _Queue:
         begin = time.monotonic()
         try:
             found = self._engine.predict(np.concatenate([request.tile for request in batch]), self._reject)
+        except NoNumbersError as error:  # of one tile, which is no reason to fail the others
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+            else:
+                for request in batch:
+                    self._answer([request])
+            return
         except BaseException as error:  # the requests get it; the next batch may fare better
             for request in batch:
                 request.answer.set_exception(error)

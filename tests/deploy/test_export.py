@@ -19,7 +19,7 @@ from sattrt.deploy.onnx_export import DeployedClassifier, fold_batchnorm, write_
 from sattrt.errors import BackendError, ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
-from sattrt.runtime import Bundle, EngineRecord, open_bundle, open_engine
+from sattrt.runtime import MANIFEST, Bundle, EngineRecord, open_bundle, open_engine
 from sattrt.runtime.ort import save_optimised
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
@@ -324,6 +324,18 @@ def test_samples_that_are_damaged_are_refused(run: Path, tmp_path: Path, content
     with pytest.raises(ContractError, match=r"samples.npz"):
         export(other, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_what_was_put_into_the_bundle_meanwhile_is_not_deleted(run: Path, premade: None, bundle: Bundle, copy: Path) -> None:
+    before = (copy / MANIFEST).read_bytes()
+
+    def save_notes(line: str) -> None:
+        (copy / "notes.txt").write_text("mine")
+
+    with pytest.raises(InputError, match=r"notes.txt"):
+        export(run, copy, ExportConfig(precision="fp32", gate=100), save_notes)
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert (copy / MANIFEST).read_bytes() == before
 
 
 def test_an_export_that_is_told_to_stop_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:

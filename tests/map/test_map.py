@@ -15,13 +15,13 @@ import pytest
 import rasterio
 import rasterio.shutil
 from conftest import running
-from scenes import CRS, TRANSFORM, colourful, write_raster
+from scenes import CRS, TRANSFORM, colourful, noise, write_raster
 
 from sattrt.errors import InputError
 from sattrt.map.config import MapConfig
 from sattrt.map.mapfile import MapFile
 from sattrt.map.output import Layout, names_beside, write_cog
-from sattrt.map.run import Mapped, map_scenes
+from sattrt.map.run import Job, Mapped, _manifest, make_plan, map_scenes
 from sattrt.runtime import Bundle, Engine
 
 ENGINE = "onnxruntime-fp32"
@@ -223,6 +223,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
     list(map_scenes(bundle.path, [path], out, config, True, lambda name: progress))
     assert unchanged == [True] * (4 - len(left))
     assert contents(out.parent) == contents(tmp_path / "whole")
+
+
+def test_a_map_does_not_go_on_with_bands_that_were_read_in_another_order(bundle: Bundle, engine: Engine, tmp_path: Path) -> None:
+    """The names that an engine takes come in its own order: it is their place in the file that differs."""
+    path = write_raster(tmp_path / "scene.tif", noise(4, 128, 128))
+    found = []
+    for bands in ("B02,B03,B04,B08", "B04,B03,B02,B08"):
+        config = MapConfig(engine=ENGINE, bands=bands)
+        plan = make_plan(bundle, path, config)
+        found.append(_manifest(plan, Job(bundle=bundle, engine=engine, config=config, compute=lambda plan, blocks: iter(()))))
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"bands"}
+    assert found[0]["bands"] == [f"{name}: band {place} of scene.tif, less 0" for name, place in (("B04", 3), ("B03", 2), ("B02", 1))]
 
 
 def test_a_scene_without_georeference_is_counted_in_pixels(bundle: Bundle, tmp_path: Path) -> None:

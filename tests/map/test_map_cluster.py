@@ -10,7 +10,7 @@ from scenes import colourful, write_raster
 from test_map import contents, refusal, sattrt
 
 from sattrt.errors import BackendError, ContractError
-from sattrt.map.cluster import _block
+from sattrt.map.cluster import _block, stamps
 from sattrt.map.config import MapConfig
 from sattrt.map.run import make_plan, map_scenes
 from sattrt.runtime import Bundle
@@ -125,6 +125,13 @@ def test_what_is_no_cluster_is_one_line(bundle: Bundle, scene: Path, tmp_path: P
 
 def test_a_worker_takes_no_other_file_of_the_same_name(bundle: Bundle, scene: Path) -> None:
     plan = make_plan(bundle, scene, MapConfig(engine=ENGINE))
-    index, found = _block(plan, {scene.name: [1, 2]}, str(bundle.path), bundle.digest, ENGINE, 1, 0)
+    index, found = _block(plan, {scene.name: [1, 2]}, str(bundle.path), bundle.digest, ENGINE, "cpu", 1, 0)
     assert (index, found) == (0, (ContractError, found[1]))
     assert "another file than here" in found[1]
+
+
+def test_a_worker_that_has_another_device_is_named(bundle: Bundle, scene: Path) -> None:
+    plan = make_plan(bundle, scene, MapConfig(engine=ENGINE))
+    index, found = _block(plan, stamps(plan.scene.files), str(bundle.path), bundle.digest, ENGINE, "cuda", 1, 0)
+    assert (index, found) == (0, (ContractError, found[1]))
+    assert f"A worker runs {ENGINE} on cpu, and cuda it is here" in found[1]

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sattrt.errors import ContractError, InputError
-from sattrt.runtime import Batcher, Bundle, Engine, open_bundle, open_engine
+from sattrt.runtime import Batcher, Bundle, Engine, NoNumbersError, open_bundle, open_engine
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,30 @@ def test_threads_get_the_answer_to_their_own_tile(engine: Engine) -> None:
     assert sum(sizes) == 40
     assert max(sizes) <= 16
     assert len(sizes) < 40  # they came in batches
+
+
+def test_a_tile_that_gets_no_numbers_fails_alone(engine: Engine) -> None:
+    images = tiles(6)
+    expected, spoilt = engine.predict(images), images[2]
+    run = engine._run
+
+    def overflows(backend: Any, batch: np.ndarray) -> Any:
+        if (batch == spoilt).all((1, 2, 3)).any():
+            raise NoNumbersError("what is no number")
+        return run(backend, batch)
+
+    engine._run = overflows  # type: ignore[method-assign]
+    try:
+        with Batcher(engine, latency=0.5) as batcher:
+            answers = [batcher.submit(image) for image in images]
+            for i, answer in enumerate(answers):
+                if i == 2:
+                    with pytest.raises(NoNumbersError):
+                        answer.result()
+                else:
+                    np.testing.assert_allclose(answer.result().logits, expected.logits[i : i + 1], atol=1e-3)
+    finally:
+        del engine._run  # type: ignore[method-assign]
 
 
 def test_a_lonely_request_waits_no_longer_than_the_bound_less_the_engines_time(engine: Engine) -> None:
