@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -195,7 +196,9 @@ def train(
         result = run_training(tiles, out, settings, observer(bar))
     if int(os.environ.get("RANK", 0)) == 0:
         if result.stopped:
-            print(f"stopped after step {result.steps}; go on with: sattrt train {dataset} --out {out} --resume")
+            print(
+                f"stopped after step {result.steps}; go on with: {shlex.join(['sattrt', 'train', str(dataset), '--out', str(out), '--resume'])}"
+            )
         else:
             print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
     if result.stopped:

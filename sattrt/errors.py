@@ -5,12 +5,14 @@ Everything that is not a `SattrtError` is a fault of ours and keeps its tracebac
     raise InputError(f"{path} does not exist. Give a folder, a zip or a tar of tiles.")
 """
 
+import re
+
 
 class SattrtError(Exception):
     """Base of every failure that the user can mend; the command line prints it as one line and exits with 1."""
 
     def __str__(self) -> str:
-        text = " ".join(super().__str__().split())
+        text = re.sub(r"\s*[\r\n]\s*", " ", super().__str__().strip())  # spaces stay: they may be of a path
         return text if len(text) <= 2000 else f"{text[:1400]} ... {text[-500:]}"  # what is quoted may be of any length
 
 

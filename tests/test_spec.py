@@ -1,9 +1,13 @@
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sattrt import spec
 from sattrt.errors import ContractError, InputError
 from sattrt.spec import ModelSpec, atomic_folder, atomic_path, write_bytes
 
@@ -95,7 +99,32 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
         write_bytes(tmp_path / "file" / "a", b"")
 
 
-def test_a_signal_between_the_two_renames_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_moment_without_a_folder(tmp_path: Path) -> None:
+    """The old one and the new one change names in one step: whoever looks all the time never finds neither."""
+    (tmp_path / "b").mkdir()
+    missed, done = [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not os.path.isdir(tmp_path / "b"):
+                missed.append(time.monotonic())
+
+    with ThreadPoolExecutor(1) as threads:
+        looking = threads.submit(look)
+        for i in range(200):
+            with atomic_folder(tmp_path / "b") as folder:
+                write_bytes(folder / "x", str(i).encode())
+        done.set()
+        looking.result(timeout=60)
+    assert missed == []
+    assert (tmp_path / "b" / "x").read_bytes() == b"199"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_where_folders_can_not_be_exchanged_a_signal_between_the_two_renames_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spec, "_exchange", lambda one, other: False)
     with atomic_folder(tmp_path / "b") as folder:
         write_bytes(folder / "x", b"old")
     replace, moved = os.replace, []

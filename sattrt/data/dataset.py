@@ -123,6 +123,11 @@ class Dataset:
         counter = Counter((tile.split, tile.label) for tile in self.all_tiles)
         return {split: {name: counter[split, i] for i, name in enumerate(self.classes)} for split in SPLITS}
 
+    @property
+    def tile_bytes(self) -> int:
+        """Memory that a decoded tile takes."""
+        return self.height * self.width * len(self.bands) * (1 if self.dtype == "uint8" else 2)
+
     @cached_property
     def digest(self) -> str:
         """sha256 over class names, the content, class and split of every tile, whatever the files are called, and bands other than RGB."""

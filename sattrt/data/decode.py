@@ -28,6 +28,15 @@ from .geotiff import Place, read_geotiff
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_SIDE = 4096
+FAULTS = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # of Pillow, for what is damaged
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF's tags
 # what Pillow can't read is a fault of the file, and said so: neither logged nor warned of as well. Set once, since several threads decode
@@ -138,13 +147,14 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
                 "no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
             ) from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except FAULTS as error:
         raise InputError(f"corrupt or cut short ({error})") from None
+
+
+def is_of_8_bits(content: bytes) -> bool:
+    """Whether Pillow knows the image and has at most 8 bits a channel of it: grey, with a palette, RGB or transparent."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        return max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) <= 8 and ";16" not in image.mode
+    except FAULTS:
+        return False

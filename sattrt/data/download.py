@@ -46,10 +46,15 @@ def fetch(archive: Archive, folder: Path, on_progress: Progress = lambda done, t
     """Path of the archive in `folder`, downloaded unless it is there.
 
     on_progress: called with bytes done and bytes in all (0 where the server doesn't say).
-    Raises InputError without a network, on a full disk, or where the digest is not the published one.
+    Raises InputError without a network, on a full disk, or where the digest of what is fetched or was there is not the published one.
     """
     target = folder / archive.name
-    if target.exists() and sha256_file(target) == archive.sha256:
+    if target.exists():
+        if (found := sha256_file(target)) != archive.sha256:
+            raise InputError(
+                f"{target} is there and has the sha256 {found[:12]}…, not {archive.sha256[:12]}… as published: it is not replaced. "
+                "Give its path if it is what you want, or move it away."
+            )
         return target
     part = folder / f"{archive.name}.part"
     for attempt in range(1, tries + 1):

@@ -28,7 +28,7 @@ from .transfer import to_device
 Batch = tuple[torch.Tensor, torch.Tensor]
 DECODERS = ("auto", "dali", "torchvision")
 CACHE_GB = 4.0
-_DECODED_AT_ONCE = 256
+_DECODED_AT_ONCE, _BYTES_AT_ONCE = 256, 2**28  # whichever is less
 
 
 class Decoder(Protocol):
@@ -105,7 +105,8 @@ class Loader:
         self.keeps = size <= cache_gb
         self.kept_gb = size if self.keeps else 0.0
         self._kept: torch.Tensor | None = None
-        self._decoder = self._open(decoder, max(batch_size, _DECODED_AT_ONCE if self.keeps else 0), threads)
+        self._at_once = decoded_at_once(dataset)
+        self._decoder = self._open(decoder, max(batch_size, self._at_once if self.keeps else 0), threads)
 
     @property
     def decoder(self) -> str:
@@ -160,7 +161,7 @@ class Loader:
     def _decoded(self) -> torch.Tensor:
         """All tiles that this rank may need; one copy in memory."""
         kept = torch.empty((len(self._mine), *self._shape), dtype=self._dtype, device=self._device)
-        parts = [self._mine[start : start + _DECODED_AT_ONCE] for start in range(0, len(self._mine), _DECODED_AT_ONCE)]
+        parts = [self._mine[start : start + self._at_once] for start in range(0, len(self._mine), self._at_once)]
         done = 0
         for images in self._decode(parts):
             kept[done : done + len(images)] = images
@@ -202,6 +203,11 @@ class Loader:
         return self._dataset.checked(self._source, self._tiles[index])
 
 
+def decoded_at_once(dataset: Dataset) -> int:
+    """How many tiles are decoded together where no batch is asked for: few, where they are large."""
+    return max(1, min(_DECODED_AT_ONCE, _BYTES_AT_ONCE // dataset.tile_bytes))
+
+
 def open_tiles(dataset: Dataset) -> Source | None:
     """Where the tiles of a dataset are read from; None where they are decoded already. InputError where they are gone."""
     return dataset.open() if dataset.dtype == "uint8" else None
@@ -212,7 +218,7 @@ def decoded(
 ) -> Iterator[NDArray[np.unsignedinteger]]:
     """Tiles in their order, decoded on the CPU, in batches (n, H, W, bands) of the dataset's dtype; each is there until the next one."""
     options: dict[str, Any] = {"device": torch.device("cpu"), "threads": threads, "decoder": decoder, "cache_gb": 0, "source": source}
-    loader = Loader(dataset, tiles, batch_size=_DECODED_AT_ONCE, **options)
+    loader = Loader(dataset, tiles, batch_size=decoded_at_once(dataset), **options)
     for images, _ in loader.epoch(0):
         yield images.numpy()
     loader.close()

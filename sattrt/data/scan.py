@@ -28,7 +28,7 @@ from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
 from ..errors import InputError
 from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
-from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
+from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb, is_of_8_bits
 from .geotiff import GeoTile, Place, read_geotiff
 from .neighbours import near_duplicates, thumbnail, touching
 from .sources import Source, Unreadable, open_source
@@ -239,8 +239,9 @@ def _are_spectral(source: Source, tiffs: list[str]) -> bool:
     for name in tiffs[:: max(1, len(tiffs) // _ASKED)]:
         with contextlib.suppress(Unreadable):
             contents.append(source.read(name))
+    others = [content for content in contents if not is_of_8_bits(content)]
     rgb = sum(_can_be_read(decode_rgb, content) for content in contents)
-    return 2 * rgb < len(contents) and sum(_can_be_read(partial(read_geotiff, max_side=MAX_SIDE), content) for content in contents) > rgb
+    return 2 * rgb < len(contents) and sum(_can_be_read(partial(read_geotiff, max_side=MAX_SIDE), content) for content in others) > rgb
 
 
 def _can_be_read(read: Callable[[bytes], object], content: bytes) -> bool:
@@ -263,6 +264,8 @@ class _Looking:
             content = self.convert(source.read(name))
         except Unreadable as error:
             return _Look(name, "", 0, fault=error.fault)
+        except InputError as error:
+            return _Look(name, "", 0, fault=str(error))
         known = _Look(name, hashlib.sha256(content).hexdigest(), len(content))
         try:
             tile = self.kind.read(content)
@@ -308,7 +311,7 @@ def _refuse_empty(layout: _Layout, tiles: tuple[Tile, ...], left_out: dict[str, 
     used = {layout.classes[tile.label] for tile in tiles}
     for name in layout.classes:
         if name not in used:
-            faults = [f"{file}: {fault}" for file, fault in left_out.items() if layout.class_of.get(file) == name]
+            faults = [f"{file}: {fault}" for file, fault in left_out.items() if layout.class_of.get(file, PurePosixPath(file).name) == name]
             why = f" (left out: {faults[0]}" + (f", and {len(faults) - 1} more)" if len(faults) > 1 else ")") if faults else ""
             raise InputError(f"{layout.path}: the class {name!r} has no usable tile{why}. Add tiles to its folder, or remove it.")
 

@@ -250,7 +250,15 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
         _refuse_huge(self.path, name, member.size)
         if member.issparse():
             raise _unreadable(f"{self.path} holds {name!r} with holes in it. Pack it again without --sparse.", "packed with holes in it")
-        return os.pread(self._file.fileno(), member.size, member.offset_data)
+        try:
+            content = os.pread(self._file.fileno(), member.size, member.offset_data)
+        except OSError as error:
+            raise _unreadable(
+                f"{self.path}: {name!r} can't be read: {error.strerror or error}.", f"can't be read: {error.strerror or error}"
+            ) from None
+        if len(content) < member.size:
+            raise _damaged(self.path, EOFError(f"{name!r} ends early"))
+        return content
 
     def close(self) -> None:
         self._file.close()

@@ -10,11 +10,13 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import BackendError
 from .sources import Source, open_source
 
 _CHUNK = 256
@@ -39,6 +41,11 @@ def each_file(source: Source, names: list[str], work: Callable[[Source, str], Re
             while ahead:
                 yield from ahead.popleft().result()
                 ahead.extend(pool.submit(_do, chunk) for chunk in islice(chunks, 1))
+        except BrokenProcessPool:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise BackendError(
+                f"A process that read {source.path} was ended by the system, most likely for want of memory. Free some, and run it again."
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

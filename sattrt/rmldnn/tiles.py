@@ -6,13 +6,14 @@ dataset = unlabelled(Path("data/test"))                          # split "test",
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import os
 import posixpath
-import struct
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,9 +22,9 @@ from typing import Any
 from PIL import Image
 
 from ..data.dataset import Dataset, Tile
-from ..data.decode import EXTENSIONS, FORMATS, MAX_SIDE, decode_rgb
+from ..data.decode import EXTENSIONS, FAULTS, FORMATS, MAX_SIDE, decode_rgb
 from ..data.scan import SplitRule, scan
-from ..data.sources import Source, open_source
+from ..data.sources import Source, Unreadable, open_source
 from ..errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -58,15 +59,20 @@ class _Prepared:
 
 
 def as_rgb(content: bytes) -> bytes:
-    """An image of other colours as RGB, in a BMP; any other content as it is, since whoever decodes it says what is wrong."""
+    """An image of other colours as RGB, in a BMP; any other content as it is, since whoever decodes it says what is wrong. InputError for one
+    of other colours that is damaged."""
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.mode not in _COLOURS or max(image.size) > MAX_SIDE:
-                return content
-            return _bmp(image.convert("RGB"))
-    except (OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+    except FAULTS:
         return content
+    if image.mode not in _COLOURS or max(image.size) > MAX_SIDE:
+        return content
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return _bmp(image.convert("RGB"))
+    except FAULTS as error:
+        raise InputError(f"corrupt or cut short ({error})") from None
 
 
 def _bmp(image: Image.Image) -> bytes:
@@ -84,11 +90,10 @@ def labelled(
     """
     if train.resolve() == valid.resolve():
         raise InputError(f"data.input_path and data.test_input_path are both {train}: a network is judged on tiles that it has not seen.")
-    scans = [_scanned(path, workers, on_progress) for path in (train, valid)]
-    size = (scans[0].width, scans[0].height)
-    odd = any((each.width, each.height) != size or _of_other_sizes(each) for each in scans)
-    if odd and resizes:
-        scans = [_scanned(path, workers, on_progress, size) for path in (train, valid)]
+    sizes = [_sizes(path) for path in (train, valid)] if resizes else []
+    resized = len(set().union(*sizes)) > 1
+    size = sizes[0].most_common(1)[0][0] if resized and sizes[0] else None
+    scans = [_scanned(path, workers, on_progress, size) for path in (train, valid)]
     first, second = scans
     for name in sorted(set(first.classes) ^ set(second.classes)):
         there, lacking = (train, valid) if name in first.classes else (valid, train)
@@ -103,7 +108,7 @@ def labelled(
         folder = PurePosixPath(os.path.relpath(each.source, root))
         tiles += [replace(tile, name=str(folder / tile.name), split=split) for tile in each.all_tiles]
         left_out |= {str(folder / name): reason for name, reason in each.left_out.items()}
-    return _as_given(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out, resized=odd and resizes)
+    return _as_given(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out, resized=size is not None)
 
 
 def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
@@ -117,8 +122,8 @@ def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
         for name in source.names():
             if posixpath.splitext(name)[1].lower() not in EXTENSIONS:
                 continue
-            content = as_rgb(source.read(name))
             try:
+                content = as_rgb(source.read(name))
                 height, width, _ = decode_rgb(content).shape
             except InputError as error:
                 raise InputError(f"{path / name}: {error}. Mend it, or take it out.") from None
@@ -171,8 +176,16 @@ def _as_given(dataset: Dataset, **changes: Any) -> AsGiven:
     return AsGiven(**{**values, **changes})
 
 
-def _of_other_sizes(dataset: Dataset) -> bool:
-    return any(reason.startswith("wrong size") for reason in dataset.left_out.values())
+def _sizes(path: Path) -> Counter[tuple[int, int]]:
+    """How many images of each size (width, height) lie below a folder, by what their files say; none of what is no folder."""
+    found: Counter[tuple[int, int]] = Counter()
+    if path.is_dir():
+        with open_source(path) as source:
+            for name in source.names():
+                if posixpath.splitext(name)[1].lower() in EXTENSIONS:
+                    with contextlib.suppress(*FAULTS, Unreadable), warnings.catch_warnings(action="ignore"):
+                        found[Image.open(io.BytesIO(source.read(name)), formats=FORMATS).size] += 1
+    return found
 
 
 def _scanned(path: Path, workers: int, on_progress: Progress, size: tuple[int, int] | None = None) -> Dataset:

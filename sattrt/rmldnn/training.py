@@ -163,7 +163,14 @@ class Training:
         if self.rank.is_first:
             self.observer.finishing()
             if self.network.side is not None:
-                finish(self.dataset, self.out, self.rank, self.precision, TrainConfig(batch_size=min(128, max(2, self.batch_size))))
+                memory = CACHE_GB if self.config.data.preload else 0.0
+                finish(
+                    self.dataset,
+                    self.out,
+                    self.rank,
+                    self.precision,
+                    TrainConfig(batch_size=min(128, max(2, self.batch_size)), cache_gb=memory),
+                )
             try:
                 from ..training import figures
             except ImportError:
@@ -256,7 +263,7 @@ class Training:
             spec.write(self.out / "spec.json")
         if config.save and epoch % config.interval == 0:
             path = config.save / f"model_checkpoint_{epoch}.pt"
-            save_checkpoint(path, self.network.keras, self.network.model.backbone.state_dict(), self.network.pixels)
+            save_checkpoint(path, self.network.keras, self.network.model.backbone, self.network.pixels)
             self.checkpoints.append(path)
         if config.data.test_output_path:
             names = ["/".join(PurePosixPath(tile.name).parts[-2:]) for tile in self.valid_tiles]

@@ -131,65 +131,75 @@ class Transforms:
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a sample. InputError where a crop is larger than what it is cut from, or samples come in many sizes."""
-        ragged = False
+        kept = 1.0  # of each side, of the smallest sample that a jitter_crop leaves
         for step in self.steps:
-            if step.kind == "center_crop" and (step.values[0] > width or step.values[1] > height):
+            if step.kind == "center_crop" and (step.values[0] > kept * width or step.values[1] > kept * height):
                 raise InputError(
-                    f"center_crop of {step.values[0]:g}x{step.values[1]:g} is larger than the sample, {width}x{height}. Crop less, or resize first."
+                    f"center_crop of {step.values[0]:g}x{step.values[1]:g} is larger than the sample, {int(kept * width)}x{int(kept * height)}. "
+                    "Crop less, or resize first."
                 )
             if step.kind in ("resize", "center_crop"):
                 width, height = map(int, step.values)
-                ragged = False
-            ragged |= step.kind == "jitter_crop"
-        if ragged:
+                kept = 1.0
+            if step.kind == "jitter_crop":
+                kept *= 1 - step.values[0]
+        if kept < 1:
             raise InputError("jitter_crop leaves samples of many sizes. Put a resize after it.")
         return height, width
 
     def views(self, height: int, width: int, count: int, rng: np.random.Generator | None) -> Views:
         """How `count` tiles of this size are shown: drawn from `rng`, or by the fixed steps alone."""
-        moved = np.tile(np.eye(3), (count, 1, 1))  # from a pixel of the sample to one of the tile, both from their centres
-        size, pixels, rim = (float(width), float(height)), Pixels(), (0.0, 0.0, 0.0)
+        every = np.ones(count)
+        size, pixels, rim = np.array([width * every, height * every]), Pixels(), (0.0, 0.0, 0.0)
+        # from a pixel of the sample to one of what each turn found, and of the tile at first; all from their centres
+        found = [(size, _affine(every, every))]
         for step in self.steps:
             if step.kind == "normalize":
                 pixels = pixels.normalised(step.values[:3], step.values[3:])
             elif step.kind == "convert_color":
                 pixels = pixels.swapped() if step.code in _SWAPS else pixels
             elif rng is not None or not step.random:
+                if "rotate" in step.kind:
+                    found.append((size, _affine(every, every)))  # what it turns ends where that sample does
                 matrices, size = _matrices(step, size, count, rng)
-                moved = moved @ matrices
+                found = [(there, moved @ matrices) for there, moved in found]
             if "rotate" in step.kind:
                 rim = pixels.rgb_mean  # a corner without content is 0 as the values are by then
-        to_tile = np.diag([2 / width, 2 / height, 1]) @ moved @ np.diag([size[0] / 2, size[1] / 2, 1])
-        return Views(torch.from_numpy(to_tile[:, :2].astype(np.float32)), (int(size[1]), int(size[0])), rim)
+        windows = [_affine(2 / there[0], 2 / there[1]) @ moved @ _affine(size[0] / 2, size[1] / 2) for there, moved in found]
+        tile, *bounds = (torch.from_numpy(each[:, :2].astype(np.float32)) for each in windows)
+        return Views(tile, tuple(bounds), (int(size[1, 0]), int(size[0, 0])), rim)
 
 
 @dataclass(frozen=True)
 class Views:
-    """windows: float32 (N, 2, 3), from the sample's -1..1 to the tile's; size: of a sample; rim: RGB in 0..1 of what lies outside a tile."""
+    """windows: float32 (N, 2, 3), from the sample's -1..1 to the tile's. bounds: alike, to the sample's that each turn was given. size: of a
+    sample. rim: RGB in 0..1 of what lies outside of the tile, or of a sample that was turned."""
 
     windows: Tensor
+    bounds: tuple[Tensor, ...]
     size: tuple[int, int]
     rim: tuple[float, float, float]
 
     def show(self, tiles: Tensor) -> Tensor:
         """Tiles (N, H, W, 3), uint8 or float 0..255, as samples: float32 (N, h, w, 3), bilinear."""
         values = tiles.permute(0, 3, 1, 2).float()
-        grid = F.affine_grid(self.windows.to(tiles.device), [*values.shape[:2], *self.size], align_corners=False)
+        grid, *others = (
+            F.affine_grid(each.to(tiles.device), [*values.shape[:2], *self.size], align_corners=False)
+            for each in (self.windows, *self.bounds)
+        )
         shown = F.grid_sample(values, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
         inside = (grid.abs() <= 1 + 1e-5).all(3, keepdim=True)
+        for other in others:
+            inside &= (other.abs() <= 1 + 1e-5).all(3, keepdim=True)
         return torch.where(inside, shown, 255 * shown.new_tensor(self.rim))
 
 
-def _matrices(
-    step: Transform, size: tuple[float, float], count: int, rng: np.random.Generator | None
-) -> tuple[Matrices, tuple[float, float]]:
-    """From the pixels after a step to those before it: (N, 3, 3), or (1, 3, 3) for all; and the size (width, height) after it."""
-    (width, height), first = size, step.values[0]
-    if step.kind == "resize":
-        to = float(step.values[0]), float(step.values[1])
-        return _affine(np.array([width / to[0]]), np.array([height / to[1]])), to
-    if step.kind == "center_crop":
-        return _affine(np.ones(1), np.ones(1)), (float(step.values[0]), float(step.values[1]))
+def _matrices(step: Transform, size: Matrices, count: int, rng: np.random.Generator | None) -> tuple[Matrices, Matrices]:
+    """From the pixels after a step to those before it: (N, 3, 3), or (1, 3, 3) for all; and the sizes (width and height, N) after it."""
+    first, kept = step.values[0], np.ones(count)
+    if step.kind in ("resize", "center_crop"):
+        to = np.array(step.values)[:, None] * kept
+        return _affine(*(size / to if step.kind == "resize" else (kept, kept))), to
     if step.kind == "rotate":
         return _rotation(np.array([first])), size
     assert rng is not None
@@ -200,10 +210,9 @@ def _matrices(
         return _affine(zoom[0], zoom[1]), size
     if step.kind == "jitter_crop":
         left, right, top, bottom = rng.uniform(0, first, (4, count)) / 2
-        x, y = (left - right) * width / 2, (top - bottom) * height / 2
-        return _affine(1 - left - right, 1 - top - bottom, x, y), size
+        x, y = (left - right) * size[0] / 2, (top - bottom) * size[1] / 2
+        return _affine(kept, kept, x, y), size * [1 - left - right, 1 - top - bottom]
     turned = np.where(rng.uniform(0, 1, count) < first, -1.0, 1.0)
-    kept = np.ones(count)
     return (_affine(turned, kept) if "horizontal" in step.kind else _affine(kept, turned)), size
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import BackendError, ContractError, InputError
 from ..model import read_state
@@ -127,12 +127,19 @@ def _by_layer(network: KerasNetwork, weights: Weights, own: dict[str, Tensor]) -
     return {network.names.get(role, role): found for role, found in weights.items() if not (role == "fc" and other)}
 
 
-def save_checkpoint(path: Path, network: KerasNetwork, state: dict[str, Tensor], pixels: Pixels) -> None:
-    """Write a backbone's state dict as .pt by the names of Keras' layers: what `read_weights` reads. InputError where it can't be written."""
-    kept: dict[str, Tensor] = {}
+def save_checkpoint(path: Path, network: KerasNetwork, backbone: nn.Module, pixels: Pixels) -> None:
+    """Write a backbone's state as .pt by the names of Keras' layers: what `read_weights` reads. InputError where it can't be written.
+
+    What the layer file switches off and no weights held is left out: whoever goes on from the file would train it.
+    """
+    state, kept = backbone.state_dict(), dict[str, Tensor]()
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     for role, layer in network.names.items():
         for weight in ("weight", "bias", "running_mean", "running_var"):
-            if (value := state.get(f"{role}.{weight}")) is not None:
+            name = f"{role}.{weight}"
+            if role in network.trainable and (role, weight) in network.switched_off and name not in trained:
+                continue
+            if (value := state.get(name)) is not None:
                 value = _turned(value, pixels) if role == "conv1" else value
                 kept[f"{layer}.{weight}"] = value.detach().cpu().contiguous().clone()
     with atomic_path(path, "checkpoints.save") as temporary:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.dataset import Dataset, balanced
+from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import decoded
 from ..data.sources import Source
 from ..spec import ModelSpec, atomic_path
 
-_CALIBRATION_TILES, _MOST_VALID_TILES = 1024, 20_000
+_MOST_TILES, _MOST_BYTES = {"train": 1024, "valid": 20_000}, 4 * 10**9  # of each split
 
 
 def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> ModelSpec:
@@ -39,6 +39,16 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
     )
 
 
+def samples_size(dataset: Dataset) -> int:
+    """Bytes that samples.npz will take, about, where a network is shown tiles as they are."""
+    return sum(len(_sample(dataset, split)) for split in _MOST_TILES) * dataset.tile_bytes
+
+
+def _sample(dataset: Dataset, split: str) -> list[Tile]:
+    """The tiles of a split that are handed over: balanced over the classes where they are too many, or too large."""
+    return balanced(dataset.tiles(split), min(_MOST_TILES[split], max(len(dataset.classes), _MOST_BYTES // dataset.tile_bytes)))
+
+
 def write_samples(
     dataset: Dataset,
     run: Path,
@@ -52,8 +62,8 @@ def write_samples(
     show: what the network is shown of tiles (N, H, W, bands), where that is not the tiles themselves. source: see `Loader`.
     """
     with atomic_path(run / "samples.npz") as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for split, count in (("train", _CALIBRATION_TILES), ("valid", _MOST_VALID_TILES)):
-            tiles = balanced(dataset.tiles(split), count)
+        for split in _MOST_TILES:
+            tiles = _sample(dataset, split)
             with archive.open(f"{split}.npy", "w", force_zip64=True) as file:  # batch by batch: the tiles may be more than fit into memory
                 for first, images in enumerate(decoded(dataset, tiles, decoder, threads, source)):
                     shown = show(images) if show else images

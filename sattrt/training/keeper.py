@@ -35,12 +35,13 @@ class Keeper:
         self._best: tuple[dict[str, torch.Tensor], dict[str, Any], ModelSpec] | None = None
         self._written_at, self._took = time.perf_counter(), 0.0
 
-    def require_space(self, model: TileClassifier, moments: int, averaged: bool) -> None:
-        """InputError unless the disk has room for best, last, and a new last beside the old one. moments: tensors of the optimizer a parameter."""
+    def require_space(self, model: TileClassifier, moments: int, averaged: bool, samples: int = 0) -> None:
+        """InputError unless the disk has room for best, last, and a new last beside the old one. moments: tensors of the optimizer a parameter.
+        samples: bytes of what else is to be written."""
         weights = 4 * sum(tensor.numel() for tensor in model.state_dict().values())
         trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         there = sum(path.stat().st_size for path in self._out.glob("*.safetensors"))
-        require_space(self._out, max(0, weights + 2 * (weights * (1 + averaged) + moments * trained) - there))
+        require_space(self._out, samples + max(0, weights + 2 * (weights * (1 + averaged) + moments * trained) - there))
 
     def is_due(self, epoch_ends: bool) -> bool:
         """Whether a checkpoint is to be written now."""

@@ -9,6 +9,7 @@ after this one), and what `finish` draws at the end.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ..checkpoint import Checkpoint
 from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader, open_tiles
-from ..errors import ContractError, InputError
+from ..errors import ContractError, InputError, SattrtError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
 from .batchnorm import fuse_norms
@@ -34,7 +35,7 @@ from .config import TrainConfig
 from .cpu import use_products
 from .divergence import Divergence
 from .finish import finish
-from .handover import spec_of, write_samples
+from .handover import samples_size, spec_of, write_samples
 from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
 from .hold import held
 from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
@@ -139,10 +140,12 @@ class _Run:
             self._restore(*saved)
         self.net: nn.Module = self.model
         self.tunes = config.epochs * len(dataset.tiles("train")) >= config.batch_size * STEPS_WORTH_TUNING
+        # before the step itself is recorded: on a GPU a recording keeps the memory that it takes
+        speed = self._speed() if config.minutes is not None and not saved else 0.0
         self._capture()
         self.source = open_tiles(dataset)  # once for all loaders: the directory of an archive takes a while
         self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
-        self.plan, tiles = self._plan(saved[1] if saved else None)
+        self.plan, tiles = self._plan(saved[1] if saved else None, speed)
         self.train = self._loader(tiles, config.cache_gb - self.valid.kept_gb, config.augmentation)
         if rank.world > 1:
             gpu = [rank.device.index] if rank.device.type == "cuda" else None
@@ -151,7 +154,8 @@ class _Run:
 
     def run(self) -> Result:
         if self.rank.is_first:
-            self.keeper.require_space(self.model, 1 if self.config.optimizer == "sgd" else 2, bool(self.average))
+            samples = samples_size(self.dataset) if self.step == 0 else 0
+            self.keeper.require_space(self.model, 1 if self.config.optimizer == "sgd" else 2, bool(self.average), samples)
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
             if self.step == 0 or not (self.out / "samples.npz").exists():
                 write_samples(self.dataset, self.out, self.config.decoder, self.rank.threads, source=self.source)
@@ -163,8 +167,9 @@ class _Run:
         try:
             while self.step < self.plan.steps and not stopped:
                 stopped = self._epoch(self.step // self.plan.steps_per_epoch)
-        except InputError:  # it has gone astray; the best network of before is worth having
-            self.keeper.write_best()
+        except BaseException:  # it has gone astray, or another process has; the best network of before is worth having
+            with contextlib.suppress(SattrtError):
+                self.keeper.write_best()
             raise
         self.train.close()
         self.valid.close()
@@ -304,7 +309,7 @@ class _Run:
             source=self.source,
         )
 
-    def _plan(self, state: dict[str, Any] | None) -> tuple[Plan, list[Tile]]:
+    def _plan(self, state: dict[str, Any] | None, speed: float) -> tuple[Plan, list[Tile]]:
         tiles, config, rank = self.dataset.require("train"), self.config, self.rank
         passes: float = config.epochs
         if state:
@@ -312,8 +317,7 @@ class _Run:
         elif config.minutes is None:
             share = len(tiles)
         else:
-            [speed] = rank.sum(self._speed())
-            [spent] = rank.sum(self._seconds())
+            speed, spent = rank.sum(speed, self._seconds())
             left = config.minutes * 60 - spent / rank.world
             rate = 0.9 * speed  # a machine that others use is not always as fast
             passes, share = fit_in_time(config.epochs, len(tiles), len(self.dataset.tiles("valid")), rate, left)
@@ -342,7 +346,7 @@ class _Run:
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""
-        own = self.model, self.net, self.optimizer, self.average, self.gradient, self.scaler
+        own = self.model, self.net, self.optimizer, self.average, self.scaler, self.slower
         self.scaler = torch.amp.GradScaler(self.rank.device.type, enabled=self.scaler.is_enabled())
         self.model = self.net = copy.deepcopy(self.model)
         self.optimizer, self.average = make_optimizer(self.model, self.config), None
@@ -354,7 +358,8 @@ class _Run:
             losses = [self._step(images, labels, 1e-3)[0] for _ in range(steps)]
             losses[-1].item()  # waits for the device, once, as training does
             seconds = time.perf_counter() - begin
-        self.model, self.net, self.optimizer, self.average, self.gradient, self.scaler = own
+        self.model, self.net, self.optimizer, self.average, self.scaler, self.slower = own
+        del self.gradient  # and what it recorded
         return timed * len(labels) / seconds
 
     def _seconds(self) -> float:

@@ -105,6 +105,14 @@ def test_a_server_that_begins_anew_is_taken_at_its_word(server: Server, tmp_path
     assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
 
 
+def test_a_file_of_ones_own_under_that_name_is_not_replaced(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "tiles.zip").write_bytes(b"my own")
+    with pytest.raises(InputError, match=r"tiles.zip is there and has the sha256 .*: it is not replaced"):
+        fetch(archive(server), tmp_path)
+    assert (tmp_path / "tiles.zip").read_bytes() == b"my own"
+    assert server.ranges == []
+
+
 def test_another_content_is_refused_and_deleted(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sha256"):
         fetch(archive(server, b"something else"), tmp_path)
@@ -123,7 +131,7 @@ def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) ->
     assert server.ranges == [None, None]
     server.busy = 1
     with pytest.raises(InputError, match="503"):
-        fetch(archive(server, b"other"), tmp_path, tries=1)
+        fetch(archive(server), tmp_path / "other", tries=1)
 
 
 def test_no_network_is_one_line(tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
 import io
 import shutil
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import EUROSAT
+from conftest import EUROSAT, jpeg
 from PIL import Image
 
 from sattrt.data.augment import Augmentation
+from sattrt.data.dali import DaliDecoder
 from sattrt.data.dataset import Dataset
 from sattrt.data.decode import decode_rgb as decode
-from sattrt.data.loader import Loader, decode_tiles
+from sattrt.data.loader import Loader, decode_tiles, decoded_at_once
 from sattrt.data.scan import SplitRule, scan
 from sattrt.data.sources import open_source
 from sattrt.data.threads import ThreadedDecoder
@@ -99,6 +102,12 @@ def test_ranks_count_every_validation_tile_once(dataset: Dataset) -> None:
     assert sorted(seen) == sorted(image.tobytes() for image in decode_tiles(dataset, tiles)[0])
 
 
+def test_large_tiles_are_decoded_a_few_at_a_time(dataset: Dataset) -> None:
+    assert decoded_at_once(dataset) == 256
+    assert decoded_at_once(replace(dataset, width=2048, height=2048)) == 21  # of 12.6 MB
+    assert decoded_at_once(replace(dataset, width=4096, height=4096, bands=("red",) * 30)) == 1
+
+
 def test_a_split_smaller_than_a_batch_fills_one(dataset: Dataset) -> None:
     loader = Loader(dataset, dataset.tiles("train")[:5], batch_size=8, device=CPU, augmentation=Augmentation())
     assert [len(images) for images, _ in batches(loader)] == [8]
@@ -120,6 +129,31 @@ def test_a_tile_that_dali_can_not_decode_is_named(tiles: Path, cache_gb: float) 
     with pytest.raises(InputError, match=r'DALI can\'t decode Field/odd.webp .*decoder = "torchvision"'):
         pixels(training(dataset, batch_size=4, decoder="dali", cache_gb=cache_gb))
     assert len(pixels(training(dataset, batch_size=37, decoder="torchvision"))) == 37
+
+
+def test_dali_outlives_what_it_can_not_decode_in_batches_of_any_size() -> None:
+    """DALI 2.4 ends the process in half of such failures where it is given 32 tiles and more at once."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a crash is then a failure of this test alone
+        assert pool.submit(_fails_time_and_again, jpeg((60, 120, 180), 1)).result(timeout=300) == [37] * 12
+
+
+def _fails_time_and_again(good: bytes) -> list[int]:
+    """What is said to be the culprit each time."""
+    found = []
+    for _ in range(12):
+        decoder = DaliDecoder(lambda index: b"this is no image" * 40 if index == 37 else good, CPU, 64, 2)
+        for images in decoder.batches([np.arange(10)]):
+            assert images.shape == (10, 64, 64, 3)
+        with pytest.raises(InputError, match=r"DALI can't decode (\d+)") as caught:
+            list(decoder.batches([np.arange(64), np.arange(64)]))
+        found.append(int(str(caught.value).split()[3]))
+    return found
+
+
+def test_a_batch_that_dali_gets_in_parts_is_whole(dataset: Dataset) -> None:
+    assert [len(images) for images, _ in batches(training(dataset, batch_size=70, decoder="dali", cache_gb=0.0))] == [70]
+    parts, whole = (batches(training(dataset, batch_size=size, decoder="dali", cache_gb=0.0))[0][0] for size in (30, 60))
+    np.testing.assert_array_equal(whole[:30], parts)
 
 
 def test_tiles_that_are_gone_are_named(tiles: Path) -> None:

@@ -3,7 +3,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,7 +18,9 @@ from PIL import Image
 
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
-from sattrt.errors import ContractError, InputError
+from sattrt.data.sources import Source, open_source
+from sattrt.data.workers import each_file
+from sattrt.errors import BackendError, ContractError, InputError
 
 RULE = SplitRule((80, 10, 10))
 
@@ -183,6 +187,29 @@ def test_folders_without_train_are_told_to_add_it(tiles: Path, tmp_path: Path) -
         scan(tmp_path / "folders", RULE, workers=1)
 
 
+def test_tiffs_of_8_bits_need_no_rasterio_to_be_told_from_others(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in tiles.glob("*/*.jpg"):
+        Image.open(path).convert("RGBA").save(path.with_suffix(".tif"))
+        path.unlink()
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(InputError, match=r"'Field' has no usable tile \(left out: Field/Field_0.tif: wrong mode \(RGBA"):
+        scan(tiles, RULE, workers=1)
+
+
+def test_a_process_that_the_system_ends_is_one_line(dataset: Dataset) -> None:
+    names = [tile.name for tile in dataset.all_tiles] * 10
+    with (
+        open_source(Path(dataset.source)) as source,
+        pytest.raises(BackendError, match="was ended by the system, most likely for want of memory"),
+    ):
+        list(each_file(source, names, end_this_process, 2))
+
+
+def end_this_process(source: Source, name: str) -> None:
+    """What the system does where memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_an_empty_class_is_named(tiles: Path) -> None:
     (tiles / "Desert").mkdir()
     with pytest.raises(InputError, match="'Desert' has no usable tile"):
@@ -330,5 +357,9 @@ def test_a_folder_that_can_not_be_read_is_left_out_with_its_reason(tiles: Path, 
 
     monkeypatch.setattr(os, "scandir", closed)
     assert scan(tiles, RULE, workers=1).left_out == {"Field/closed": "a folder that can't be read: Permission denied"}
+    (tiles / "disclosed").mkdir()
+    with pytest.raises(InputError, match=r"'disclosed' has no usable tile \(left out: disclosed: a folder that can't be read: Permission"):
+        scan(tiles, RULE, workers=1)
+    (tiles / "disclosed").rmdir()
     with pytest.raises(InputError, match=r"closed can't be read: Permission denied. Check its permissions"):
         scan(tiles / "Field" / "closed", RULE, workers=1)

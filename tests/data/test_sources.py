@@ -1,5 +1,7 @@
 import contextlib
+import errno
 import io
+import os
 import resource
 import signal
 import struct
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import CLASSES
 
-from sattrt.data.sources import open_source
+from sattrt.data.sources import Unreadable, open_source
 from sattrt.errors import InputError
 
 
@@ -200,6 +202,22 @@ def test_a_small_place_for_temporary_files_is_named(tiles: Path, tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_tar_that_can_not_be_read_any_more_names_the_tile(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_source(pack(tiles, tmp_path / "t.tar")) as source:
+        name = source.names()[0]
+
+        def fails(*given: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "pread", fails)
+        with pytest.raises(Unreadable, match=rf"t.tar: '{name}' can't be read: Input/output error"):
+            source.read(name)
+        monkeypatch.undo()
+        os.truncate(tmp_path / "t.tar", 2000)
+        with pytest.raises(InputError, match=r"t.tar is damaged or cut short"):
+            source.read(source.names()[-1])
 
 
 def test_a_tar_with_holes_is_not_read_as_one_without(tmp_path: Path) -> None:

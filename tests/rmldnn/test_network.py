@@ -300,7 +300,7 @@ def test_grey_tiles(tutorial: Path, tmp_path: Path, tiles: np.ndarray) -> None:
 
 def test_a_checkpoint_is_read_back(tutorial: Path, tmp_path: Path, tiles: np.ndarray, expected: np.ndarray) -> None:
     first = network(tutorial, tmp_path, data={"transforms": [{"convert_color": "BGR2RGB"}]})
-    save_checkpoint(tmp_path / "model_checkpoint_1.pt", first.keras, first.model.backbone.state_dict(), first.pixels)
+    save_checkpoint(tmp_path / "model_checkpoint_1.pt", first.keras, first.model.backbone, first.pixels)
     state = torch.load(tmp_path / "model_checkpoint_1.pt", weights_only=True)
     assert {"conv1_conv.weight", "conv1_bn.running_mean", "conv2_block1_0_bn.weight"} < set(state)
     again = network(tutorial, tmp_path, checkpoints={"load": str(tmp_path / "model_checkpoint_1.pt")})

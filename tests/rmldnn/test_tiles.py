@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import jpeg
 from PIL import Image
 
 from sattrt.data.loader import decode_tiles
@@ -75,6 +76,27 @@ def test_tiles_of_other_sizes_are_resized_where_the_transforms_are(tutorial: Pat
     given = unlabelled(tmp_path / "train", resizes=True)
     assert (len(given.all_tiles), given.resized) == (31, True)
     assert decode_tiles(given, given.tiles("test"))[0].shape == (31, 64, 64, 3)
+
+
+def test_a_class_may_have_a_size_of_its_own_where_the_transforms_resize(tutorial: Path, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        shutil.copytree(tutorial / "data" / split, tmp_path / split)
+        for path in (tmp_path / split / "Water").iterdir():
+            Image.open(path).resize((32, 32)).save(path)
+    dataset = labelled(tmp_path / "train", tmp_path / "valid", resizes=True)
+    assert (dataset.width, dataset.height, dataset.left_out, dataset.resized) == (64, 64, {}, True)
+    assert len(dataset.all_tiles) == 45
+    with pytest.raises(InputError, match=r"'Water' has no usable tile \(left out: Water/.*wrong size"):
+        labelled(tmp_path / "train", tmp_path / "valid")
+
+
+def test_a_grey_image_that_is_cut_short_is_called_so(tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
+    path = tmp_path / "train" / "Field" / "Field_0.jpg"
+    path.write_bytes(jpeg((90, 90, 90), 1, mode="L")[:600])
+    left_out = labelled(tmp_path / "train", tutorial / "data" / "valid").left_out
+    assert list(left_out) == ["train/Field/Field_0.jpg"] or len(left_out) == 1
+    assert next(iter(left_out.values())).startswith("corrupt or cut short")
 
 
 def test_tiles_on_both_sides_are_counted(tutorial: Path, tmp_path: Path) -> None:

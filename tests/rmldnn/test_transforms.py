@@ -57,6 +57,34 @@ def test_steps_are_made_in_their_order(tiles: Tensor) -> None:
     close(first[:, 1:-1, 1:-1], shown(tiles[:, 8:40, 16:48].contiguous(), {"resize": [64, 64]})[:, 1:-1, 1:-1])
 
 
+def test_what_was_cut_off_does_not_come_back_in_the_corners_of_a_turn(tiles: Tensor) -> None:
+    square = tiles[:, :, 8:56].contiguous()
+    cut = shown(square, {"center_crop": [24, 24]}, {"rotate": 45})
+    alone = shown(square[:, 12:36, 12:36].contiguous(), {"rotate": 45})
+    assert cut[0, 0, 0].tolist() == [0, 0, 0]
+    assert ((cut == 0).all(3) == (alone == 0).all(3)).all()
+    middle = slice(8, 16)
+    close(cut[:, middle, middle], alone[:, middle, middle])
+    whole = shown(square, {"random_zoom": 0.5}, {"random_rotate": 40.0}, seed=3)
+    assert (whole[:, 0, 0] == 0).all()
+
+
+def test_a_crop_that_is_turned_is_no_sheared_one() -> None:
+    """A tile whose red is its column and whose green is its row: along a line of the sample both go on at the angle of the turn."""
+    line = torch.arange(64.0).mul(3) + 20
+    places = torch.stack([line.view(1, 64).expand(64, 64), line.view(64, 1).expand(64, 64), torch.zeros(64, 64)], 2)
+    turned = shown(places.expand(64, 64, 64, 3).contiguous(), {"jitter_crop": 0.4}, {"random_rotate": 30.0}, {"resize": [64, 64]})
+    across, down = (turned[:, 32, 40] - turned[:, 32, 24])[:, :2], (turned[:, 40, 32] - turned[:, 24, 32])[:, :2]
+    assert (across * down).sum(1).abs().max() < 0.02 * (across.norm(dim=1) * down.norm(dim=1)).min()
+    assert np.degrees(torch.atan2(across[:, 1], across[:, 0]).abs().max()) > 20
+
+
+def test_a_crop_is_not_larger_than_what_is_left() -> None:
+    with pytest.raises(InputError, match=r"center_crop of 64x64 is larger than the sample, 32x32"):
+        transforms({"jitter_crop": 0.5}, {"center_crop": [64, 64]}).size(64, 64)
+    assert transforms({"jitter_crop": 0.5}, {"center_crop": [32, 32]}).size(64, 64) == (32, 32)
+
+
 def test_what_is_drawn_stays_within_its_bounds() -> None:
     # a tile whose red is its column: what is seen says where it was seen
     columns = torch.arange(64.0).mul(4).view(1, 1, 64, 1).expand(256, 64, 64, 3).contiguous()

@@ -69,11 +69,31 @@ def _weights(built: Network) -> dict[str, torch.Tensor]:
     return {key: value for key, value in built.model.backbone.state_dict().items() if "num_batches" not in key}
 
 
+def test_what_is_switched_off_is_not_trained_by_whoever_goes_on(tutorial: Path, layer_file: dict[str, Any], tmp_path: Path) -> None:
+    """Gamma and beta that the layer file does without, and that no weights hold, begin at one and zero and stay there; of a .pt as well."""
+    layers = copy.deepcopy(layer_file)
+    for layer in layers["config"]["layers"]:
+        if layer["class_name"] == "BatchNormalization":
+            layer["config"] |= {"center": False, "scale": False}
+    (tmp_path / "layers.json").write_text(json.dumps(layers))
+
+    def trained(load: Path | None) -> tuple[Network, set[str]]:
+        checkpoints = {"load": str(load) if load else ""}
+        built = network(tutorial, tmp_path, "train", layers=str(tmp_path / "layers.json"), checkpoints=checkpoints)
+        return built, {name for name, parameter in built.model.backbone.named_parameters() if parameter.requires_grad}
+
+    first, names = trained(None)
+    assert "bn1.weight" not in names
+    save_checkpoint(tmp_path / "w.pt", first.keras, first.model.backbone, first.pixels)
+    assert trained(tmp_path / "w.pt")[1] == names
+    assert "bn1.weight" in trained(tutorial / "model.h5")[1]  # weights that hold them after all
+
+
 def test_every_weight_has_to_be_there(tutorial: Path, tmp_path: Path) -> None:
     """But for a head that is trained anew, and for what the layer file switches off."""
     built = network(tutorial, tmp_path)
     keras, own, head = built.keras, built.model.backbone.state_dict(), built.keras.names["fc"]
-    save_checkpoint(tmp_path / "w.pt", keras, own, built.pixels)
+    save_checkpoint(tmp_path / "w.pt", keras, built.model.backbone, built.pixels)
     whole = read_weights(tmp_path / "w.pt", {})
 
     def notes(layer: str, weight: str, described: KerasNetwork, training: bool = False) -> list[str]:
