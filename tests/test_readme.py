@@ -1,5 +1,6 @@
 """What the README tells people to type exists, and what it shows was measured."""
 
+import itertools
 import json
 import re
 import shlex
@@ -10,8 +11,12 @@ import pytest
 import typer
 
 from sattrt.bench.compare import SCHEMA
+from sattrt.bench.config import BenchConfig
 from sattrt.bench.tables import to_markdown
 from sattrt.cli import app
+from sattrt.deploy.config import ExportConfig
+from sattrt.map.config import MapConfig
+from sattrt.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -54,6 +59,19 @@ def test_commands_exist_with_the_options_they_are_given(page: str) -> None:
             command = root.commands[stage]  # type: ignore[attr-defined]
             known = {option for parameter in command.params for option in parameter.opts}
             assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_that_are_given_exist(page: str) -> None:
+    stages = {"train": TrainConfig, "export": ExportConfig, "bench": BenchConfig, "map": MapConfig}
+    for words in commands(page):
+        if "--set" in words and "sattrt" in words:
+            given = [word for before, word in itertools.pairwise(words) if before == "--set"]
+            stages[words[words.index("sattrt") + 1]].from_toml(None, given)
+    for given in re.findall(r"`--set ([^`]+)`", (ROOT / page).read_text()):
+        key = given.partition("=")[0]
+        [kind, *_] = [each for each in stages.values() if hasattr(each, key)]
+        kind.from_toml(None, [given])
 
 
 @pytest.mark.parametrize("page", PAGES)
