@@ -343,6 +343,7 @@ def map_(
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Two maps: what changed between them.", show_default=False)] = None,
     config: Config = None,
     assignments: Assignments = None,
+    as_json: Json = False,
 ) -> None:
     """Map whole scenes, or compare two maps: land cover as GeoTIFF, areas, confidences."""
     from .errors import InputError
@@ -354,9 +355,9 @@ def map_(
 
         if bundle or resume or report or any(value is not None for value in (stride, engine, cluster)):
             raise InputError(
-                "--compare takes two maps, --out, --config and --set, and neither bundle nor scene nor another option. Give it alone."
+                "--compare takes two maps, --out, --config, --set and --json, and neither bundle nor scene nor another option. Give it alone."
             )
-        print_change(compare_maps(*compare, settings.certain, out))
+        print_change(compare_maps(*compare, settings.certain, out), as_json)
         return
     if not bundle or not scenes:
         raise InputError("sattrt map takes a bundle and at least one scene: sattrt map engines/eurosat scene.tif --out map.tif")
@@ -368,7 +369,7 @@ def map_(
             for mapped in map_scenes(bundle, scenes, out, settings, resume, lambda name: updater(bar, f"Mapping {name}")):
                 every.append(mapped)
     finally:
-        print_maps(every)  # what was written, where a later scene fails
+        print_maps(every, as_json)  # what was written, where a later scene fails
 
 
 @app.command()
