@@ -23,7 +23,7 @@ _CALIBRATION_TILES, _MOST_VALID_TILES = 1024, 20_000
 
 
 def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> ModelSpec:
-    """The contract of a network trained on this dataset."""
+    """The contract of a network trained on this dataset. training: its summary, which gets an account of the data."""
     return ModelSpec(
         classes=dataset.classes,
         height=dataset.height,
@@ -35,8 +35,13 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         gsd=dataset.gsd,
         resize=image_size,
         dataset_digest=dataset.digest,
-        training=training,
+        training={**training, "data": account(dataset)},
     )
+
+
+def account(dataset: Dataset) -> dict[str, Any]:
+    """What a model card says of the data: the source's own name without where it lies, how it was split, tiles by split and class."""
+    return {"source": Path(dataset.source).name, "split": dataset.split_description, "tiles": dataset.counts()}
 
 
 def write_samples(
