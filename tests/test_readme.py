@@ -34,6 +34,7 @@ PAGES = [
     "docs/bands.md",
     "docs/map.md",
     "docs/settings.md",
+    "docs/verified.md",
 ]
 
 
