@@ -76,10 +76,12 @@ def test_settings_that_are_given_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_are_named_exist(page: str) -> None:
-    folder = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-        assert (folder / target).exists(), target
+def test_files_and_headings_that_are_linked_exist(page: str) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        titles = re.findall(r"^#+ (.*)", path.read_text(), re.M) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], heading
 
 
 @pytest.mark.parametrize("page", tables.PAGES)
