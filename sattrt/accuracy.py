@@ -52,6 +52,13 @@ class Score:
     confusion: list[list[int]]
     flips: list[int] | None
 
+    def most_confused(self, count: int) -> list[tuple[str, str, int]]:
+        """True class, answer and tiles of the pairs that are confused most often, at most `count`."""
+        names = list(self.per_class)
+        places = [(i, j) for i in range(len(names)) for j in range(len(names)) if i != j and self.confusion[i][j]]
+        places.sort(key=lambda place: -self.confusion[place[0]][place[1]])
+        return [(names[i], names[j], self.confusion[i][j]) for i, j in places[:count]]
+
 
 def evaluate(
     predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: tuple[str, ...], reference: NDArray[np.integer] | None = None

@@ -49,6 +49,10 @@ Signed = Annotated[
 ]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt export` wrote.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file with any setting of this stage.", show_default=False)]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One of them, over the file: seed=1. Repeatable.", show_default=False)
+]
 
 
 def main() -> None:
@@ -161,13 +165,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
     recipe: Annotated[str | None, typer.Option(help="default, short, quick or full; default if not given.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'; imagenet if not given.", show_default=False)] = None,
-    tune: Annotated[str | None, typer.Option(help="What is trained: all, head or bn; all if not given.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split; the recipe's if not given.", show_default=False)] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Train for at most this long: fewer epochs, or tiles, where they don't fit.", show_default=False)
     ] = None,
-    cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB; 4 if not given.", show_default=False)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of TrainConfig.", show_default=False)] = None,
+    config: Config = None,
+    assignments: Assignments = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
     verify_resume: Annotated[bool, typer.Option("--verify-resume", help="Prove on a short run that a killed run ends the same.")] = False,
 ) -> None:
@@ -176,14 +179,14 @@ def train(
     from .errors import InputError
 
     tiles = Dataset.read(dataset)
-    options = {"recipe": recipe, "weights": weights, "tune": tune, "epochs": epochs, "minutes": minutes, "cache_gb": cache_gb}
-    given = [f"--{name.replace('_', '-')}" for name, value in {**options, "config": config}.items() if value is not None]
+    options = {"recipe": recipe, "weights": weights, "epochs": epochs, "minutes": minutes}
+    given = [f"--{name}" for name, value in {**options, "config": config, "set": assignments or None}.items() if value is not None]
     if resume and given:
         raise InputError(f"--resume goes on with the settings the run was begun with; leave {', '.join(given)} out, or start anew.")
     from .training.config import TrainConfig
     from .training.loop import train as run_training
 
-    settings = None if resume else TrainConfig.from_toml(config, **options)
+    settings = None if resume else TrainConfig.from_toml(config, assignments, **options)
     if verify_resume:
         from .training.verify import verify_resume as verify
 
@@ -216,13 +219,14 @@ def export(
     tta: Annotated[bool | None, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = None,
     rebuild: Annotated[bool | None, typer.Option("--rebuild", help="Build plans anew that the old bundle holds.")] = None,
     triton: Annotated[Path | None, typer.Option(help="Folder for a model repository of Triton, too.", show_default=False)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of ExportConfig.", show_default=False)] = None,
+    config: Config = None,
+    assignments: Assignments = None,
 ) -> None:
     """Export the best checkpoint: ONNX, engines in every precision, and the proof that they agree with it."""
     from .deploy.bundle import export as run_export
     from .deploy.config import ExportConfig
 
-    settings = ExportConfig.from_toml(config, precision=precision, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
+    settings = ExportConfig.from_toml(config, assignments, precision=precision, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
     if triton:
         from .deploy.triton import check_folder, write_triton
 
@@ -246,7 +250,8 @@ def bench(
     bundles: Annotated[list[Path], typer.Argument(help="Folders that `sattrt export` wrote.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Folder that `sattrt data` wrote.")] = Path("dataset"),
     out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.html.")] = Path("report"),
-    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of BenchConfig.", show_default=False)] = None,
+    config: Config = None,
+    assignments: Assignments = None,
     peer: Annotated[list[str] | None, typer.Option(help="A foreign program to measure beside: 'python theirs.py {tiles}'.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="An older bench.json to compare with.", show_default=False)] = None,
     max_regression: Annotated[float | None, typer.Option(help="Percent worse than the baseline that ends in exit code 2.")] = None,
@@ -264,7 +269,7 @@ def bench(
     from .runtime import read_bundle
     from .spec import require_writable
 
-    settings = BenchConfig.from_toml(config)
+    settings = BenchConfig.from_toml(config, assignments)
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
@@ -339,21 +344,23 @@ def map_(
     report: Annotated[bool, typer.Option("--report", help="Write an HTML page with areas and confidences, too.")] = False,
     cluster: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, or 'local'.", show_default=False)] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Two maps: what changed between them.", show_default=False)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of MapConfig.", show_default=False)] = None,
+    config: Config = None,
+    assignments: Assignments = None,
+    as_json: Json = False,
 ) -> None:
     """Map whole scenes, or compare two maps: land cover as GeoTIFF, areas, confidences."""
     from .errors import InputError
     from .map.config import MapConfig
 
-    settings = MapConfig.from_toml(config, stride=stride, engine=engine, report=report or None, cluster=cluster)
+    settings = MapConfig.from_toml(config, assignments, stride=stride, engine=engine, report=report or None, cluster=cluster)
     if compare:
         from .map.compare import compare_maps
 
         if bundle or resume or report or any(value is not None for value in (stride, engine, cluster)):
             raise InputError(
-                "--compare takes two maps, --out and --config, and neither bundle nor scene nor another option. Give it alone."
+                "--compare takes two maps, --out, --config, --set and --json, and neither bundle nor scene nor another option. Give it alone."
             )
-        print_change(compare_maps(*compare, settings.certain, out))
+        print_change(compare_maps(*compare, settings.certain, out), as_json)
         return
     if not bundle or not scenes:
         raise InputError("sattrt map takes a bundle and at least one scene: sattrt map engines/eurosat scene.tif --out map.tif")
@@ -365,7 +372,7 @@ def map_(
             for mapped in map_scenes(bundle, scenes, out, settings, resume, lambda name: updater(bar, f"Mapping {name}")):
                 every.append(mapped)
     finally:
-        print_maps(every)  # what was written, where a later scene fails
+        print_maps(every, as_json)  # what was written, where a later scene fails
 
 
 @app.command()

@@ -168,7 +168,7 @@ def _require_plain(key: str, value: Tensor, name: str | Path) -> None:
 def set_trainable(model: TileClassifier, tune: str) -> None:
     """Freeze what `tune` does not name: "all", "head" (the last layer), "bn" (every BatchNorm and the head). InputError for another name."""
     if tune not in TUNES:
-        raise InputError(f"--tune {tune!r} is unknown. Choose one of: {', '.join(TUNES)}.")
+        raise InputError(f"tune is {tune!r}; choose one of {', '.join(TUNES)}.")
     for module in model.modules():
         train = tune == "all" or module is model.backbone.fc or (tune == "bn" and isinstance(module, nn.BatchNorm2d))
         for parameter in module.parameters(recurse=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -118,16 +119,22 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
         print(outcome.predictions)
 
 
-def print_maps(every: Sequence[Mapped]) -> None:
-    """What each scene was taken for, the areas by class, and the files."""
+def print_maps(every: Sequence[Mapped], as_json: bool) -> None:
+    """What each scene was taken for, the areas by class, and the files; or one JSON document, if there are any."""
+    if as_json and every:
+        print(json.dumps({"maps": [mapped.document() for mapped in every]}))
+        return
     for mapped in every:
         print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
         print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
         print(*mapped.files, sep="\n")
 
 
-def print_change(change: Change) -> None:
-    """From which class to which, and the files."""
+def print_change(change: Change, as_json: bool) -> None:
+    """From which class to which, and the files; or one JSON document."""
+    if as_json:
+        print(json.dumps(change.document()))
+        return
     print_table(("from", "to", f"certain, {change.unit}", f"possible, {change.unit}"), change.table())
     for path in change.files:
         print(path)

@@ -1,10 +1,10 @@
-"""Settings of a stage: a frozen dataclass whose fields may be set by a TOML file, and that refuses what it does not know.
+"""Settings of a stage: a frozen dataclass whose fields may be set by a TOML file or one by one, and that refuses what it does not know.
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(Settings):
     gate: float = 0.2
 
-ExportConfig.from_toml(Path("my.toml"), gate=0.1)
+ExportConfig.from_toml(Path("my.toml"), ["gate=0.5"], rebuild=True)
 """
 
 from __future__ import annotations
@@ -14,36 +14,76 @@ import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from .errors import InputError
 from .spec import read_bytes
 
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
 
 class Settings:
     """Base of a stage's settings; subclasses are frozen, keyword-only dataclasses of plain values."""
 
     @classmethod
-    def from_toml(cls, path: Path | None, **options: Any) -> Self:
-        """The settings of a TOML file, then `options` that are not None. InputError names an unknown key."""
-        return cls.from_dict({**read_toml(path), **{key: value for key, value in options.items() if value is not None}}, str(path))
+    def from_toml(cls, path: Path | None, assignments: Sequence[str] | None = None, **options: Any) -> Self:
+        """The settings of a TOML file, over them `assignments` (those of --set, such as "seed=1"), over both `options` that are not None.
+
+        InputError for an unknown key, a value of the wrong type, or a setting that both an option and an assignment give.
+        """
+        assigned = cls._assigned(assignments or ())
+        given = {key: value for key, value in options.items() if value is not None}
+        if both := [key for key in assigned if key in given]:
+            raise InputError(f"{cls.option(both[0])} and --set {both[0]} are one setting. Give one of them.")
+        values = {**cls._checked(read_toml(path), str(path)), **assigned, **given}
+        return cls.from_dict({**cls.behind(values), **values}, "The command line")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], name: str) -> Self:
-        """Settings from a mapping; InputError for an unknown key or a value of the wrong type."""
+        """Settings from a mapping; InputError for an unknown key or a value of the wrong type, with the `name` of where they come from."""
+        return cls(**cls._checked(values, name))
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any], name: str) -> dict[str, Any]:
         kinds = typing.get_type_hints(cls)
         for key, value in values.items():
             if key not in kinds:
                 near = difflib.get_close_matches(key, kinds, 1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(kinds)}."
                 raise InputError(f"{name} has the unknown setting {key!r}. {hint}")
-            kind = kinds[key]
-            allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-            fits = isinstance(value, (*allowed, int) if float in allowed else allowed)
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                raise InputError(f"{name}: {key} is {value!r}; give a {getattr(kind, '__name__', kind)}.")
-        return cls(**values)
+            kinds_of = _kinds(kinds[key])
+            fits = isinstance(value, (*kinds_of, int) if float in kinds_of else kinds_of)
+            if not fits or (isinstance(value, bool) and bool not in kinds_of):
+                raise InputError(f"{name}: {key} is {value!r}; give {_WANTED[kinds_of[0]]}.")
+        return values
+
+    @classmethod
+    def _assigned(cls, assignments: Sequence[str]) -> dict[str, Any]:
+        """The settings of "KEY=VALUE" texts. A value is one of TOML; text needs no quotes."""
+        kinds = typing.get_type_hints(cls)
+        found: dict[str, Any] = {}
+        for each in assignments:
+            key, equals, text = (part.strip() for part in each.partition("="))
+            if not key or not equals:
+                raise InputError(f"--set {each} is no KEY=VALUE. Write it as: --set {key or 'seed'}=1")
+            if key in found:
+                raise InputError(f"--set {key} is given twice. Give it once.")
+            value = _toml_value(text)
+            as_it_is = str in _kinds(kinds.get(key, str)) and not isinstance(value, str)  # batches=64 means "64"
+            found |= cls._checked({key: text if as_it_is else value}, "--set")
+        return found
+
+    @classmethod
+    def behind(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What stands behind these values in place of the fields' defaults: a recipe."""
+        return {}
+
+    @classmethod
+    def option(cls, key: str) -> str:
+        """The command's own option for a setting."""
+        return f"--{key.replace('_', '-')}"
 
     @staticmethod
     def refuse(stage: str, faults: dict[str, bool]) -> None:
@@ -63,3 +103,17 @@ def read_toml(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(read_bytes(path).decode()) if path else {}
     except (ValueError, RecursionError) as error:  # of the text, its encoding, the digits of a number, or brackets in brackets
         raise InputError(f"{path} is not TOML ({error}). Write lines such as: epochs = 20") from None
+
+
+def _toml_value(text: str) -> Any:
+    """A text as TOML's value, or itself where it is none."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return found["value"] if len(found) == 1 else text  # a line break begins another setting
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a field takes."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

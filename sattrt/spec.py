@@ -49,7 +49,7 @@ class ModelSpec:
     temperature: the logits are divided by it before the softmax.
     gsd: ground sampling distance of the tiles, the metres of ground that a pixel shows along a side; None where it isn't known.
     dataset_digest: sha256 of the split that the network was trained on.
-    training: a summary for people (epochs, best accuracy, precision, device).
+    training: a summary for people (epochs, best accuracy, precision, device, the data).
     """
 
     classes: tuple[str, ...]

@@ -1,5 +1,6 @@
 """What the README tells people to type exists, and what it shows was measured."""
 
+import itertools
 import json
 import re
 import shlex
@@ -13,6 +14,9 @@ from sattrt.bench.compare import SCHEMA
 from sattrt.bench.config import BenchConfig
 from sattrt.bench.tables import to_markdown
 from sattrt.cli import app
+from sattrt.deploy.config import ExportConfig
+from sattrt.map.config import MapConfig
+from sattrt.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -30,6 +34,7 @@ PAGES = [
     "docs/bands.md",
     "docs/map.md",
     "docs/settings.md",
+    "docs/verified.md",
 ]
 
 
@@ -58,10 +63,25 @@ def test_commands_exist_with_the_options_they_are_given(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_are_named_exist(page: str) -> None:
-    folder = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-        assert (folder / target).exists(), target
+def test_settings_that_are_given_exist(page: str) -> None:
+    stages = {"train": TrainConfig, "export": ExportConfig, "bench": BenchConfig, "map": MapConfig}
+    for words in commands(page):
+        if "--set" in words and "sattrt" in words:
+            given = [word for before, word in itertools.pairwise(words) if before == "--set"]
+            stages[words[words.index("sattrt") + 1]].from_toml(None, given)
+    for given in re.findall(r"`--set ([^`]+)`", (ROOT / page).read_text()):
+        key = given.partition("=")[0]
+        [kind, *_] = [each for each in stages.values() if hasattr(each, key)]
+        kind.from_toml(None, [given])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_headings_that_are_linked_exist(page: str) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        titles = re.findall(r"^#+ (.*)", path.read_text(), re.M) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], heading
 
 
 def test_the_settings_of_the_demo_are_settings() -> None:

@@ -1,4 +1,4 @@
-"""How a bench is run: one frozen dataclass, recorded in the report, overridable from a TOML file.
+"""How a bench is run: one frozen dataclass, recorded in the report, overridable from a TOML file or by --set.
 
 config = BenchConfig.from_toml(Path("bench.toml"), seconds=10.0)
 """

@@ -141,11 +141,9 @@ def _torch_eager(name: str, bundle: Bundle, bundle_name: str, run: Path, threads
         raise BackendError("PyTorch is not installed. Install it with: pip install 'sattrt[train]'") from None
     checkpoint = run / "best.safetensors"
     if not checkpoint.is_file():
-        raise InputError(f"The run {run} that the bundle was exported from is not here. Name it with run in a TOML file for --config.")
+        raise InputError(f"The run {run} that the bundle was exported from is not here. Name it: --set run=PATH")
     if sha256_file(checkpoint) != bundle.source["checkpoint_sha256"]:
-        raise InputError(
-            f"{checkpoint} is not the checkpoint that the bundle was exported from. Name that run in a TOML file for --config."
-        )
+        raise InputError(f"{checkpoint} is not the checkpoint that the bundle was exported from. Name that run: --set run=PATH")
     model, _ = load_trained(run)
     model.views = bundle.spec.views
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..accuracy import evaluate
 from ..errors import BackendError, ContractError, InputError, ParityError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
 from ..runtime.bundle import EXTERNAL
@@ -112,7 +113,8 @@ def export(
         if left_out := write_flips(samples, expected, making.answers | making.graph_answers, spec, folder):
             on_progress(left_out)
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
-        write_bytes(folder / "MODEL_CARD.md", model_card(spec, engines, config).encode())
+        score = evaluate(expected.argmax(1), samples.valid_labels, spec.classes)
+        write_bytes(folder / "MODEL_CARD.md", model_card(spec, score, engines, config).encode())
         _seal(folder, spec, engines, {"run": str(run.resolve()), "checkpoint_sha256": checkpoint}, config)
         _refuse_foreign(out)  # what was put there meanwhile, which would be deleted
     if "calibration" not in spec.training:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accuracy import Score
 from ..bands import preview
 from ..calibration import softmax
 from ..runtime import EngineRecord
@@ -18,10 +20,11 @@ from ..trained import Samples
 from .config import ExportConfig
 
 _SHEET_TILES = 40
+_CONFUSED_PAIRS = 5
 
 
-def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfig) -> str:
-    """Markdown of the card."""
+def model_card(spec: ModelSpec, score: Score, engines: list[EngineRecord], config: ExportConfig) -> str:
+    """Markdown of the card. score: of the trained network in fp32, on the validation tiles."""
     training = spec.training
     accuracy, tiles = training["valid_accuracy"], training["valid_tiles"]
     lines = [
@@ -30,13 +33,15 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
         f"Classifies {spec.width}x{spec.height} tiles ({', '.join(spec.bands)}; {spec.dtype}, {spec.layout}) into: {', '.join(spec.classes)}.",
         "Give the tile's own values: scaling and normalisation are inside the graph.",
         "",
+        *_data(spec),
         "## Training",
-        f"{training['train_tiles']} tiles, epoch {training['epoch']} of {training['epochs']}, `--tune {training['tune']}`, "
+        f"{training['train_tiles']} tiles, epoch {training['epoch']} of {training['epochs']}, trained: {training['tune']}, "
         f"from weights `{training['weights']}`, {training['precision']} on {training['device']}. "
-        f"Validation accuracy of the trained network: {100 * accuracy:.2f} % of {tiles} tiles. "
+        f"Validation accuracy in that precision: {100 * accuracy:.2f} % of {tiles} tiles. "
         f"Dataset digest `{spec.dataset_digest[:16]}`.",
         *_confidence(spec),
         "",
+        *_by_class(spec, score),
         "## Engines",
         "Each, or its graph where this machine can't run it, was run on the validation tiles and held against the trained network in fp32. Allowed to lie below it: "
         f"{config.gate:g} points. Lost and gained: tiles that fp32 alone, or the engine alone, gets right; p by McNemar's exact test. "
@@ -99,6 +104,43 @@ def write_flips(
         right = (fp32[shown].argmax(1) == samples.valid_labels[shown]).tolist()
         contact_sheet(preview(samples.valid[shown], spec.bands), [captions[i][1] for i in shown], right, folder / "flips.png")
     return None
+
+
+def _data(spec: ModelSpec) -> list[str]:
+    """Where the tiles came from, how they were split, how many there are by class. Nothing for a run of an older sattrt, which does not say."""
+    found = spec.training.get("data")
+    if not found:
+        return []
+    counts = {split: by_class for split, by_class in found["tiles"].items() if any(by_class.values())}
+    rows = [(name, *(str(by_class[name]) for by_class in counts.values())) for name in spec.classes]
+    rows.append(("all", *(str(sum(by_class.values())) for by_class in counts.values())))
+    return ["## Data", f"`{found['source']}`. Split: {found['split']}.", "", *_table(("tiles", *counts), rows), ""]
+
+
+def _by_class(spec: ModelSpec, score: Score) -> list[str]:
+    """How the trained network does by class, and what it confuses."""
+    views = "" if spec.views == 1 else f", averaged over {spec.views} symmetries of a tile"
+    rows = [
+        (name, *(f"{100 * share:.1f}" for share in (each.precision, each.recall, each.f1)), str(each.tiles))
+        for name, each in score.per_class.items()
+    ]
+    confused = [(true, answer, str(tiles)) for true, answer, tiles in score.most_confused(_CONFUSED_PAIRS)]
+    return [
+        "## By class",
+        f"The trained network in fp32{views}, on {score.tiles} validation tiles: {100 * score.accuracy:.2f} % right "
+        f"(95 %: {100 * score.low:.1f}-{100 * score.high:.1f}). Support: tiles of the class among them.",
+        "",
+        *_table(("class", "precision %", "recall %", "F1 %", "support"), rows),
+        "",
+        *(["Confused most often:", "", *_table(("is", "taken for", "tiles"), confused)] if confused else ["No tile is confused."]),
+        "",
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, ("---",) * len(columns), *rows)]
+    return [f"| {line} |" for line in lines]
 
 
 def _calibration(engines: list[EngineRecord]) -> list[str]:

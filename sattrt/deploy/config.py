@@ -1,4 +1,4 @@
-"""How a run is exported: one frozen dataclass, recorded in the bundle, overridable from a TOML file.
+"""How a run is exported: one frozen dataclass, recorded in the bundle, overridable from a TOML file or by --set.
 
 config = ExportConfig.from_toml(Path("export.toml"), precision="int8")
 """
@@ -50,6 +50,11 @@ class ExportConfig(Settings):
     version_compatible: bool = False
     hardware_compatible: bool = False
     strip_weights: bool = False
+
+    @classmethod
+    def option(cls, key: str) -> str:
+        """The command's own option for a setting."""
+        return "--tta" if key == "symmetries" else super().option(key)
 
     def __post_init__(self) -> None:
         """InputError for a value that can't be exported with."""

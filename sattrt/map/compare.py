@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,15 @@ UNCHANGED, _PALE = 255, (243, 241, 234)
 class Change:
     """Areas from class to class, (classes, classes) each, in `unit`, the rows the older map's.
 
-    possible: wherever the two maps differ, or agree. certain: where both are at least so confident. compared: cells that both have.
+    possible: wherever the two maps differ, or agree. certain: where both are at least `least` percent confident. old, new: the maps.
     files: what was written.
     """
 
+    old: Path
+    new: Path
     classes: tuple[str, ...]
     unit: str
+    least: float
     possible: NDArray[np.float64]
     certain: NDArray[np.float64]
     files: tuple[Path, ...]
@@ -51,6 +55,22 @@ class Change:
         lines.append(("unchanged", "", float(np.trace(self.certain)), float(np.trace(self.possible))))
         lines.append(("all", "", float(self.certain.sum()), float(self.possible.sum())))
         return [(old, new, f"{certain:,.1f}", f"{possible:,.1f}") for old, new, certain, possible in lines]
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain values for JSON: areas in `unit` by the older map's class, then by the newer's."""
+
+        def by_name(areas: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+            return {name: dict(zip(self.classes, row, strict=True)) for name, row in zip(self.classes, areas.tolist(), strict=True)}
+
+        return {
+            "old": str(self.old),
+            "new": str(self.new),
+            "files": list(map(str, self.files)),
+            "unit": self.unit,
+            "certain_percent": self.least,
+            "certain": by_name(self.certain),
+            "possible": by_name(self.possible),
+        }
 
 
 def compare_maps(old: Path, new: Path, certain: float, out: Path | None = None) -> Change:
@@ -69,7 +89,7 @@ def compare_maps(old: Path, new: Path, certain: float, out: Path | None = None) 
     # a class that both maps lack data for is no change
     matrices = {"possible": possible[1:, 1:], "certain": sure[1:, 1:]}
     files = _write(before, after, matrices["possible"], certain, out) if out else ()
-    return Change(classes=before.classes, unit=before.unit, files=files, **matrices)
+    return Change(old=old, new=new, classes=before.classes, unit=before.unit, least=certain, files=files, **matrices)
 
 
 def _check(before: MapFile, after: MapFile) -> None:

@@ -1,4 +1,4 @@
-"""How a scene is mapped: one frozen dataclass, recorded in the map, overridable from a TOML file.
+"""How a scene is mapped: one frozen dataclass, recorded in the map, overridable from a TOML file or by --set.
 
 config = MapConfig.from_toml(Path("map.toml"), probabilities=True)
 """

@@ -61,7 +61,7 @@ def _file(path: Path, config: MapConfig) -> Found:
         names = name_13_bands(path, indexes)
         said = [f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"]
     if double := [name for name in names if name and names.count(name) > 1]:
-        raise InputError(f"{path} has several bands named {double[0]}. Name them in the config: bands = 'B01,B02,...'")
+        raise InputError(f"{path} has several bands named {double[0]}. Name them: --set bands=B01,B02,...")
     if not config.bands:
         check_named(path, names, indexes)
     bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
@@ -91,7 +91,7 @@ def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> l
         return None
     raise InputError(
         f"{path} has {len(indexes)} band{'s' * (len(indexes) > 1)} of {dataset.dtypes[0]} without names. Give them descriptions such as B04, or "
-        "name them in the config: bands = 'B02,B03,...'"
+        "name them: --set bands=B02,B03,..."
     )
 
 
@@ -112,7 +112,7 @@ def _product(path: Path, config: MapConfig) -> Found:
     bands = {name: Band(name=name, path=str(_inside(product.files[name], path))) for name in ESA if name in product.files}
     if product.offsets is None and config.offset is None:
         raise InputError(
-            f"{path} is of baseline {product.baseline} and its metadata don't record the offset of every band. Fetch it again, or set it in the config: offset = 1000"
+            f"{path} is of baseline {product.baseline} and its metadata don't record the offset of every band. Fetch it again, or say it: --set offset=1000"
         )
     kind = f"Sentinel-2 L{product.level}"
     return Found(kind=kind, bands=bands, offsets=product.offsets, says=(f"baseline {product.baseline}",))

@@ -50,7 +50,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
     dtypes, nothing = {shape.dtype for shape in shapes.values()}, {shape.nodata for shape in shapes.values() if shape.nodata is not None}
     if len(nothing) > 1 and config.nodata is None:
         raise InputError(
-            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which in the config: nodata = 0"
+            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which: --set nodata=0"
         )
     if len(dtypes) > 1 or ((dtype := dtypes.pop()) == "uint8" and spec.dtype != "uint8"):
         raise InputError(f"{path} holds 8-bit pixels; the engine takes {spec.dtype} digital numbers. Give the scene as it was delivered.")

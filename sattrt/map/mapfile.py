@@ -2,6 +2,7 @@
 
 map = MapFile.read(Path("map.tif"))
 map.statistics().area       # by class, in map.unit
+map.shares(statistics)      # the same for people and programs: what a table, a page and a JSON document show
 """
 
 from __future__ import annotations
@@ -30,13 +31,27 @@ _ROWS = 256  # read at once
 class Statistics:
     """By class, (classes,) each: area in the map's unit, mean confidence in percent (nan where there is none).
 
-    histogram: area by percent of confidence (101,). nothing: area of cells without data.
+    histogram: area by percent of confidence (101,). nothing: area of cells without data. cells: how many there are of no data and of each
+    class (1 + classes,).
     """
 
     area: NDArray[np.float64]
     confidence: NDArray[np.float64]
     histogram: NDArray[np.float64]
     nothing: float
+    cells: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a map has of a class. area: in the map's unit. share: of the mapped area, in percent. confidence: mean, in percent; None where no
+    cell is of the class."""
+
+    name: str
+    area: float
+    share: float
+    cells: int
+    confidence: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +116,21 @@ class MapFile:
     def statistics(self) -> Statistics:
         """Areas and confidences by class."""
         count = len(self.classes) + 1
-        area, weighted, histogram = np.zeros(count), np.zeros(count), np.zeros(101)
+        area, weighted, histogram, cells = np.zeros(count), np.zeros(count), np.zeros(101), np.zeros(count, np.int64)
         for classes, confidence, areas in self.strips():
             area += np.bincount(classes.ravel(), areas.ravel(), count)[:count]
             weighted += np.bincount(classes.ravel(), (areas * confidence).ravel(), count)[:count]
             histogram += np.bincount(confidence[classes > 0], areas[classes > 0], 101)[:101]
+            cells += np.bincount(classes.ravel(), minlength=count)[:count]
         with np.errstate(invalid="ignore"):
             mean = weighted / area
-        return Statistics(area[1:], mean[1:], histogram, float(area[0]))
+        return Statistics(area[1:], mean[1:], histogram, float(area[0]), cells)
+
+    def shares(self, statistics: Statistics) -> list[Share]:
+        """What the map has of each class, in index order."""
+        mapped = float(statistics.area.sum()) or 1.0
+        figures = zip(self.classes, statistics.area.tolist(), statistics.confidence.tolist(), statistics.cells[1:].tolist(), strict=True)
+        return [
+            Share(name=name, area=area, share=100 * area / mapped, cells=cells, confidence=confidence if area else None)
+            for name, area, confidence, cells in figures
+        ]

@@ -77,15 +77,11 @@ def _facts(found: MapFile, statistics: Statistics) -> str:
 
 
 def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str:
-    mapped = float(statistics.area.sum()) or 1.0
     lines = []
-    for index in np.argsort(-statistics.area, kind="stable"):
-        area, confidence = statistics.area[index], statistics.confidence[index]
-        chip = f'<i style="background:rgb{colours[index]}"></i>'
-        sure = f"{confidence:.1f}" if area else ""
-        lines.append(
-            f"<tr><td>{chip}{escape(found.classes[index])}</td><td>{area:,.1f}</td><td>{100 * area / mapped:.1f}</td><td>{sure}</td></tr>"
-        )
+    for colour, each in sorted(zip(colours, found.shares(statistics), strict=True), key=lambda line: -line[1].area):
+        chip = f'<i style="background:rgb{colour}"></i>'
+        sure = "" if each.confidence is None else f"{each.confidence:.1f}"
+        lines.append(f"<tr><td>{chip}{escape(each.name)}</td><td>{each.area:,.1f}</td><td>{each.share:.1f}</td><td>{sure}</td></tr>")
     head = "".join(f"<th>{escape(text)}</th>" for text in ("class", f"area, {_unit(found)}", "share %", "mean confidence %"))
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 

@@ -38,11 +38,11 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
     if not known_offset and low >= LEAST_WITH_OFFSET:
         raise InputError(
             f"{scene.path} has hardly a value below {low:.0f} and records no offset, as a product since baseline 04.00 whose metadata were lost. "
-            "Say which in the config: offset = 1000, or offset = 0 if it is that bright."
+            "Say which: --set offset=1000, or --set offset=0 if it is that bright."
         )
     if (below := float((values < offset).mean())) > 0.5:
         raise InputError(
-            f"{scene.path} has {100 * below:.0f} % of its values below the offset of {offset} that would be taken off. It has none: offset = 0"
+            f"{scene.path} has {100 * below:.0f} % of its values below the offset of {offset} that would be taken off. It has none: --set offset=0"
         )
     if (largest := every.max()) <= 255:
         raise InputError(f"{scene.path} has no value above {largest}: 8-bit colours in 16 bits. Convert them: gdal_translate -ot Byte")
@@ -61,9 +61,7 @@ def name_13_bands(path: Path, indexes: list[int]) -> list[str]:
         raise InputError(f"{path} has 13 bands of {dtype} without names; Sentinel-2's digital numbers are uint16. Give another scene.")
     values = _sample(_unnamed(path, indexes, size, nodata))
     if not values.size:
-        raise InputError(
-            f"{path} has 13 bands without names, and no data to tell their order by. Name them in the config: bands = 'B01,B02,...'"
-        )
+        raise InputError(f"{path} has 13 bands without names, and no data to tell their order by. Name them: --set bands=B01,B02,...")
     return list(order_of_13(np.median(values, axis=1), str(path)))
 
 
@@ -77,7 +75,7 @@ def check_named(path: Path, names: list[str], indexes: list[int]) -> None:
     if values.size and names[darkest := int(np.argmin(np.median(values, axis=1)))] != "B10":
         raise InputError(
             f"{path} has band descriptions that can't be right: B10 must be the darkest band, and what is called {names[darkest]} is. "
-            "Name them in the config: bands = 'B01,B02,...'"
+            "Name them: --set bands=B01,B02,..."
         )
 
 
@@ -110,7 +108,7 @@ def order_of_13(medians: NDArray[np.float64], name: str) -> tuple[str, ...]:
             return order
     raise InputError(
         f"{name} has 13 bands without names, in neither EuroSAT's order nor ESA's: B10 must be the darkest, and band {darkest + 1} is. "
-        "Name them in the config: bands = 'B01,B02,...'"
+        "Name them: --set bands=B01,B02,..."
     )
 
 

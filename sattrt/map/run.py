@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from ..bands import band_name
 from ..errors import InputError
 from ..runtime import Bundle, Engine, read_bundle
 from ..spec import atomic_path, remove_temporaries, require_space
+from .area import gsd_of
 from .blocks import Plan, compute_here
 from .colours import Colour, class_colours
 from .config import MapConfig
@@ -59,21 +61,43 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Mapped:
-    """A map that was written. files: all that were, the map first."""
+    """A map that was written. files: all that were, the map first. seconds: that it took; None where an earlier run had made it."""
 
     files: tuple[Path, ...]
     scene: Scene
     map: MapFile
     statistics: Statistics
+    seconds: float | None = None
 
     def table(self) -> list[tuple[str, ...]]:
         """Class, area, share and mean confidence in percent of each class that was found, as text."""
-        area, confidence = self.statistics.area, self.statistics.confidence
         return [
-            (name, f"{area[i]:,.1f}", f"{100 * area[i] / area.sum():.1f}", f"{confidence[i]:.1f}")
-            for i, name in enumerate(self.map.classes)
-            if area[i]
+            (each.name, f"{each.area:,.1f}", f"{each.share:.1f}", f"{each.confidence:.1f}")
+            for each in self.map.shares(self.statistics)
+            if each.confidence is not None
         ]
+
+    def document(self) -> dict[str, Any]:
+        """The same and how it was made, as plain values for JSON; areas in `unit`, the side of a cell in pixels and, where it lies on the ground, in metres."""
+        made, scene = self.map.made, self.scene
+        gsd = gsd_of(scene.crs, scene.transform, scene.height, scene.width)
+        return {
+            "file": str(self.files[0]),
+            "files": list(map(str, self.files)),
+            "scene": scene.path,
+            "kind": made["kind"],
+            "says": list(made["says"]),
+            "engine": made["engine"],
+            "device": made["device"],
+            "seconds": self.seconds,
+            "width": self.map.width,
+            "height": self.map.height,
+            "cell_pixels": made["stride"],
+            "cell_metres": gsd and gsd * made["stride"],
+            "unit": self.map.unit,
+            "nodata": {"cells": int(self.statistics.cells[0]), "area": self.statistics.nothing},
+            "classes": [dataclasses.asdict(each) for each in self.map.shares(self.statistics)],
+        }
 
 
 def map_scenes(
@@ -164,13 +188,14 @@ def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
 
 def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress) -> Mapped:
     """Map one scene. InputError where an output can't be written."""
+    begun = time.perf_counter()
     require_space(out, _space(plan, len(job.engine.classes), job.config.probabilities))
     work = Work.begin(out, _manifest(plan, job), resume)
     remove_temporaries(*files_of(out))
     _answer(plan, job, work, progress)
     mapped = _write(plan, job, out, work)
     work.remove()
-    return mapped
+    return dataclasses.replace(mapped, seconds=time.perf_counter() - begun)
 
 
 def _space(plan: Plan, classes: int, probabilities: bool) -> int:
@@ -261,9 +286,8 @@ def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
 
 def _legend(found: MapFile, statistics: Statistics) -> list[tuple[Colour, str, str]]:
     """A line for each class that the map has: colour, name, share of the area; and one for no data."""
-    mapped = statistics.area.sum()
-    lines = zip(class_colours(found.classes), found.classes, statistics.area, strict=True)
-    shares = [(colour, name, f"{100 * area / mapped:.1f} %") for colour, name, area in lines if area]
+    lines = zip(class_colours(found.classes), found.shares(statistics), strict=True)
+    shares = [(colour, each.name, f"{each.share:.1f} %") for colour, each in lines if each.area]
     return shares + [(NOTHING, "no data", "")] * bool(statistics.nothing)
 
 

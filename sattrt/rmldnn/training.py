@@ -30,7 +30,7 @@ from ..training.batchnorm import fuse_norms
 from ..training.config import TrainConfig
 from ..training.cpu import use_products
 from ..training.finish import NO_PICTURES, finish
-from ..training.handover import write_samples
+from ..training.handover import account, write_samples
 from ..training.hardware import DTYPES, Rank, choose_precision, tuned_convolutions
 from ..training.log import Row, TrainLog, Window, read_log, rows_of
 from ..training.loop import STEPS_BETWEEN_REPORTS
@@ -286,6 +286,7 @@ class Training:
             "weights": config.load.name if config.load else "none",
             "precision": self.precision,
             "device": self.plan.device,
+            "data": account(data),
         }
         fixed = [f"{step.kind} {', '.join(f'{value:g}' for value in step.values)}" for step in config.data.transforms.steps if step.fixed]
         if prepared:

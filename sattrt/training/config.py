@@ -1,4 +1,4 @@
-"""How a run is trained: one frozen dataclass, saved with the run, overridable from a TOML file; and the named recipes.
+"""How a run is trained: one frozen dataclass, saved with the run, overridable from a TOML file or by --set; and the named recipes.
 
 config = TrainConfig.from_toml(Path("my.toml"), recipe="quick", epochs=5)
 """
@@ -6,14 +6,13 @@ config = TrainConfig.from_toml(Path("my.toml"), recipe="quick", epochs=5)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ..data.augment import Augmentation
 from ..data.loader import CACHE_GB, DECODERS
 from ..errors import InputError
 from ..model import TUNES
-from ..settings import Settings, read_toml
+from ..settings import Settings
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "adam")
@@ -131,7 +130,6 @@ class TrainConfig(Settings):
         return Augmentation(symmetries=self.symmetries, crop=self.crop, colour=self.colour)
 
     @classmethod
-    def from_toml(cls, path: Path | None, **options: Any) -> Self:
-        """The recipe's settings, then those of a TOML file, then `options` that are not None. InputError names an unknown key."""
-        values = {**read_toml(path), **{key: value for key, value in options.items() if value is not None}}
-        return cls.from_dict({**RECIPES.get(str(values.get("recipe")), {}), **values}, str(path))
+    def behind(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of the recipe."""
+        return RECIPES.get(str(values.get("recipe")), {})

@@ -23,7 +23,7 @@ _MOST_TILES, _MOST_BYTES = {"train": 1024, "valid": 20_000}, 4 * 10**9  # of eac
 
 
 def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> ModelSpec:
-    """The contract of a network trained on this dataset."""
+    """The contract of a network trained on this dataset. training: its summary, which gets an account of the data."""
     return ModelSpec(
         classes=dataset.classes,
         height=dataset.height,
@@ -35,7 +35,7 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         gsd=dataset.gsd,
         resize=image_size,
         dataset_digest=dataset.digest,
-        training=training,
+        training={**training, "data": account(dataset)},
     )
 
 
@@ -47,6 +47,11 @@ def samples_size(dataset: Dataset) -> int:
 def _sample(dataset: Dataset, split: str) -> list[Tile]:
     """The tiles of a split that are handed over: balanced over the classes where they are too many, or too large."""
     return balanced(dataset.tiles(split), min(_MOST_TILES[split], max(len(dataset.classes), _MOST_BYTES // dataset.tile_bytes)))
+
+
+def account(dataset: Dataset) -> dict[str, Any]:
+    """What a model card says of the data: the source's own name without where it lies, how it was split, tiles by split and class."""
+    return {"source": Path(dataset.source).name, "split": dataset.split_description, "tiles": dataset.counts()}
 
 
 def write_samples(

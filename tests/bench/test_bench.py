@@ -271,7 +271,7 @@ def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Datase
 def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
     few = only(bundle, "onnxruntime-fp32")
     report = bench([few], dataset, replace(QUICK, run=str(tmp_path), scenarios="offline"))
-    assert "Name it with run in a TOML file" in report.document["absent"]["torch-eager-fp32"]
+    assert "Name it: --set run=PATH" in report.document["absent"]["torch-eager-fp32"]
     assert engines(report)["onnxruntime-fp32"]["reference"] == "onnxruntime-fp32"
     other = shutil.copytree(run, tmp_path / "run")
     with open(other / "best.safetensors", "r+b") as file:

@@ -71,6 +71,10 @@ def test_the_bundle_proves_that_it_agrees(bundle: Bundle, run: Path) -> None:
     assert ("openvino-fp32" in golden) == bool(version("openvino"))
     assert records(bundle)["onnxruntime-fp32"].record["validation"]["flips"] == []
     assert bundle.spec == spec
+    card = (bundle.path / "MODEL_CARD.md").read_text()
+    accuracy = records(bundle)["onnxruntime-fp32"].record["validation"]["accuracy"]  # which does not differ from the network's on any tile
+    assert f"in fp32, on {spec.training['valid_tiles']} validation tiles: {100 * accuracy:.2f} % right" in card
+    assert "\n## Data\n`tiles`. Split: random, tile by tile (60:20:20, seed 0)" in card
 
 
 def test_temperature_is_applied_in_the_graph(run: Path, tmp_path: Path) -> None:
@@ -237,13 +241,14 @@ def test_a_network_that_changes_while_it_is_read_is_not_exported(run: Path, tmp_
 def test_a_run_without_a_temperature_says_so(run: Path, premade: None, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     spec = ModelSpec.read(run / "spec.json")
-    fitted = ("calibration", "calibration_symmetries")
+    fitted = ("calibration", "calibration_symmetries", "data")  # as of a run of an older sattrt, too
     training = {key: value for key, value in spec.training.items() if key not in fitted}
     for said, also in (("was stopped before its end", {}), ("transforms before the network", {"tiles_after": "center_crop"})):
         replace(spec, training=training | also).write(tmp_path / "run" / "spec.json")
         with pytest.raises(ContractError, match=f"{said}.*leave --tta out"):
             export(tmp_path / "run", tmp_path / "b", ExportConfig(precision="fp32", symmetries=True))
         assert said in export(tmp_path / "run", tmp_path / "b", ExportConfig(precision="fp32")).skipped["temperature"]
+    assert "## Data" not in (tmp_path / "b" / "MODEL_CARD.md").read_text()
     assert "temperature" not in export(run, tmp_path / "c", ExportConfig(precision="fp32")).skipped
 
 

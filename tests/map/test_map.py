@@ -285,6 +285,9 @@ def test_where_a_later_scene_fails_the_maps_before_it_are_told_of(bundle: Bundle
     assert "cut.tif" in done.stderr
     assert str(tmp_path / "maps" / "scene.tif") in done.stdout
     assert not left.exists()
+    done = sattrt(bundle.path, scene, cut, "--out", tmp_path / "maps", "--engine", ENGINE, "--json")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert [each["file"] for each in json.loads(done.stdout)["maps"]] == [str(tmp_path / "maps" / "scene.tif")]
 
 
 def test_a_scene_that_is_cut_short_further_down_leaves_no_map(bundle: Bundle, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_offsets_are_taken_off_where_they_are_recorded(tmp_path: Path) -> None:
     lost = write_raster(tmp_path / "lost.tif", pixels, names)
     message = refusal(lost, names, "uint16")
     assert "records no offset" in message
-    assert "offset = 1000" in message
+    assert "--set offset=1000" in message
     assert (read(lost, names, offset=1000) == pixels - 1000).all()
     assert (read(lost, names, offset=0) == pixels).all()
     tagged = write_raster(tmp_path / "tagged.tif", pixels, names, scales=(1e-4, 1e-4), offsets=(-0.1, -0.1))

@@ -196,6 +196,7 @@ def test_transforms_weights_and_grey_train_too(tutorial: Path, tmp_path: Path) -
     model, spec = load_trained(tmp_path / "run")
     assert (spec.height, spec.mean, spec.std, spec.resize) == (64, (0.4,) * 3, (0.2,) * 3, 0)
     assert spec.training["tiles_after"] == ["resize 72, 72", "center_crop 64, 64"]
+    assert spec.training["data"]["tiles"]["valid"] == dict.fromkeys(CLASSES, 5)
     samples = read_samples(tmp_path / "run", spec)
     with torch.inference_mode():
         right = model(torch.from_numpy(samples.valid)).argmax(1).numpy() == samples.valid_labels

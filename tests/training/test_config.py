@@ -21,7 +21,7 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("epoch = 3", "unknown setting 'epoch'. Did you mean 'epochs'"),
-        ("epochs = 'three'", "epochs is 'three'; give a int"),
+        ("epochs = 'three'", "epochs is 'three'; give a whole number"),
         ("epochs = true", "epochs is True"),
         ("epochs = 0", "epochs is 0"),
         ("precision = 'int4'", "int4"),
@@ -38,7 +38,7 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
         ("ema = 1.0", "ema is 1.0; give 0 to less than 1"),
         ("colour = 1", "colour is 1; give 0 to less than 1"),
         ("label_smoothing = 1.0", "label_smoothing is 1.0; give 0 to less than 1"),
-        ("symmetries = 1", "symmetries is 1; give a bool"),
+        ("symmetries = 1", "symmetries is 1; give true or false"),
     ],
 )
 def test_a_wrong_setting_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -45,6 +45,7 @@ def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Datase
     assert calibration["temperature"] == spec.temperature
     assert calibration["valid_accuracy"] == pytest.approx(spec.training["valid_accuracy"])
     assert spec.training["calibration_symmetries"]["views"] == 8
+    assert spec.training["data"] == {"source": "tiles", "split": dataset.split_description, "tiles": dataset.counts()}
     with np.load(run / "samples.npz") as samples:
         assert samples["train"].shape[1:] == (64, 64, 3)
         assert list(samples["valid_names"]) == [tile.name for tile in dataset.tiles("valid")]
