@@ -14,12 +14,11 @@ import contextlib
 import hashlib
 import math
 import posixpath
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +27,14 @@ from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
 from ..errors import InputError
 from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
-from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb
+from .decode import MAX_SIDE, TileFormat, decode_rgb
 from .geotiff import GeoTile, Place, read_geotiff
+from .layout import Layout
 from .neighbours import near_duplicates, thumbnail, touching
 from .sources import Source, Unreadable, open_source
 from .workers import each_file
 
 BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
-SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-_UNSHOWN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of control characters, bytes that are no UTF-8, line ends and such
 _ASKED, _TRIED, _SHOWN_PAIRS = 9, 200, 20
 
 
@@ -109,7 +107,7 @@ def scan(
     """
     looks: list[_Look] = []
     with open_source(source_path) as source:
-        layout = _Layout.of(source)
+        layout = Layout.of(source)
         kind = _format_of(source, layout.names, bands)
         for look in each_file(source, layout.names, _Looking(kind, convert), workers):
             looks.append(look)
@@ -121,7 +119,10 @@ def scan(
     if rule.spatial and not layout.split_folders:
         _require_places(source_path, good)
     index = {name: i for i, name in enumerate(layout.classes)}
-    tiles = tuple(Tile(look.name, index[layout.class_of[look.name]], layout.split_of(look, rule), look.sha256, look.size) for look in good)
+    splits = [layout.split_folders.get(look.name) or rule.split_of(look.sha256, look.place) for look in good]
+    tiles = tuple(
+        Tile(look.name, index[layout.class_of[look.name]], split, look.sha256, look.size) for look, split in zip(good, splits, strict=True)
+    )
     _refuse_empty(layout, tiles, left_out)
     in_train = [look for look, tile in zip(good, tiles, strict=True) if tile.split == "train"]
     if not in_train:
@@ -144,56 +145,6 @@ def scan(
         leaks=_leaks(tiles, good),
         gsd=_gsd(good, gsd, source_path),
     )
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Which file belongs to which class and, where the folders say so, to which split."""
-
-    path: Path
-    names: list[str]
-    classes: tuple[str, ...]
-    class_of: dict[str, str]
-    split_folders: dict[str, str]
-    left_out: dict[str, str]
-
-    @classmethod
-    def of(cls, source: Source) -> _Layout:
-        files = source.names()
-        for name in (*files, *source.folders(), *source.irregular):
-            if any(unicodedata.category(character) in _UNSHOWN for character in name):
-                raise InputError(f"{source.path} holds the name {name!a}, which is not text that can be shown. Rename it.")
-        images = [name for name in files if posixpath.splitext(name)[1].lower() in EXTENSIONS]
-        if not images:
-            raise InputError(f"{source.path} holds no image ({', '.join(sorted(EXTENSIONS))}). Give a folder of class folders.")
-        depths = Counter(name.count("/") + 1 for name in images)
-        depth = depths.most_common(1)[0][0]
-        if depth < 2:
-            raise InputError(f"{source.path} has its images in no class folder. Put those of each class in a folder of its own.")
-        left_out = dict(source.irregular)
-        left_out |= dict.fromkeys(set(files).difference(images), "not an image file")
-        left_out |= {name: "not in a class folder" for name in images if name.count("/") + 1 != depth}
-        names = [name for name in images if name not in left_out]
-        class_folders = {folder for folder in source.folders() if len(PurePosixPath(folder).parts) == depth - 1}
-        roots = {PurePosixPath(folder).parent for folder in class_folders}
-        named = {root: SPLIT_FOLDERS.get(root.name.lower()) for root in roots}
-        split_folders: dict[str, str] = {}
-        if all(named.values()):
-            split_folders = {name: str(named[PurePosixPath(name).parent.parent]) for name in names}
-        elif len(roots) > 1:
-            first, second = sorted(str(root) for root in roots)[:2]
-            raise InputError(
-                f"{source.path} has class folders in several places ({first}, {second}). "
-                "Give one folder of class folders, or train/, valid/ and test/ of them."
-            )
-        classes = tuple(sorted({PurePosixPath(folder).name for folder in class_folders}))
-        class_of = {name: PurePosixPath(name).parent.name for name in names}
-        if len(classes) < 2:
-            raise InputError(f"{source.path} has the one class {classes[0]!r} only. A classifier needs at least two class folders.")
-        return cls(source.path, names, classes, class_of, split_folders, left_out)
-
-    def split_of(self, look: _Look, rule: SplitRule) -> str:
-        return self.split_folders.get(look.name) or rule.split_of(look.sha256, look.place)
 
 
 def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> TileFormat:
@@ -285,7 +236,7 @@ def _same_size(looks: list[_Look], left_out: dict[str, str]) -> tuple[list[_Look
     return [look for look in looks if look.name not in left_out], size
 
 
-def _unique(looks: list[_Look], layout: _Layout, left_out: dict[str, str]) -> list[_Look]:
+def _unique(looks: list[_Look], layout: Layout, left_out: dict[str, str]) -> list[_Look]:
     """Keep one of each content: the copy in test before the one in valid before the one in train, so no score is flattered."""
     copies: dict[str, list[_Look]] = {}
     for look in looks:
@@ -304,7 +255,7 @@ def _unique(looks: list[_Look], layout: _Layout, left_out: dict[str, str]) -> li
     return [look for look in looks if look.name not in left_out]
 
 
-def _refuse_empty(layout: _Layout, tiles: tuple[Tile, ...], left_out: dict[str, str]) -> None:
+def _refuse_empty(layout: Layout, tiles: tuple[Tile, ...], left_out: dict[str, str]) -> None:
     used = {layout.classes[tile.label] for tile in tiles}
     for name in layout.classes:
         if name not in used:
