@@ -155,6 +155,8 @@ def print_dataset(dataset: Dataset) -> None:
         print(f"bands: {', '.join(dataset.bands)}{chosen}")
     if dataset.gsd:
         print(f"ground sampling distance: {dataset.gsd:g} m a pixel")
+    for note in dataset.notes:
+        print(f"note: {note}")
 
 
 def print_engines(bundle: Bundle) -> None:

@@ -22,7 +22,7 @@ from ..spec import check_schema, read_json, write_bytes
 from .decode import TileFormat
 from .sources import Source, open_source
 
-SCHEMA = 3
+SCHEMA = 4
 SPLITS = ("train", "valid", "test")
 _COLUMNS = ["name", "class", "split", "sha256", "bytes"]
 
@@ -69,6 +69,7 @@ class Dataset:
     split: how the split was made: "94:5:1" or "spatial:94:5:1", with a seed, or "folders".
     left_out: name of a file to the reason why it is not used.
     gsd: ground sampling distance, the metres of ground that a pixel shows along a side; None where nothing says it.
+    notes: what was odd about the tiles, for people.
     """
 
     source: str
@@ -86,6 +87,7 @@ class Dataset:
     leaks: Leaks = Leaks()
     cache: Cache | None = None
     gsd: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def format(self) -> TileFormat:
@@ -182,6 +184,7 @@ class Dataset:
             "seed": self.seed,
             "digest": self.digest,
             "counts": self.counts(),
+            "notes": self.notes,
             "leaks": dataclasses.asdict(self.leaks),
             "cache": {"file": Path(self.cache.path).name, "sha256": self.cache.sha256} if self.cache else None,
             "left_out": self.left_out,
@@ -216,6 +219,7 @@ class Dataset:
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
             gsd=data["gsd"],
+            notes=tuple(data["notes"]),
             split=data["split"],
             seed=data["seed"],
             all_tiles=tuple(Tile(*row) for row in data["tiles"]),
@@ -231,7 +235,13 @@ class Dataset:
         return dataset
 
     def _check_types(self, path: Path) -> None:
-        texts = [self.source, self.split, *self.classes, *(tile.name for tile in self.all_tiles), *(tile.sha256 for tile in self.all_tiles)]
+        texts = [
+            self.source,
+            self.split,
+            *self.classes,
+            *self.notes,
+            *(text for tile in self.all_tiles for text in (tile.name, tile.sha256)),
+        ]
         sides = [type(side) is int and 0 < side <= 65536 for side in (self.height, self.width)]
         numbers = [isinstance(value, float) and 0 <= value <= 1 for value in (*self.mean, *self.std)]
         labels = [type(tile.label) is int and 0 <= tile.label < len(self.classes) for tile in self.all_tiles]

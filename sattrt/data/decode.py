@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, orders
+from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, named_order, orders
 from ..errors import InputError
 from ..spec import ModelSpec, read_bytes
 from .geotiff import Place, read_geotiff
@@ -66,8 +66,7 @@ class TileFormat:
         tile = read_geotiff(content, MAX_SIDE)
         if tile.pixels.shape[2] != len(self.file_bands):
             raise InputError(f"wrong number of bands ({tile.pixels.shape[2]}; most tiles have {len(self.file_bands)})")
-        named = [order for order in orders(tile.descriptions, self.file_bands) if order == self.file_bands]
-        if not named:
+        if named_order(tile.descriptions, self.file_bands) != self.file_bands:
             raise InputError(f"bands in another order ({', '.join(str(text) for text in tile.descriptions)})")
         return Decoded(np.ascontiguousarray(tile.pixels[:, :, self._places]), tile.place)
 

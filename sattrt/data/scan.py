@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
+from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, named_order, orders
 from ..errors import InputError
 from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
@@ -108,7 +108,7 @@ def scan(
     looks: list[_Look] = []
     with open_source(source_path) as source:
         layout = Layout.of(source)
-        kind = _format_of(source, layout.names, bands)
+        kind, notes = _format_of(source, layout.names, bands)
         for look in each_file(source, layout.names, _Looking(kind, convert), workers):
             looks.append(look)
             on_progress(len(looks), len(layout.names))
@@ -144,16 +144,18 @@ def scan(
         left_out=dict(sorted(left_out.items())),
         leaks=_leaks(tiles, good),
         gsd=_gsd(good, gsd, source_path),
+        notes=notes,
     )
 
 
-def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> TileFormat:
-    """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order."""
+def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> tuple[TileFormat, tuple[str, ...]]:
+    """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order. And what
+    people should know about that."""
     tiffs = [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
     if wanted and not tiffs:
         raise InputError(f"--bands asks for {', '.join(wanted)}; {source.path} holds no GeoTIFF. Leave --bands out for RGB tiles.")
     if not wanted and (2 * len(tiffs) <= len(names) or not _are_spectral(source, tiffs)):
-        return TileFormat()
+        return TileFormat(), ()
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
     alike: dict[int, list[tuple[str, GeoTile]]] = {}  # by number of bands: one odd file must not decide for the others
     why = ""
@@ -166,14 +168,15 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
     if not alike:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({why}).")
     most = max(alike.values(), key=len)
+    descriptions = most[0][1].descriptions
     try:
-        candidates = orders(most[0][1].descriptions, wanted)
+        candidates = orders(descriptions, wanted)
     except InputError as error:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0][0]}: {error}).") from None
     looks = [_look_at(name, tile.pixels, tile.place) for name, tile in most]
     tagged = all(tile.tagged for _, tile in most)
     found = _statistics(looks)
-    order = choose_order(candidates, found, str(source.path))
+    order, odd = choose_order(candidates, found, str(source.path), named_order(descriptions, wanted))
     if not tagged and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
         raise InputError(
             f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "
@@ -181,7 +184,8 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
         )
     if missing := [name for name in wanted or () if name not in order]:
         raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")
-    return TileFormat(wanted or order, order)
+    notes = f"the bands are taken as {','.join(order)}, as they are named, though {odd}. Some ground is like that; else check their names"
+    return TileFormat(wanted or order, order), (notes,) if odd else ()
 
 
 def _are_spectral(source: Source, tiffs: list[str]) -> bool:

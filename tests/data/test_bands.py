@@ -23,6 +23,7 @@ from sattrt.data.neighbours import near_duplicates, thumbnail, touching
 from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, adapted_to_bands, load_weights
+from sattrt.screen import print_dataset
 from sattrt.training.handover import spec_of
 
 pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
@@ -84,8 +85,8 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
     write_classes(tmp_path / "t", EUROSAT_ORDER)
     for i, path in enumerate(sorted((tmp_path / "t").rglob("*.tif"))):  # the names of two bands are exchanged
         write_geotiff(path, pixels(EUROSAT_ORDER, i), wrong)
-    with pytest.raises(InputError, match=r"B03 and B04 should look alike"):
-        scan(tmp_path / "t", RULE, workers=1)
+    [note] = scan(tmp_path / "t", RULE, workers=1).notes  # B10 is where it is said to be: no ground to refuse them
+    assert "as they are named, though B03 and B04 should look alike" in note
     write_classes(tmp_path / "cirrus", ESA, described=True)
     for i, path in enumerate(sorted((tmp_path / "cirrus").rglob("*.tif"))):
         write_geotiff(path, pixels(EUROSAT_ORDER, i), ESA)
@@ -97,6 +98,31 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
         scan(tmp_path / "cirrus", RULE, workers=1)
     write_classes(tmp_path / "rgb", ("B02", "B03", "B04"))
     assert scan(tmp_path / "rgb", RULE, workers=1, bands=("B02", "B03", "B04")).bands == ("B02", "B03", "B04")
+
+
+def test_arid_ground_under_named_bands_is_a_note_and_under_a_guessed_order_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twelve = tuple(name for name in ESA if name != "B10")
+    for order in (("B02", "B03", "B04"), twelve):
+        folder = write_classes(tmp_path / str(len(order)), order, described=order != twelve)
+        for i, path in enumerate(sorted(folder.rglob("*.tif"))):
+            tile = pixels(order, i)
+            tile[..., order.index("B02")] //= 3  # sand: darker in blue than in red, everywhere
+            write_geotiff(path, tile, None if order == twelve else order)
+    found = scan(tmp_path / "3", RULE, workers=1)
+    assert found.bands == ("B02", "B03", "B04")
+    [note] = found.notes
+    assert "taken as B02,B03,B04, as they are named, though dark places should be brighter in B02 (blue)" in note
+    write_cache(found, tmp_path, workers=1).write(tmp_path)
+    assert Dataset.read(tmp_path).notes == found.notes
+    print_dataset(found)
+    assert f"note: {note}" in capsys.readouterr().out
+    assert "brighter in B02" in refused(scan, tmp_path / "12", RULE, workers=1)
+    assert "brighter in B02" in refused(scan, tmp_path / "12", RULE, workers=1, bands=twelve[:4])  # which names some of them
+    named = scan(tmp_path / "12", RULE, workers=1, bands=twelve)
+    assert (named.file_bands, len(named.notes)) == (twelve, 1)
+    assert named.left_out == {}
 
 
 def test_missing_bands_and_bands_of_rgb_tiles_are_refused(tmp_path: Path, tiles: Path) -> None:
