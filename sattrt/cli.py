@@ -113,6 +113,13 @@ def data(
             help="Ground sampling distance, metres a pixel, of tiles without coordinates; `sattrt map` heeds it.", show_default=False
         ),
     ] = None,
+    offset: Annotated[
+        int | None,
+        typer.Option(
+            help="Digital numbers to take off GeoTIFF tiles whose tags don't say it: 1000 since baseline 04.00, 0 for none.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
@@ -122,12 +129,14 @@ def data(
     from .data.download import EUROSAT, fetch
     from .data.scan import SplitRule, scan
     from .errors import InputError
-    from .spec import require_writable
+    from .spec import MOST_OFFSET, require_writable
 
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     if gsd is not None and not 0 < gsd <= 1e6:
         raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
+    if offset is not None and not 0 <= offset <= MOST_OFFSET:
+        raise InputError(f"--offset is {offset}; give 0 to {MOST_OFFSET:,} digital numbers.")
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"--out {out} lies in {source}, where each folder is a class. Choose one outside of it.")
@@ -137,7 +146,7 @@ def data(
             gsd = gsd or EUROSAT.gsd
         else:
             path = Path(source)
-        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted, gsd=gsd)
+        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted, gsd=gsd, offset=offset)
     print_left_out(dataset)
     if strict and dataset.left_out:
         name, reason = next(iter(dataset.left_out.items()))

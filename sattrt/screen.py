@@ -153,6 +153,8 @@ def print_dataset(dataset: Dataset) -> None:
     if dataset.dtype != "uint8":
         chosen = "" if dataset.bands == dataset.file_bands else f" (of {', '.join(dataset.file_bands)})"
         print(f"bands: {', '.join(dataset.bands)}{chosen}")
+    if dataset.offset:
+        print(f"offset: {dataset.offset} taken off where a tile's tags don't say it")
     if dataset.gsd:
         print(f"ground sampling distance: {dataset.gsd:g} m a pixel")
     for note in dataset.notes:

@@ -45,10 +45,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class TileFormat:
-    """How the tiles of a dataset are decoded. bands: those that are used, in order. file_bands: those that a file holds."""
+    """How the tiles of a dataset are decoded. bands: those that are used, in order. file_bands: those that a file holds. offset: digital
+    numbers to take off where a file's tags don't say."""
 
     bands: tuple[str, ...] = RGB
     file_bands: tuple[str, ...] = RGB
+    offset: int | None = None
 
     @property
     def dtype(self) -> str:
@@ -63,7 +65,7 @@ class TileFormat:
         """Decode a file; InputError with the fault."""
         if self.file_bands == RGB:
             return Decoded(decode_rgb(content))
-        tile = read_geotiff(content, MAX_SIDE)
+        tile = read_geotiff(content, MAX_SIDE, self.offset)
         if tile.pixels.shape[2] != len(self.file_bands):
             raise InputError(f"wrong number of bands ({tile.pixels.shape[2]}; most tiles have {len(self.file_bands)})")
         if named_order(tile.descriptions, self.file_bands) != self.file_bands:
@@ -77,7 +79,7 @@ def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedint
     for path in paths:
         content = read_bytes(path)
         try:
-            tile = read_for(content, spec.bands)
+            tile = read_for(content, spec.bands, spec.offset)
         except InputError as error:
             raise InputError(f"{path}: {error}. Leave it out, or convert it.") from None
         if tile.shape[:2] != (spec.height, spec.width):
@@ -87,18 +89,18 @@ def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedint
     return np.stack(tiles)
 
 
-def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteger]:
+def read_for(content: bytes, bands: tuple[str, ...], offset: int | None = None) -> NDArray[np.unsignedinteger]:
     """Pixels of a lone file, (H, W, bands), for a network that takes these bands. InputError with the fault, where it lacks one of them, or
-    where nothing says which it holds.
+    where nothing says which it holds. offset: as in `read_geotiff`.
 
     Where the order is one of two that products are stored in, the brightness of the bands decides.
     """
     if bands == RGB:
         return decode_rgb(content)
-    tile = read_geotiff(content, MAX_SIDE)
+    tile = read_geotiff(content, MAX_SIDE, offset)
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
     if not values.any():
-        raise InputError("it holds no data: every value is 0")
+        raise InputError(f"it holds no data: every value is 0{f', the offset of {offset} taken off' * bool(offset)}")
     if values.max() <= 255:
         raise InputError(f"it has no value above {values.max()}: 8-bit colours in 16 bits, where digital numbers are needed")
     unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
@@ -106,7 +108,7 @@ def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteg
     candidates = orders(tile.descriptions, bands)
     # the darkest band is B10, where cirrus shines and the ground does not
     order = min(candidates, key=lambda order: found.mean[order.index("B10")] if "B10" in order else 0)
-    if not tile.tagged and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
+    if not tile.known_offset and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
         raise InputError(
             f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers carry the offset of 1,000 of products since "
             "baseline 04.00, which its tags don't record"

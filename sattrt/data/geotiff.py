@@ -1,6 +1,6 @@
 """Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio.
 
-tile = read_geotiff(content)
+tile = read_geotiff(content, max_side=4096)
 tile.pixels, tile.descriptions, tile.place
 """
 
@@ -39,17 +39,20 @@ class Place:
 
 @dataclass(frozen=True)
 class GeoTile:
-    """pixels: uint16 (H, W, bands), in the file's order, without the offset that its tags speak of. descriptions: of each band. place: None
-    without georeference. tagged: whether GDAL's scale and offset say what the numbers are."""
+    """pixels: uint16 (H, W, bands), in the file's order, the offset taken off. descriptions: of each band. place: None without georeference.
+    known_offset: GDAL's scale and offset of every band, or the user, say what the numbers are."""
 
     pixels: NDArray[np.uint16]
     descriptions: tuple[str | None, ...]
     place: Place | None
-    tagged: bool = False
+    known_offset: bool = False
 
 
-def read_geotiff(content: bytes, max_side: int) -> GeoTile:
-    """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed."""
+def read_geotiff(content: bytes, max_side: int, offset: int | None = None) -> GeoTile:
+    """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed.
+
+    offset: digital numbers to take off (down to 0) bands whose tags speak of none; None where nobody says.
+    """
     rasterio = library()
     try:
         with rasterio.Env(**QUIET, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
@@ -66,10 +69,11 @@ def read_geotiff(content: bytes, max_side: int) -> GeoTile:
                 if set(opened.dtypes) != {"uint16"}:
                     raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
                 pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
-                tags = [tagged_offset(scale, offset) for scale, offset in zip(opened.scales, opened.offsets, strict=True)]
-                if any(tags):
-                    pixels = np.maximum(pixels.astype(np.int32) - np.array([tag or 0 for tag in tags]), 0).astype(np.uint16)
-                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in tags)
+                tags = [tagged_offset(*tag) for tag in zip(opened.scales, opened.offsets, strict=True)]
+                offsets = [offset if tag is None else tag for tag in tags]
+                if any(offsets):
+                    pixels = np.maximum(pixels.astype(np.int32) - np.array([each or 0 for each in offsets]), 0).astype(np.uint16)
+                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in offsets)
     except faults(rasterio) as error:
         raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
 

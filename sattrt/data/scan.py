@@ -96,19 +96,21 @@ def scan(
     bands: tuple[str, ...] | None = None,
     convert: Callable[[bytes], bytes] = bytes,
     gsd: float | None = None,
+    offset: int | None = None,
 ) -> Dataset:
     """Scan a folder or archive into a `Dataset`; files that can't be used are in its `left_out`, with the reason.
 
     workers: processes that decode. on_progress: called with files done and files in all. bands: which are used, of tiles with more
     than red, green and blue; None takes all. convert: what is made of a file's content before it is looked at (see `Dataset.content`);
-    it goes to other processes. gsd: ground sampling distance in metres, of tiles that don't say it.
+    it goes to other processes. gsd: ground sampling distance in metres, of tiles that don't say it. offset: digital numbers to take off tiles
+    whose tags don't say it; 0 says that there is none.
     Raises InputError for a source that can't be read, an empty class, fewer than two classes, bands that are not there or in an
     order that can't be right; BackendError where the tiles are GeoTIFF and rasterio is not installed.
     """
     looks: list[_Look] = []
     with open_source(source_path) as source:
         layout = Layout.of(source)
-        kind, notes = _format_of(source, layout.names, bands)
+        kind, notes = _format_of(source, layout.names, bands, offset)
         for look in each_file(source, layout.names, _Looking(kind, convert), workers):
             looks.append(look)
             on_progress(len(looks), len(layout.names))
@@ -144,24 +146,29 @@ def scan(
         left_out=dict(sorted(left_out.items())),
         leaks=_leaks(tiles, good),
         gsd=_gsd(good, gsd, source_path),
+        offset=offset,
         notes=notes,
     )
 
 
-def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> tuple[TileFormat, tuple[str, ...]]:
+def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None, offset: int | None) -> tuple[TileFormat, tuple[str, ...]]:
     """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order. And what
     people should know about that."""
     tiffs = [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
     if wanted and not tiffs:
         raise InputError(f"--bands asks for {', '.join(wanted)}; {source.path} holds no GeoTIFF. Leave --bands out for RGB tiles.")
     if not wanted and (2 * len(tiffs) <= len(names) or not _are_spectral(source, tiffs)):
+        if offset is not None:
+            raise InputError(
+                f"--offset {offset} is for GeoTIFF of digital numbers; the tiles of {source.path} are 8-bit RGB. Leave it out."
+            )
         return TileFormat(), ()
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
     alike: dict[int, list[tuple[str, GeoTile]]] = {}  # by number of bands: one odd file must not decide for the others
     why = ""
     for name in tried:
         try:
-            tile = read_geotiff(source.read(name), MAX_SIDE)
+            tile = read_geotiff(source.read(name), MAX_SIDE, offset)
             alike.setdefault(tile.pixels.shape[2], []).append((name, tile))
         except InputError as error:
             why = why or f"{name}: {error}"
@@ -174,18 +181,22 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None)
     except InputError as error:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0][0]}: {error}).") from None
     looks = [_look_at(name, tile.pixels, tile.place) for name, tile in most]
-    tagged = all(tile.tagged for _, tile in most)
+    if offset and (none := float(np.mean([(tile.pixels == 0).mean() for _, tile in most]))) > 0.5:
+        raise InputError(
+            f"--offset {offset} leaves nothing of {100 * none:.0f} % of the values of {source.path}: they don't carry it. Give --offset 0, or leave it out."
+        )
     found = _statistics(looks)
     order, odd = choose_order(candidates, found, str(source.path), named_order(descriptions, wanted))
-    if not tagged and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
+    known = all(tile.known_offset for _, tile in most)
+    if not known and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
         raise InputError(
             f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "
-            "baseline 04.00. Say in their tags what they are: gdal_edit.py -scale 0.0001 -offset -0.1 TILE, or -scale 0.0001 -offset 0 if they are that bright."
+            "baseline 04.00. Say --offset 1000, or --offset 0 if they are that bright; or say it in their tags: gdal_edit.py -scale 0.0001 -offset -0.1 TILE"
         )
     if missing := [name for name in wanted or () if name not in order]:
         raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")
     notes = f"the bands are taken as {','.join(order)}, as they are named, though {odd}. Some ground is like that; else check their names"
-    return TileFormat(wanted or order, order), (notes,) if odd else ()
+    return TileFormat(wanted or order, order, offset), (notes,) if odd else ()
 
 
 def _are_spectral(source: Source, tiffs: list[str]) -> bool:

@@ -28,7 +28,8 @@ def model_card(spec: ModelSpec, engines: list[EngineRecord], config: ExportConfi
         f"# {spec.architecture}, {len(spec.classes)} classes",
         "",
         f"Classifies {spec.width}x{spec.height} tiles ({', '.join(spec.bands)}; {spec.dtype}, {spec.layout}) into: {', '.join(spec.classes)}.",
-        "Give the tile's own values: scaling and normalisation are inside the graph.",
+        "Give the tile's own values: scaling and normalisation are inside the graph."
+        + f" An offset of {spec.offset} is to be taken off them first." * bool(spec.offset),
         "",
         "## Training",
         f"{training['train_tiles']} tiles, epoch {training['epoch']} of {training['epochs']}, `--tune {training['tune']}`, "

@@ -33,6 +33,7 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         bands=dataset.bands,
         dtype=dataset.dtype,
         gsd=dataset.gsd,
+        offset=dataset.offset,
         resize=image_size,
         dataset_digest=dataset.digest,
         training=training,

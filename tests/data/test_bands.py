@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 from sattrt.bands import ESA, band_name, orders, parse_bands, preview, to_eurosat_rgb
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
-from sattrt.data.cache import write_cache
+from sattrt.bench.tiles import TileReader
+from sattrt.data.cache import open_cache, write_cache
 from sattrt.data.dataset import Dataset, Tile
-from sattrt.data.decode import read_for
+from sattrt.data.decode import read_for, read_tiles
 from sattrt.data.geotiff import Place, read_geotiff
 from sattrt.data.loader import Loader
 from sattrt.data.neighbours import near_duplicates, thumbnail, touching
@@ -24,6 +25,7 @@ from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, adapted_to_bands, load_weights
 from sattrt.screen import print_dataset
+from sattrt.spec import ModelSpec
 from sattrt.training.handover import spec_of
 
 pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
@@ -360,7 +362,54 @@ def test_tiles_that_carry_the_offset_are_refused_whatever_their_bands(tmp_path: 
     for path in folder.rglob("*.tif"):
         tile = read_geotiff(path.read_bytes(), 4096)
         write_geotiff(path, tile.pixels + 1000, four)
-    assert "carry the offset of 1,000" in refused(scan, folder, RULE, workers=1)
+    said = refused(scan, folder, RULE, workers=1)
+    assert "carry the offset of 1,000" in said
+    assert said.index("--offset 1000") < said.index("gdal_edit.py")
+
+
+def test_an_offset_that_no_tag_speaks_of_is_taken_off_wherever_the_tiles_are_read(tmp_path: Path) -> None:
+    four = ("B04", "B03", "B02", "B08")
+    plain, carrying = (write_classes(tmp_path / name, four, described=True) for name in ("plain", "carrying"))
+    for path in carrying.rglob("*.tif"):
+        write_geotiff(path, read_geotiff(path.read_bytes(), 4096).pixels + 1000, four)
+    rule = SplitRule((1, 0, 0))  # of other content, each tile would be in another split
+    expected = write_cache(scan(plain, rule, workers=1), tmp_path / "p", workers=1)
+    found = write_cache(scan(carrying, rule, workers=1, offset=1000), tmp_path / "c", workers=1)
+    assert (found.mean, found.std) == (expected.mean, expected.std)
+    np.testing.assert_array_equal(open_cache(found), open_cache(expected))
+    found.write(tmp_path / "c")
+    assert Dataset.read(tmp_path / "c") == found
+    spec = spec_of(found, 0, {})
+    spec.write(tmp_path / "spec.json")
+    assert ModelSpec.read(tmp_path / "spec.json").offset == 1000
+    files = sorted(carrying.rglob("*.tif"))[:3]
+    read = read_tiles(files, ModelSpec.read(tmp_path / "spec.json"))
+    np.testing.assert_array_equal(read, read_tiles([plain / file.relative_to(carrying) for file in files], spec_of(expected, 0, {})))
+    with TileReader(found, found.tiles("train")[:3], 1) as reader:  # as the bench does
+        np.testing.assert_array_equal(next(iter(reader))[0], open_cache(expected)[:3])
+    bright = scan(carrying, rule, workers=1, offset=0)
+    assert (bright.offset, bright.file_bands) == (0, four)
+    np.testing.assert_allclose(np.array(bright.mean) * 65535, np.array(expected.mean) * 65535 + 1000, rtol=1e-9)
+    assert len({each.digest for each in (found, bright, replace(found, offset=None))}) == 2  # what is taken off tells pixels apart
+
+
+def test_tags_go_before_an_offset_that_is_given_and_what_can_not_carry_it_is_refused(tmp_path: Path, tiles: Path) -> None:
+    import rasterio
+
+    four = ("B04", "B03", "B02", "B08")
+    folder = write_classes(tmp_path / "t", four, described=True)
+    plain = scan(folder, RULE, workers=1)
+    for path in folder.rglob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            file.scales, file.offsets = (1e-4,) * 4, (0.0,) * 4
+    tagged = read_geotiff(path.read_bytes(), 4096, 1000)
+    assert tagged.known_offset
+    np.testing.assert_array_equal(tagged.pixels, read_geotiff(path.read_bytes(), 4096).pixels)
+    assert scan(folder, RULE, workers=1, offset=1000).file_bands == plain.file_bands
+    low = write_classes(tmp_path / "low", ("B02", "B04", "B12"), described=True)
+    assert "--offset 5000 leaves nothing of 100 % of the values" in refused(scan, low, RULE, workers=1, offset=5000)
+    assert "--offset 1000 is for GeoTIFF of digital numbers" in refused(scan, tiles, RULE, workers=1, offset=1000)
+    assert "--offset 0 is for GeoTIFF of digital numbers" in refused(scan, tiles, RULE, workers=1, offset=0)
 
 
 def refused(work: Any, *given: object, **settings: object) -> str:
