@@ -311,10 +311,14 @@ def predict(
     """Classify image files."""
     from .data.decode import read_tiles
     from .runtime import read_bundle
+    from .shift import shifts
 
     checked = read_bundle(bundle, require_signature)
     with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
-        result = opened.predict(read_tiles(files, opened.spec), reject)
+        tiles = read_tiles(files, opened.spec)
+        result = opened.predict(tiles, reject)
+        for said in shifts(opened.spec, tiles):
+            print(f"note: {said}", file=sys.stderr)
         answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
         if as_json:
             predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]

@@ -13,6 +13,7 @@ from sattrt.data.dataset import Dataset
 from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
+from sattrt.shift import percentiles
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
 from sattrt.training import loop
@@ -45,6 +46,7 @@ def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Datase
     assert calibration["valid_accuracy"] == pytest.approx(spec.training["valid_accuracy"])
     assert spec.training["calibration_symmetries"]["views"] == 8
     with np.load(run / "samples.npz") as samples:
+        assert spec.training["percentiles"] == percentiles(samples["train"], dataset.bands)
         assert samples["train"].shape[1:] == (64, 64, 3)
         assert list(samples["valid_names"]) == [tile.name for tile in dataset.tiles("valid")]
         for name, expected in zip(("valid", "valid_labels"), decode_tiles(dataset, dataset.tiles("valid")), strict=True):
