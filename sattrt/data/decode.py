@@ -28,7 +28,7 @@ from .geotiff import Place, read_geotiff
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_SIDE = 4096
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF's tags
 # what Pillow can't read is a fault of the file, and said so: neither logged nor warned of as well. Set once, since several threads decode
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", module="PIL")
 
 @dataclass(frozen=True)
 class Decoded:
-    """pixels: (H, W, bands). place: where they lie, if the file says so."""
+    """pixels: (H, W, bands). place: where they lie, if whoever decodes them can tell: Pillow can't."""
 
     pixels: NDArray[np.unsignedinteger]
     place: Place | None = None
@@ -134,7 +134,7 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
             raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
         return np.asarray(image)
     except UnidentifiedImageError:
-        if content.startswith(_TIFF):
+        if content.startswith(TIFF):
             raise InputError(
                 "no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
             ) from None

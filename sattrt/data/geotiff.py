@@ -1,4 +1,4 @@
-"""Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio.
+"""Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio. And where any TIFF lies.
 
 tile = read_geotiff(content, max_side=4096)
 tile.pixels, tile.descriptions, tile.place
@@ -6,8 +6,10 @@ tile.pixels, tile.descriptions, tile.place
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bands import tagged_offset
-from ..errors import InputError
+from ..errors import BackendError, InputError
 from ..raster import QUIET, faults, library
 
 MAX_BANDS = 64
@@ -55,27 +57,46 @@ def read_geotiff(content: bytes, max_side: int, offset: int | None = None) -> Ge
     """
     rasterio = library()
     try:
-        with rasterio.Env(**QUIET, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a tile without georeference is no surprise
-            with rasterio.io.MemoryFile(content, ext=".tif") as file, file.open(driver="GTiff") as opened:
-                if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
-                    raise InputError(
-                        f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
-                    )
-                if (size := opened.width * opened.height * opened.count) > 3 * max_side**2:  # before anything of that size is made
-                    raise InputError(
-                        f"too large ({size / 1e6:.0f} million values; at most {3 * max_side**2 / 1e6:.0f} million, as in the largest RGB)"
-                    )
-                if set(opened.dtypes) != {"uint16"}:
-                    raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
-                pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
-                tags = [tagged_offset(*tag) for tag in zip(opened.scales, opened.offsets, strict=True)]
-                offsets = [offset if tag is None else tag for tag in tags]
-                if any(offsets):
-                    pixels = np.maximum(pixels.astype(np.int32) - np.array([each or 0 for each in offsets]), 0).astype(np.uint16)
-                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in offsets)
+        with _opened(content, rasterio) as opened:
+            if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
+                raise InputError(
+                    f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
+                )
+            if (size := opened.width * opened.height * opened.count) > 3 * max_side**2:  # before anything of that size is made
+                raise InputError(
+                    f"too large ({size / 1e6:.0f} million values; at most {3 * max_side**2 / 1e6:.0f} million, as in the largest RGB)"
+                )
+            if set(opened.dtypes) != {"uint16"}:
+                raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
+            pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
+            tags = [tagged_offset(*tag) for tag in zip(opened.scales, opened.offsets, strict=True)]
+            offsets = [offset if tag is None else tag for tag in tags]
+            if any(offsets):
+                pixels = np.maximum(pixels.astype(np.int32) - np.array([each or 0 for each in offsets]), 0).astype(np.uint16)
+            return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in offsets)
     except faults(rasterio) as error:
         raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
+
+
+def read_place(content: bytes) -> Place | None:
+    """Where an encoded TIFF of any values lies, by its header alone; None where it doesn't say, or rasterio is not installed."""
+    try:
+        rasterio = library()
+    except BackendError:
+        return None
+    try:
+        with _opened(content, rasterio) as opened:
+            return _place(opened, rasterio)
+    except faults(rasterio):
+        return None
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, rasterio: Any) -> Iterator[Any]:
+    with rasterio.Env(**QUIET, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tile without georeference is no surprise
+        with rasterio.io.MemoryFile(content, ext=".tif") as file, file.open(driver="GTiff") as opened:
+            yield opened
 
 
 def _place(opened: Any, rasterio: Any) -> Place | None:

@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, named_order, orders
-from ..errors import InputError
+from ..errors import BackendError, InputError
+from ..raster import library
 from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
-from .decode import MAX_SIDE, TileFormat, decode_rgb
-from .geotiff import GeoTile, Place, read_geotiff
+from .decode import MAX_SIDE, TIFF, TileFormat, decode_rgb
+from .geotiff import GeoTile, Place, read_geotiff, read_place
 from .layout import Layout
 from .neighbours import near_duplicates, thumbnail, touching
 from .sources import Source, Unreadable, open_source
@@ -154,7 +155,7 @@ def scan(
 def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None, offset: int | None) -> tuple[TileFormat, tuple[str, ...]]:
     """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order. And what
     people should know about that."""
-    tiffs = [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
+    tiffs = _tiffs(names)
     if wanted and not tiffs:
         raise InputError(f"--bands asks for {', '.join(wanted)}; {source.path} holds no GeoTIFF. Leave --bands out for RGB tiles.")
     if not wanted and (2 * len(tiffs) <= len(names) or not _are_spectral(source, tiffs)):
@@ -199,6 +200,10 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None,
     return TileFormat(wanted or order, order, offset), (notes,) if odd else ()
 
 
+def _tiffs(names: list[str]) -> list[str]:
+    return [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
+
+
 def _are_spectral(source: Source, tiffs: list[str]) -> bool:
     """Whether more of some TIFF files are 16-bit GeoTIFF than 8-bit RGB; a damaged one is neither."""
     contents = []
@@ -234,7 +239,9 @@ class _Looking:
             tile = self.kind.read(content)
         except InputError as error:
             return replace(known, fault=str(error))
-        return replace(_look_at(name, tile.pixels, tile.place), sha256=known.sha256, size=known.size)
+        # only here, not where tiles are decoded to be judged: it takes longer than 8-bit pixels do
+        place = read_place(content) if self.kind.dtype == "uint8" and content.startswith(TIFF) else tile.place
+        return replace(_look_at(name, tile.pixels, place), sha256=known.sha256, size=known.size)
 
 
 def _look_at(name: str, pixels: NDArray[np.unsignedinteger], place: Place | None) -> _Look:
@@ -281,9 +288,14 @@ def _refuse_empty(layout: Layout, tiles: tuple[Tile, ...], left_out: dict[str, s
 
 def _require_places(path: Path, looks: list[_Look]) -> None:
     if lost := [look.name for look in looks if not look.place]:
+        mend = "Use GeoTIFF tiles with coordinates, or another --split."
+        if _tiffs(lost):
+            try:
+                library()
+            except BackendError as error:
+                mend = str(error)
         raise InputError(
-            f"--split spatial needs tiles that say where they lie; {len(lost)} of {len(looks)} tiles of {path} don't ({lost[0]}). "
-            "Use uint16 GeoTIFF tiles with coordinates, or another --split."
+            f"--split spatial needs tiles that say where they lie; {len(lost)} of {len(looks)} tiles of {path} don't ({lost[0]}). {mend}"
         )
 
 

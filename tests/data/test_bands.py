@@ -1,4 +1,5 @@
 import io
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from sattrt.bench.tiles import TileReader
 from sattrt.data.cache import open_cache, write_cache
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.decode import read_for, read_tiles
-from sattrt.data.geotiff import Place, read_geotiff
+from sattrt.data.geotiff import Place, read_geotiff, read_place
 from sattrt.data.loader import Loader
 from sattrt.data.neighbours import near_duplicates, thumbnail, touching
 from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
@@ -202,6 +203,36 @@ def test_a_spatial_split_keeps_blocks_of_longitude_together(tmp_path: Path, tile
         scan(tiles, SplitRule.parse("spatial"), workers=1)
     with pytest.raises(InputError, match="--split"):
         SplitRule.parse("spatially:1:1:1")
+
+
+def test_8_bit_geotiff_has_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    for index, name in enumerate(("One", "Other")):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        (plain / name).mkdir(parents=True)
+        for i in range(20):  # four rows of tiles, each beside the last, in blocks of longitude of their own
+            tile = np.random.default_rng(50 * index + i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            write_geotiff(tmp_path / "t" / name / f"{i}.tif", tile, None, 400_000 + 640 * i + i // 5 * 30_000, 5_000_000 + 50_000 * index)
+            Image.fromarray(tile).save(plain / name / f"{i}.tif")
+    found = scan(tmp_path / "t", RULE, workers=1)
+    assert (found.dtype, found.gsd, found.left_out) == ("uint8", 10, {})
+    assert found.leaks.touching
+    found, without = (scan(folder, SplitRule((1, 0, 0)), workers=1) for folder in (tmp_path / "t", plain))
+    assert (without.gsd, without.leaks.touching) == (None, None)
+    assert (found.mean, found.std) == (without.mean, without.std)  # the pixels are Pillow's
+    spatial = SplitRule.parse("spatial:50:25:25", seed=1)
+    splits: dict[int, set[str]] = {}
+    for each in scan(tmp_path / "t", spatial, workers=1).all_tiles:
+        place = read_place((tmp_path / "t" / each.name).read_bytes())
+        assert place is not None
+        splits.setdefault(int(place.longitude // BLOCK_DEGREES), set()).add(each.split)
+    assert len(splits) > 3
+    assert all(len(found) == 1 for found in splits.values())
+    assert "Use GeoTIFF tiles with coordinates" in refused(scan, plain, spatial, workers=1)
+    monkeypatch.setitem(sys.modules, "rasterio", None)  # as where it is not installed
+    assert scan(tmp_path / "t", RULE, workers=1).leaks.touching is None
+    assert "40 of 40 tiles" in refused(scan, tmp_path / "t", spatial, workers=1)
+    assert "pip install 'sattrt[geo]'" in refused(scan, tmp_path / "t", spatial, workers=1)
 
 
 def test_the_ground_sampling_distance_is_that_of_the_coordinates_or_what_is_given(tmp_path: Path, tiles: Path) -> None:
