@@ -123,6 +123,7 @@ def data(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
+    from .accuracy import wilson
     from .bands import parse_bands
     from .cores import cores
     from .data.cache import write_cache
@@ -159,7 +160,7 @@ def data(
         with progress_bar("tiles") as bar:
             dataset = write_cache(dataset, out, cores(), updater(bar, "Decoding"))
     written = dataset.write(out)
-    print_dataset(dataset)
+    print_dataset(dataset, wilson)
     print(f"{written}  ({dataset.width}x{dataset.height}, {len(dataset.all_tiles)} tiles, {len(dataset.left_out)} left out)")
 
 
