@@ -29,7 +29,7 @@ def percentiles(pixels: NDArray[np.unsignedinteger], bands: Sequence[str]) -> di
 
 
 def shifts(spec: ModelSpec, pixels: NDArray[np.unsignedinteger]) -> list[str]:
-    """A line for each band whose median lies clearly outside of what the network learned from; none for a contract that doesn't know it.
+    """A line for each band whose median lies clearly outside of what the network learned from; none where the contract doesn't know it.
 
     pixels: (..., bands), as the engine takes them. ContractError where the contract's percentiles are none.
     """
@@ -38,7 +38,9 @@ def shifts(spec: ModelSpec, pixels: NDArray[np.unsignedinteger]) -> list[str]:
         return []
     said = []
     for i, name in enumerate(spec.bands):
-        low, high = _range(learned, name)
+        if (outer := _range(learned, name)) is None:
+            continue
+        low, high = outer
         middle = float(np.median(pixels[..., i]))
         if not 0 <= middle - low + _MARGIN * (high - low) <= (1 + 2 * _MARGIN) * (high - low):
             said.append(
@@ -48,9 +50,11 @@ def shifts(spec: ModelSpec, pixels: NDArray[np.unsignedinteger]) -> list[str]:
     return said
 
 
-def _range(learned: Any, name: str) -> tuple[float, float]:
+def _range(learned: Any, name: str) -> tuple[float, float] | None:
     try:
+        if name not in learned:
+            return None
         low, _, high = (float(value) for value in learned[name])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         raise ContractError(f"The contract has percentiles that are none for {name}. Export the bundle or train the run again.") from None
     return low, high

@@ -47,6 +47,7 @@ def test_a_band_that_lies_elsewhere_is_named_with_both_figures() -> None:
     assert shifts(spec, edge) == []
     assert shifts(SPEC, tiles + 1000) == []  # an older contract
     assert shifts(spec, tiles[:0]) == []
+    assert shifts(replace(SPEC, training={"percentiles": {"B03": [1, 2, 3]}}), tiles) == []
     with pytest.raises(ContractError, match="percentiles that are none for B02"):
         shifts(replace(SPEC, training={"percentiles": {"B02": [1, None, 3]}}), tiles)
 
