@@ -18,7 +18,7 @@ from .area import gsd_of
 from .config import MapConfig
 from .geo import has_mask, nodata_of, open_raster
 from .plausible import check_values, sample
-from .scene import Band, Scene, taken
+from .scene import Band, Scene, converted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,15 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
     )
     if numbers:
         own = [band.name for band in scene.bands]
-        others = tuple(band for band in found.bands.values() if band.path in shapes and band.name not in own)
-        others = tuple(dataclasses.replace(band, factor=factors[band.path]) for band in others)
+        others = tuple(
+            dataclasses.replace(band, factor=factors[band.path])
+            for band in found.bands.values()
+            if band.path in shapes and band.name not in own
+        )
         seen = check_values(scene, others, known_offset=None not in offsets)
     else:
         seen = sample(scene)
-    return dataclasses.replace(scene, says=(*scene.says, *_decided(scene), *shifts(spec, taken(scene, seen))))
+    return dataclasses.replace(scene, says=(*scene.says, *_decided(scene), *shifts(spec, converted(scene, seen))))
 
 
 def _gsd_said(fine: Shape, spec: ModelSpec) -> list[str]:

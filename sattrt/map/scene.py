@@ -145,7 +145,7 @@ def table(offset: int, scaled: bool) -> NDArray[np.uint16] | NDArray[np.uint8]:
     return to_eurosat_rgb(numbers) if scaled else numbers
 
 
-def taken(scene: Scene, values: Pixels) -> Pixels:
+def converted(scene: Scene, values: Pixels) -> Pixels:
     """Values (bands, N) of the files as the engine takes them (N, bands)."""
     if scene.dtype == "uint8":
         return values.T
