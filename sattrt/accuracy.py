@@ -75,7 +75,7 @@ def evaluate(
     return Score(len(labels), correct, correct / len(labels), low, high, per_class, confusion.tolist(), flips)
 
 
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: float, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a proportion, 95 % by default (Wilson, JASA 1927)."""
     share = correct / total
     middle = share + z * z / (2 * total)

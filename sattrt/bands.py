@@ -1,7 +1,7 @@
 """Sentinel-2's bands: their names, the orders that files hold them in, and whether an order can be right.
 
     candidates = orders(descriptions)                                      # by the names in a file, or the orders that products have
-    order = choose_order(candidates, Statistics(mean, correlation, darkest), "tiles.zip")
+    order, odd = choose_order(candidates, Statistics(mean, correlation, darkest), "tiles.zip", named_order(descriptions))
 
 Wavelengths and the water-vapour and cirrus bands: ESA, Sentinel-2 User Handbook. EuroSAT's order: Helber et al., 2019.
 """
@@ -81,38 +81,51 @@ def parse_bands(text: str) -> tuple[str, ...]:
     return names
 
 
+def named_order(descriptions: Sequence[str | None], wanted: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+    """The order that a file's own descriptions say, else the user, who names as many bands as it has; None where neither does."""
+    named = described(descriptions)
+    if all(named) and len(set(named)) == len(named):
+        return tuple(name for name in named if name)
+    return wanted if wanted and len(wanted) == len(descriptions) else None
+
+
 def orders(descriptions: Sequence[str | None], wanted: tuple[str, ...] | None = None) -> list[tuple[str, ...]]:
     """The orders that a file's bands can be in: its own descriptions, if it has them, else those in which products are stored.
 
     descriptions: of each band in the file. wanted: what the user calls them, good for as many bands as it names.
     Raises InputError where nothing says what the bands are.
     """
-    named = described(descriptions)
-    if all(named) and len(set(named)) == len(named):
-        return [tuple(name for name in named if name)]
+    if named := named_order(descriptions):
+        return [named]
     count = len(descriptions)
     if count == len(ESA):
         return [EUROSAT, ESA]
     if count == len(ESA) - 1:  # surface reflectance: the cirrus band is not in it
         return [tuple(name for name in order if name != "B10") for order in (ESA, EUROSAT)]
-    if wanted and count == len(wanted):
-        return [wanted]
+    if named := named_order(descriptions, wanted):
+        return [named]
     raise InputError(
         f"nothing says which {count} bands it holds. Write their names (B04, B03, ...) as the file's band descriptions, "
         f"or name all {count} in their order with --bands"
     )
 
 
-def misfit(order: tuple[str, ...], found: Statistics) -> str | None:
-    """What makes it implausible that bands with these statistics are in this order; None where nothing does."""
+def impossible(order: tuple[str, ...], found: Statistics) -> str | None:
+    """Why bands with these statistics can't be in this order, whatever ground they show, by B10; None where nothing denies it."""
     place = {name: i for i, name in enumerate(order)}
     if "B10" in place and len(order) > 1:
         rest = [(found.mean[i], name) for name, i in place.items() if name != "B10"]
         cirrus = found.mean[place["B10"]]
         if 900 < cirrus < min(rest)[0]:
-            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers carry the offset of 1,000 of products since baseline 04.00; take it off"
+            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers carry the offset of 1,000 of products since baseline 04.00; --offset 1000 takes it off"
         if not cirrus < 0.5 * min(rest)[0]:
             return f"B10 (cirrus) should be by far the darkest band; its mean is {cirrus:.0f}, that of {min(rest)[1]} {min(rest)[0]:.0f}"
+    return None
+
+
+def unlikely(order: tuple[str, ...], found: Statistics) -> str | None:
+    """What is odd about bands with these statistics in this order, though some ground, a desert, is like that; None where nothing is."""
+    place = {name: i for i, name in enumerate(order)}
     for one, other in _ALIKE:
         if one in place and other in place and found.correlation[place[one], place[other]] < _LEAST_ALIKE:
             alike = found.correlation[place[one], place[other]]
@@ -126,15 +139,28 @@ def misfit(order: tuple[str, ...], found: Statistics) -> str | None:
     return None
 
 
-def choose_order(candidates: Sequence[tuple[str, ...]], found: Statistics, name: str) -> tuple[str, ...]:
-    """The first of the orders that the statistics allow. InputError, with what is wrong about each, where they allow none; it names `name`."""
+def choose_order(
+    candidates: Sequence[tuple[str, ...]], found: Statistics, name: str, named: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], str | None]:
+    """The first of the orders that the statistics allow, and what is odd about it, if anything.
+
+    named: the order that the files or the user name, which is taken where none is allowed, unless it can't be at all: what is odd is said then.
+    InputError, with what is wrong about each order, where none can be taken; it names `name`.
+    """
     reasons = []
     for order in candidates:
-        reason = misfit(order, found)
+        reason = impossible(order, found) or unlikely(order, found)
         if reason is None:
-            return order
+            return order, None
         reasons.append(f"as {','.join(order)}: {reason}")
-    raise InputError(f"The bands of {name} can't be in this order ({'; '.join(reasons)}). Check the order of the bands in the files.")
+    if named and not impossible(named, found):
+        return named, unlikely(named, found)
+    mend = (
+        "Check their names, or the tiles"
+        if named
+        else "If the ground is like that, name all of them with --bands, in the order of the files"
+    )
+    raise InputError(f"The bands of {name} can't be in this order ({'; '.join(reasons)}). {mend}.")
 
 
 def preview(tiles: NDArray[np.unsignedinteger], bands: tuple[str, ...]) -> NDArray[np.uint8]:

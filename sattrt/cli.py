@@ -118,21 +118,31 @@ def data(
             help="Ground sampling distance, metres a pixel, of tiles without coordinates; `sattrt map` heeds it.", show_default=False
         ),
     ] = None,
+    offset: Annotated[
+        int | None,
+        typer.Option(
+            help="Digital numbers to take off GeoTIFF tiles whose tags don't say it: 1000 since baseline 04.00, 0 for none.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
+    from .accuracy import wilson
     from .bands import parse_bands
     from .cores import cores
     from .data.cache import write_cache
     from .data.download import EUROSAT, fetch
     from .data.scan import SplitRule, scan
     from .errors import InputError
-    from .spec import require_writable
+    from .spec import MOST_OFFSET, require_writable
 
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     if gsd is not None and not 0 < gsd <= 1e6:
         raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
+    if offset is not None and not 0 <= offset <= MOST_OFFSET:
+        raise InputError(f"--offset is {offset}; give 0 to {MOST_OFFSET:,} digital numbers.")
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"--out {out} lies in {source}, where each folder is a class. Choose one outside of it.")
@@ -142,7 +152,7 @@ def data(
             gsd = gsd or EUROSAT.gsd
         else:
             path = Path(source)
-        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted, gsd=gsd)
+        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted, gsd=gsd, offset=offset)
     print_left_out(dataset)
     if strict and dataset.left_out:
         name, reason = next(iter(dataset.left_out.items()))
@@ -155,7 +165,7 @@ def data(
         with progress_bar("tiles") as bar:
             dataset = write_cache(dataset, out, cores(), updater(bar, "Decoding"))
     written = dataset.write(out)
-    print_dataset(dataset)
+    print_dataset(dataset, wilson)
     print(f"{written}  ({dataset.width}x{dataset.height}, {len(dataset.all_tiles)} tiles, {len(dataset.left_out)} left out)")
 
 
@@ -310,10 +320,14 @@ def predict(
     """Classify image files."""
     from .data.decode import read_tiles
     from .runtime import read_bundle
+    from .shift import shifts
 
     checked = read_bundle(bundle, require_signature)
     with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
-        result = opened.predict(read_tiles(files, opened.spec), reject)
+        tiles = read_tiles(files, opened.spec)
+        result = opened.predict(tiles, reject)
+        for said in shifts(opened.spec, tiles):
+            print(f"note: {said}", file=sys.stderr)
         answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
         if as_json:
             predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]

@@ -30,7 +30,8 @@ def library() -> Any:
         import rasterio.windows
     except ImportError:
         raise BackendError("rasterio, which reads GeoTIFF, is not installed. Install it with: pip install 'sattrt[geo]'") from None
-    logging.getLogger("rasterio").addHandler(logging.NullHandler())
+    if not (log := logging.getLogger("rasterio")).handlers:  # or there would be one for each tile that was read
+        log.addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # who needs the place asks for it
     return rasterio
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .training.observer import Observer, Plan
 
 
+_FEW_TESTS = 100  # which tell an accuracy near 95 % to four or five points
+
+
 def progress_bar(unit: str = "") -> Progress:
     """A progress bar on stderr, which counts where there is a unit to count in; nothing where stderr is no terminal (the commands print plain lines there)."""
     from rich.console import Console
@@ -148,8 +151,11 @@ def print_left_out(dataset: Dataset) -> None:
         print(f"left out: {len(dataset.left_out) - 20} more, listed in dataset.json")
 
 
-def print_dataset(dataset: Dataset) -> None:
-    """Tiles by class and split, and how they were divided."""
+def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float, float]]) -> None:
+    """Tiles by class and split, how they were divided, and what a score on the test split would be worth.
+
+    interval: of an accuracy, 0..1, by how many tiles are right, of how many (`accuracy.wilson`).
+    """
     counts = dataset.counts()
     rows = [(name, *(str(counts[part][name]) for part in counts)) for name in dataset.classes]
     print_table(("class", *counts), [*rows, ("all", *(str(sum(by_class.values())) for by_class in counts.values()))])
@@ -160,8 +166,18 @@ def print_dataset(dataset: Dataset) -> None:
     if dataset.dtype != "uint8":
         chosen = "" if dataset.bands == dataset.file_bands else f" (of {', '.join(dataset.file_bands)})"
         print(f"bands: {', '.join(dataset.bands)}{chosen}")
+    if dataset.offset:
+        print(f"offset: {dataset.offset} taken off where a tile's tags don't say it")
     if dataset.gsd:
         print(f"ground sampling distance: {dataset.gsd:g} m a pixel")
+    for note in dataset.notes:
+        print(f"note: {note}")
+    few, total = len(dataset.tiles("test")), len(dataset.all_tiles)
+    if dataset.split != "folders" and 0 < few < _FEW_TESTS:
+        low, high = interval(0.95 * few, few)
+        rule = "spatial:80:10:10" if dataset.split.startswith("spatial") else "80:10:10"
+        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would tell more"
+        print(f"note: {few} test tile{'s' * (few > 1)}: an accuracy near 95 % would be known to ±{50 * (high - low):.0f} points; {more}")
 
 
 def print_engines(bundle: Bundle) -> None:

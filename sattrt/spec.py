@@ -30,6 +30,7 @@ from .errors import ContractError, InputError
 SCHEMA = 1
 DTYPES = {"uint8": 255, "uint16": 65535}  # of tiles, with their largest value
 _TOKEN_BYTES = 4  # of the random part of a temporary name
+MOST_OFFSET = 10_000  # digital numbers: what reflects all light has as many
 A_DAY = 86_400.0  # seconds; whoever has not touched a temporary folder for that long is dead
 RESNET50, KERAS_RESNET50 = "resnet50", "keras-resnet50"  # torchvision's (v1.5), and Keras' (v1)
 
@@ -48,8 +49,9 @@ class ModelSpec:
     architecture: "resnet50" or "keras-resnet50"; a bundle's graphs hold the network itself, only a run is read by it.
     temperature: the logits are divided by it before the softmax.
     gsd: ground sampling distance of the tiles, the metres of ground that a pixel shows along a side; None where it isn't known.
+    offset: digital numbers that were taken off tiles whose tags don't say it; None where the user didn't either, and in older contracts.
     dataset_digest: sha256 of the split that the network was trained on.
-    training: a summary for people (epochs, best accuracy, precision, device, the data).
+    training: a summary for people (epochs, best accuracy, precision, device, the data); what `export` and `shift` read of it.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +70,7 @@ class ModelSpec:
     architecture: str = RESNET50
     temperature: float = 1.0
     gsd: float | None = None
+    offset: int | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -84,7 +87,7 @@ class ModelSpec:
         """Build a spec from parsed JSON; `path` is named in the errors."""
         check_schema(data, path, SCHEMA)
         fields = [field.name for field in dataclasses.fields(cls)]
-        values = {key: value for key, value in data.items() if key != "schema"}
+        values = {"offset": None} | {key: value for key, value in data.items() if key != "schema"}
         if missing := sorted(set(fields) - set(values)):
             raise ContractError(f"{path} lacks the field {missing[0]!r}. Export the bundle or train the run again.")
         if unknown := sorted(set(values) - set(fields)):
@@ -110,6 +113,8 @@ class ModelSpec:
             fault = f"has the temperature {self.temperature!r}"
         elif self.gsd is not None and not (type(self.gsd) in (int, float) and 0 < self.gsd <= 1e6):
             fault = f"has the ground sampling distance {self.gsd!r}"
+        elif self.offset is not None and not (type(self.offset) is int and 0 <= self.offset <= MOST_OFFSET and self.dtype == "uint16"):
+            fault = f"has the offset {self.offset!r} of {self.dtype} tiles"
         elif self.layout != "NHWC" or self.dtype not in DTYPES:
             fault = f"asks for {self.dtype} {self.layout} input, which this sattrt does not know"
         elif not isinstance(self.resize, int) or not 0 <= self.resize <= 65536 or self.views not in (1, 4, 8):

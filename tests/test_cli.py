@@ -95,6 +95,7 @@ def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None
     (tiles / "Desert").mkdir()
     assert "'Desert' has no usable tile" in refusal("data", tiles, "--out", out)
     shutil.rmtree(tiles / "Desert")
+    assert "--offset 1000 is for GeoTIFF" in refusal("data", tiles, "--out", out, "--offset", "1000")
     shutil.rmtree(tiles / "Field")
     shutil.rmtree(tiles / "Water")
     assert "one class 'Forest' only" in refusal("data", tiles, "--out", out)
@@ -109,6 +110,7 @@ def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None
     assert "--split" in refusal("data", tiles, "--out", out, "--split", "")
     assert "--bands" in refusal("data", tiles, "--out", out, "--bands", "")
     assert "--gsd is -10" in refusal("data", tiles, "--out", out, "--gsd", "-10")
+    assert "--offset is -1" in refusal("data", tiles, "--out", out, "--offset", "-1")
     assert f"--out {tiles}/dataset lies in {tiles}" in refusal("data", tiles, "--out", tiles / "dataset")
     assert "--gsd is nan" in refusal("data", tiles, "--out", out, "--gsd", "nan")
     assert not out.exists()
@@ -197,7 +199,11 @@ def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -
     assert [each["file"] for each in answer["predictions"]] == list(map(str, names))
     said = sattrt("predict", bundle.path, *names)
     assert len(said.stdout.splitlines()) == 3
-    assert said.stderr.startswith("by onnxruntime-fp32 on ")
+    assert said.stderr.startswith("by onnxruntime-fp32 on ")  # and no note: they are like the train tiles
+    (tmp_path / "white.jpg").write_bytes(jpeg((250, 250, 250), 1))
+    noted = sattrt("predict", bundle.path, tmp_path / "white.jpg", "--json")
+    assert "note: the median of red is 24" in noted.stderr
+    assert len(json.loads(noted.stdout)["predictions"]) == 1
     (copy / "model.fp16.onnx").unlink()  # another engine's: as in a program of one's own
     assert sattrt("predict", copy, names[0], "--engine", "onnxruntime-int8").returncode == 0
     assert "no engine 'int4'" in refusal("predict", bundle.path, names[0], "--engine", "int4")

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
-from sattrt.screen import _describe
+from sattrt.accuracy import wilson
+from sattrt.data.dataset import Dataset, Tile
+from sattrt.screen import _describe, print_dataset
 from sattrt.training.observer import Plan
 
 
@@ -28,3 +32,26 @@ def test_what_a_run_is_about_to_do_is_one_line(steps: int, tiles: int, said: str
         decoder="DALI",
     )
     assert _describe(plan) == said
+
+
+@pytest.mark.parametrize(
+    ("tests", "others", "split", "said"),
+    [
+        (10, 990, "94:5:1", "note: 10 test tiles: an accuracy near 95 % would be known to ±17 points; --split 80:10:10 gives about 100"),
+        (1, 99, "94:5:1", "note: 1 test tile: an accuracy near 95 % would be known to ±41 points; --split 80:10:10 gives about 10"),
+        (40, 960, "spatial:94:5:1", "known to ±8 points; --split spatial:80:10:10 gives about 100"),
+        (40, 360, "80:10:10", "known to ±8 points; more tiles would tell more"),
+        (99, 9901, "94:5:1", "known to ±5 points; --split 80:10:10 gives about 1000"),
+        (100, 9900, "94:5:1", ""),
+        (10, 990, "folders", ""),
+        (0, 100, "94:5:1", ""),
+    ],
+)
+def test_few_test_tiles_are_said_with_what_they_are_worth(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], tests: int, others: int, split: str, said: str
+) -> None:
+    tiles = [Tile(str(i), i % 3, "test" if i < tests else "train", str(i), 1) for i in range(tests + others)]
+    print_dataset(replace(dataset, all_tiles=tuple(tiles), split=split), wilson)
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("an accuracy near" in out) == bool(said)

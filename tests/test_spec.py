@@ -34,6 +34,9 @@ def test_spec_survives_its_file(tmp_path: Path) -> None:
         ({"training": []}, "wrong type"),
         ({"gsd": 0}, "ground sampling distance"),
         ({"gsd": True}, "ground sampling distance"),
+        ({"dtype": "uint16", "offset": -1}, "offset -1"),
+        ({"dtype": "uint16", "offset": 1e3}, "offset 1000.0"),
+        ({"offset": 1000}, "offset 1000 of uint8 tiles"),
     ],
 )
 def test_reader_refuses_what_breaks_the_contract(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -42,6 +45,14 @@ def test_reader_refuses_what_breaks_the_contract(tmp_path: Path, change: dict[st
     (tmp_path / "spec.json").write_text(json.dumps(data))
     with pytest.raises(ContractError, match=message):
         ModelSpec.read(tmp_path / "spec.json")
+
+
+def test_a_contract_from_before_offsets_is_one_without(tmp_path: Path) -> None:
+    SPEC.write(tmp_path / "spec.json")
+    data = json.loads((tmp_path / "spec.json").read_text())
+    del data["offset"]
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    assert ModelSpec.read(tmp_path / "spec.json") == SPEC
 
 
 def test_reader_names_a_missing_field(tmp_path: Path) -> None:

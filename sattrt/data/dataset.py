@@ -18,11 +18,11 @@ from typing import Any
 
 from ..bands import ESA, RGB
 from ..errors import ContractError, InputError
-from ..spec import check_schema, read_json, write_bytes
+from ..spec import MOST_OFFSET, check_schema, read_json, write_bytes
 from .decode import TileFormat
 from .sources import Source, open_source
 
-SCHEMA = 3
+SCHEMA = 4
 SPLITS = ("train", "valid", "test")
 _COLUMNS = ["name", "class", "split", "sha256", "bytes"]
 
@@ -69,6 +69,8 @@ class Dataset:
     split: how the split was made: "94:5:1" or "spatial:94:5:1", with a seed, or "folders".
     left_out: name of a file to the reason why it is not used.
     gsd: ground sampling distance, the metres of ground that a pixel shows along a side; None where nothing says it.
+    offset: digital numbers that are taken off tiles whose tags don't say it; None where the user didn't either.
+    notes: what was odd about the tiles, for people.
     """
 
     source: str
@@ -86,11 +88,13 @@ class Dataset:
     leaks: Leaks = Leaks()
     cache: Cache | None = None
     gsd: float | None = None
+    offset: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def format(self) -> TileFormat:
         """How a tile is decoded."""
-        return TileFormat(self.bands, self.file_bands)
+        return TileFormat(self.bands, self.file_bands, self.offset)
 
     @property
     def dtype(self) -> str:
@@ -130,10 +134,12 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over class names, the content, class and split of every tile, whatever the files are called, and bands other than RGB."""
+        """sha256 over class names, the content, class and split of every tile, whatever the files are called, bands other than RGB, and what is
+        taken off them."""
         lines = sorted(f"{tile.split} {self.classes[tile.label]} {tile.sha256}" for tile in self.all_tiles)
         bands = () if self.bands == RGB else self.bands
-        return hashlib.sha256("\n".join([*self.classes, *lines, *bands]).encode()).hexdigest()
+        less = [f"less {self.offset}"] if self.offset else []
+        return hashlib.sha256("\n".join([*self.classes, *lines, *bands, *less]).encode()).hexdigest()
 
     @cached_property
     def order(self) -> str:
@@ -183,10 +189,12 @@ class Dataset:
             "mean": self.mean,
             "std": self.std,
             "gsd": self.gsd,
+            "offset": self.offset,
             "split": self.split,
             "seed": self.seed,
             "digest": self.digest,
             "counts": self.counts(),
+            "notes": self.notes,
             "leaks": dataclasses.asdict(self.leaks),
             "cache": {"file": Path(self.cache.path).name, "sha256": self.cache.sha256} if self.cache else None,
             "left_out": self.left_out,
@@ -221,6 +229,8 @@ class Dataset:
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
             gsd=data["gsd"],
+            offset=data["offset"],
+            notes=tuple(data["notes"]),
             split=data["split"],
             seed=data["seed"],
             all_tiles=tuple(Tile(*row) for row in data["tiles"]),
@@ -236,7 +246,13 @@ class Dataset:
         return dataset
 
     def _check_types(self, path: Path) -> None:
-        texts = [self.source, self.split, *self.classes, *(tile.name for tile in self.all_tiles), *(tile.sha256 for tile in self.all_tiles)]
+        texts = [
+            self.source,
+            self.split,
+            *self.classes,
+            *self.notes,
+            *(text for tile in self.all_tiles for text in (tile.name, tile.sha256)),
+        ]
         sides = [type(side) is int and 0 < side <= 65536 for side in (self.height, self.width)]
         numbers = [isinstance(value, float) and 0 <= value <= 1 for value in (*self.mean, *self.std)]
         labels = [type(tile.label) is int and 0 <= tile.label < len(self.classes) for tile in self.all_tiles]
@@ -244,6 +260,7 @@ class Dataset:
             set(self.bands) <= set(self.file_bands) <= set(ESA) and len(set(self.bands)) == len(self.bands)
         )
         sound = self.gsd is None or (type(self.gsd) in (int, float) and 0 < self.gsd <= 1e6)
+        sound = sound and (self.offset is None or (type(self.offset) is int and 0 <= self.offset <= MOST_OFFSET and self.dtype == "uint16"))
         sound = sound and all(isinstance(text, str) for text in texts) and all(sides + numbers + labels) and min(self.std) > 0
         sound = sound and known and len(self.bands) == len(self.mean) == len(self.std) and (self.dtype == "uint16") == bool(self.cache)
         if not sound or not {tile.split for tile in self.all_tiles} <= set(SPLITS):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, orders
+from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, named_order, orders
 from ..errors import InputError
 from ..spec import ModelSpec, read_bytes
 from .geotiff import Place, read_geotiff
@@ -37,7 +37,7 @@ FAULTS = (
     struct.error,
     Image.DecompressionBombError,
 )  # of Pillow, for what is damaged
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF's tags
 # what Pillow can't read is a fault of the file, and said so: neither logged nor warned of as well. Set once, since several threads decode
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -46,7 +46,7 @@ warnings.filterwarnings("ignore", module="PIL")
 
 @dataclass(frozen=True)
 class Decoded:
-    """pixels: (H, W, bands). place: where they lie, if the file says so."""
+    """pixels: (H, W, bands). place: where they lie, if whoever decodes them can tell: Pillow can't."""
 
     pixels: NDArray[np.unsignedinteger]
     place: Place | None = None
@@ -54,10 +54,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class TileFormat:
-    """How the tiles of a dataset are decoded. bands: those that are used, in order. file_bands: those that a file holds."""
+    """How the tiles of a dataset are decoded. bands: those that are used, in order. file_bands: those that a file holds. offset: digital
+    numbers to take off where a file's tags don't say."""
 
     bands: tuple[str, ...] = RGB
     file_bands: tuple[str, ...] = RGB
+    offset: int | None = None
 
     @property
     def dtype(self) -> str:
@@ -72,11 +74,10 @@ class TileFormat:
         """Decode a file; InputError with the fault."""
         if self.file_bands == RGB:
             return Decoded(decode_rgb(content))
-        tile = read_geotiff(content, MAX_SIDE)
+        tile = read_geotiff(content, MAX_SIDE, self.offset)
         if tile.pixels.shape[2] != len(self.file_bands):
             raise InputError(f"wrong number of bands ({tile.pixels.shape[2]}; most tiles have {len(self.file_bands)})")
-        named = [order for order in orders(tile.descriptions, self.file_bands) if order == self.file_bands]
-        if not named:
+        if named_order(tile.descriptions, self.file_bands) != self.file_bands:
             raise InputError(f"bands in another order ({', '.join(str(text) for text in tile.descriptions)})")
         return Decoded(np.ascontiguousarray(tile.pixels[:, :, self._places]), tile.place)
 
@@ -87,7 +88,7 @@ def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedint
     for path in paths:
         content = read_bytes(path)
         try:
-            tile = read_for(content, spec.bands)
+            tile = read_for(content, spec.bands, spec.offset)
         except InputError as error:
             raise InputError(f"{path}: {error}. Leave it out, or convert it.") from None
         if tile.shape[:2] != (spec.height, spec.width):
@@ -97,18 +98,18 @@ def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedint
     return np.stack(tiles)
 
 
-def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteger]:
+def read_for(content: bytes, bands: tuple[str, ...], offset: int | None = None) -> NDArray[np.unsignedinteger]:
     """Pixels of a lone file, (H, W, bands), for a network that takes these bands. InputError with the fault, where it lacks one of them, or
-    where nothing says which it holds.
+    where nothing says which it holds. offset: as in `read_geotiff`.
 
     Where the order is one of two that products are stored in, the brightness of the bands decides.
     """
     if bands == RGB:
         return decode_rgb(content)
-    tile = read_geotiff(content, MAX_SIDE)
+    tile = read_geotiff(content, MAX_SIDE, offset)
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
     if not values.any():
-        raise InputError("it holds no data: every value is 0")
+        raise InputError(f"it holds no data: every value is 0{f', the offset of {offset} taken off' * bool(offset)}")
     if values.max() <= 255:
         raise InputError(f"it has no value above {values.max()}: 8-bit colours in 16 bits, where digital numbers are needed")
     unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
@@ -116,7 +117,7 @@ def read_for(content: bytes, bands: tuple[str, ...]) -> NDArray[np.unsignedinteg
     candidates = orders(tile.descriptions, bands)
     # the darkest band is B10, where cirrus shines and the ground does not
     order = min(candidates, key=lambda order: found.mean[order.index("B10")] if "B10" in order else 0)
-    if not tile.tagged and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
+    if not tile.known_offset and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
         raise InputError(
             f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers carry the offset of 1,000 of products since "
             "baseline 04.00, which its tags don't record"
@@ -142,7 +143,7 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
             raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
         return np.asarray(image)
     except UnidentifiedImageError:
-        if content.startswith(_TIFF):
+        if content.startswith(TIFF):
             raise InputError(
                 "no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
             ) from None

@@ -1,13 +1,15 @@
-"""Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio.
+"""Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio. And where any TIFF lies.
 
-tile = read_geotiff(content)
+tile = read_geotiff(content, max_side=4096)
 tile.pixels, tile.descriptions, tile.place
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bands import tagged_offset
-from ..errors import InputError
+from ..errors import BackendError, InputError
 from ..raster import QUIET, faults, library
 
 MAX_BANDS = 64
@@ -39,39 +41,62 @@ class Place:
 
 @dataclass(frozen=True)
 class GeoTile:
-    """pixels: uint16 (H, W, bands), in the file's order, without the offset that its tags speak of. descriptions: of each band. place: None
-    without georeference. tagged: whether GDAL's scale and offset say what the numbers are."""
+    """pixels: uint16 (H, W, bands), in the file's order, the offset taken off. descriptions: of each band. place: None without georeference.
+    known_offset: GDAL's scale and offset of every band, or the user, say what the numbers are."""
 
     pixels: NDArray[np.uint16]
     descriptions: tuple[str | None, ...]
     place: Place | None
-    tagged: bool = False
+    known_offset: bool = False
 
 
-def read_geotiff(content: bytes, max_side: int) -> GeoTile:
-    """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed."""
+def read_geotiff(content: bytes, max_side: int, offset: int | None = None) -> GeoTile:
+    """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed.
+
+    offset: digital numbers to take off (down to 0) bands whose tags speak of none; None where nobody says.
+    """
     rasterio = library()
     try:
-        with rasterio.Env(**QUIET, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a tile without georeference is no surprise
-            with rasterio.io.MemoryFile(content, ext=".tif") as file, file.open(driver="GTiff") as opened:
-                if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
-                    raise InputError(
-                        f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
-                    )
-                if (size := opened.width * opened.height * opened.count) > 3 * max_side**2:  # before anything of that size is made
-                    raise InputError(
-                        f"too large ({size / 1e6:.0f} million values; at most {3 * max_side**2 / 1e6:.0f} million, as in the largest RGB)"
-                    )
-                if set(opened.dtypes) != {"uint16"}:
-                    raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
-                pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
-                tags = [tagged_offset(scale, offset) for scale, offset in zip(opened.scales, opened.offsets, strict=True)]
-                if any(tags):
-                    pixels = np.maximum(pixels.astype(np.int32) - np.array([tag or 0 for tag in tags]), 0).astype(np.uint16)
-                return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in tags)
+        with _opened(content, rasterio) as opened:
+            if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
+                raise InputError(
+                    f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
+                )
+            if (size := opened.width * opened.height * opened.count) > 3 * max_side**2:  # before anything of that size is made
+                raise InputError(
+                    f"too large ({size / 1e6:.0f} million values; at most {3 * max_side**2 / 1e6:.0f} million, as in the largest RGB)"
+                )
+            if set(opened.dtypes) != {"uint16"}:
+                raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")
+            pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
+            tags = [tagged_offset(*tag) for tag in zip(opened.scales, opened.offsets, strict=True)]
+            offsets = [offset if tag is None else tag for tag in tags]
+            if any(offsets):
+                pixels = np.maximum(pixels.astype(np.int32) - np.array([each or 0 for each in offsets]), 0).astype(np.uint16)
+            return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in offsets)
     except faults(rasterio) as error:
         raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
+
+
+def read_place(content: bytes) -> Place | None:
+    """Where an encoded TIFF of any values lies, by its header alone; None where it doesn't say, or rasterio is not installed."""
+    try:
+        rasterio = library()
+    except BackendError:
+        return None
+    try:
+        with _opened(content, rasterio) as opened:
+            return _place(opened, rasterio)
+    except faults(rasterio):
+        return None
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, rasterio: Any) -> Iterator[Any]:
+    with rasterio.Env(**QUIET, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tile without georeference is no surprise
+        with rasterio.io.MemoryFile(content, ext=".tif") as file, file.open(driver="GTiff") as opened:
+            yield opened
 
 
 def _place(opened: Any, rasterio: Any) -> Place | None:

@@ -14,29 +14,28 @@ import contextlib
 import hashlib
 import math
 import posixpath
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, orders
-from ..errors import InputError
+from ..bands import LEAST_WITH_OFFSET, Statistics, choose_order, named_order, orders
+from ..errors import BackendError, InputError
+from ..raster import library
 from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
-from .decode import EXTENSIONS, MAX_SIDE, TileFormat, decode_rgb, is_of_8_bits
-from .geotiff import GeoTile, Place, read_geotiff
+from .decode import MAX_SIDE, TIFF, TileFormat, decode_rgb, is_of_8_bits
+from .geotiff import GeoTile, Place, read_geotiff, read_place
+from .layout import Layout
 from .neighbours import near_duplicates, thumbnail, touching
 from .sources import Source, Unreadable, open_source
 from .workers import each_file
 
 BLOCK_DEGREES = 0.25  # of longitude: what a spatial split keeps together
-SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-_UNSHOWN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of control characters, bytes that are no UTF-8, line ends and such
 _ASKED, _TRIED, _SHOWN_PAIRS = 9, 200, 20
 
 
@@ -98,19 +97,21 @@ def scan(
     bands: tuple[str, ...] | None = None,
     convert: Callable[[bytes], bytes] = bytes,
     gsd: float | None = None,
+    offset: int | None = None,
 ) -> Dataset:
     """Scan a folder or archive into a `Dataset`; files that can't be used are in its `left_out`, with the reason.
 
     workers: processes that decode. on_progress: called with files done and files in all. bands: which are used, of tiles with more
     than red, green and blue; None takes all. convert: what is made of a file's content before it is looked at (see `Dataset.content`);
-    it goes to other processes. gsd: ground sampling distance in metres, of tiles that don't say it.
+    it goes to other processes. gsd: ground sampling distance in metres, of tiles that don't say it. offset: digital numbers to take off tiles
+    whose tags don't say it; 0 says that there is none.
     Raises InputError for a source that can't be read, an empty class, fewer than two classes, bands that are not there or in an
     order that can't be right; BackendError where the tiles are GeoTIFF and rasterio is not installed.
     """
     looks: list[_Look] = []
     with open_source(source_path) as source:
-        layout = _Layout.of(source)
-        kind = _format_of(source, layout.names, bands)
+        layout = Layout.of(source)
+        kind, notes = _format_of(source, layout.names, bands, offset)
         for look in each_file(source, layout.names, _Looking(kind, convert), workers):
             looks.append(look)
             on_progress(len(looks), len(layout.names))
@@ -121,7 +122,10 @@ def scan(
     if rule.spatial and not layout.split_folders:
         _require_places(source_path, good)
     index = {name: i for i, name in enumerate(layout.classes)}
-    tiles = tuple(Tile(look.name, index[layout.class_of[look.name]], layout.split_of(look, rule), look.sha256, look.size) for look in good)
+    splits = [layout.split_folders.get(look.name) or rule.split_of(look.sha256, look.place) for look in good]
+    tiles = tuple(
+        Tile(look.name, index[layout.class_of[look.name]], split, look.sha256, look.size) for look, split in zip(good, splits, strict=True)
+    )
     _refuse_empty(layout, tiles, left_out)
     in_train = [look for look, tile in zip(good, tiles, strict=True) if tile.split == "train"]
     if not in_train:
@@ -143,94 +147,61 @@ def scan(
         left_out=dict(sorted(left_out.items())),
         leaks=_leaks(tiles, good),
         gsd=_gsd(good, gsd, source_path),
+        offset=offset,
+        notes=notes,
     )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Which file belongs to which class and, where the folders say so, to which split."""
-
-    path: Path
-    names: list[str]
-    classes: tuple[str, ...]
-    class_of: dict[str, str]
-    split_folders: dict[str, str]
-    left_out: dict[str, str]
-
-    @classmethod
-    def of(cls, source: Source) -> _Layout:
-        files = source.names()
-        for name in (*files, *source.folders(), *source.irregular):
-            if any(unicodedata.category(character) in _UNSHOWN for character in name):
-                raise InputError(f"{source.path} holds the name {name!a}, which is not text that can be shown. Rename it.")
-        images = [name for name in files if posixpath.splitext(name)[1].lower() in EXTENSIONS]
-        if not images:
-            raise InputError(f"{source.path} holds no image ({', '.join(sorted(EXTENSIONS))}). Give a folder of class folders.")
-        depths = Counter(name.count("/") + 1 for name in images)
-        depth = depths.most_common(1)[0][0]
-        if depth < 2:
-            raise InputError(f"{source.path} has its images in no class folder. Put those of each class in a folder of its own.")
-        left_out = dict(source.irregular)
-        left_out |= dict.fromkeys(set(files).difference(images), "not an image file")
-        left_out |= {name: "not in a class folder" for name in images if name.count("/") + 1 != depth}
-        names = [name for name in images if name not in left_out]
-        class_folders = {folder for folder in source.folders() if len(PurePosixPath(folder).parts) == depth - 1}
-        roots = {PurePosixPath(folder).parent for folder in class_folders}
-        named = {root: SPLIT_FOLDERS.get(root.name.lower()) for root in roots}
-        split_folders: dict[str, str] = {}
-        if all(named.values()):
-            split_folders = {name: str(named[PurePosixPath(name).parent.parent]) for name in names}
-        elif len(roots) > 1:
-            first, second = sorted(str(root) for root in roots)[:2]
-            raise InputError(
-                f"{source.path} has class folders in several places ({first}, {second}). "
-                "Give one folder of class folders, or train/, valid/ and test/ of them."
-            )
-        classes = tuple(sorted({PurePosixPath(folder).name for folder in class_folders}))
-        class_of = {name: PurePosixPath(name).parent.name for name in names}
-        if len(classes) < 2:
-            raise InputError(f"{source.path} has the one class {classes[0]!r} only. A classifier needs at least two class folders.")
-        return cls(source.path, names, classes, class_of, split_folders, left_out)
-
-    def split_of(self, look: _Look, rule: SplitRule) -> str:
-        return self.split_folders.get(look.name) or rule.split_of(look.sha256, look.place)
-
-
-def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None) -> TileFormat:
-    """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order."""
-    tiffs = [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
+def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None, offset: int | None) -> tuple[TileFormat, tuple[str, ...]]:
+    """8-bit RGB, unless bands are asked for or most files are TIFF with other pixels; then which bands a file holds, in which order. And what
+    people should know about that."""
+    tiffs = _tiffs(names)
     if wanted and not tiffs:
         raise InputError(f"--bands asks for {', '.join(wanted)}; {source.path} holds no GeoTIFF. Leave --bands out for RGB tiles.")
     if not wanted and (2 * len(tiffs) <= len(names) or not _are_spectral(source, tiffs)):
-        return TileFormat()
+        if offset is not None:
+            raise InputError(
+                f"--offset {offset} is for GeoTIFF of digital numbers; the tiles of {source.path} are 8-bit RGB. Leave it out."
+            )
+        return TileFormat(), ()
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
     alike: dict[int, list[tuple[str, GeoTile]]] = {}  # by number of bands: one odd file must not decide for the others
     why = ""
     for name in tried:
         try:
-            tile = read_geotiff(source.read(name), MAX_SIDE)
+            tile = read_geotiff(source.read(name), MAX_SIDE, offset)
             alike.setdefault(tile.pixels.shape[2], []).append((name, tile))
         except InputError as error:
             why = why or f"{name}: {error}"
     if not alike:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({why}).")
     most = max(alike.values(), key=len)
+    descriptions = most[0][1].descriptions
     try:
-        candidates = orders(most[0][1].descriptions, wanted)
+        candidates = orders(descriptions, wanted)
     except InputError as error:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0][0]}: {error}).") from None
     looks = [_look_at(name, tile.pixels, tile.place) for name, tile in most]
-    tagged = all(tile.tagged for _, tile in most)
+    if offset and (none := float(np.mean([(tile.pixels == 0).mean() for _, tile in most]))) > 0.5:
+        raise InputError(
+            f"--offset {offset} leaves nothing of {100 * none:.0f} % of the values of {source.path}: they don't carry it. Give --offset 0, or leave it out."
+        )
     found = _statistics(looks)
-    order = choose_order(candidates, found, str(source.path))
-    if not tagged and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
+    order, odd = choose_order(candidates, found, str(source.path), named_order(descriptions, wanted))
+    known = all(tile.known_offset for _, tile in most)
+    if not known and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
         raise InputError(
             f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "
-            "baseline 04.00. Say in their tags what they are: gdal_edit.py -scale 0.0001 -offset -0.1 TILE, or -scale 0.0001 -offset 0 if they are that bright."
+            "baseline 04.00. Say --offset 1000, or --offset 0 if they are that bright; or say it in their tags: gdal_edit.py -scale 0.0001 -offset -0.1 TILE"
         )
     if missing := [name for name in wanted or () if name not in order]:
         raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")
-    return TileFormat(wanted or order, order)
+    notes = f"the bands are taken as {','.join(order)}, as they are named, though {odd}. Some ground is like that; else check their names"
+    return TileFormat(wanted or order, order, offset), (notes,) if odd else ()
+
+
+def _tiffs(names: list[str]) -> list[str]:
+    return [name for name in names if posixpath.splitext(name)[1].lower() in (".tif", ".tiff")]
 
 
 def _are_spectral(source: Source, tiffs: list[str]) -> bool:
@@ -271,7 +242,9 @@ class _Looking:
             tile = self.kind.read(content)
         except InputError as error:
             return replace(known, fault=str(error))
-        return replace(_look_at(name, tile.pixels, tile.place), sha256=known.sha256, size=known.size)
+        # only here, not where tiles are decoded to be judged: it takes longer than 8-bit pixels do
+        place = read_place(content) if self.kind.dtype == "uint8" and content.startswith(TIFF) else tile.place
+        return replace(_look_at(name, tile.pixels, place), sha256=known.sha256, size=known.size)
 
 
 def _look_at(name: str, pixels: NDArray[np.unsignedinteger], place: Place | None) -> _Look:
@@ -288,7 +261,7 @@ def _same_size(looks: list[_Look], left_out: dict[str, str]) -> tuple[list[_Look
     return [look for look in looks if look.name not in left_out], size
 
 
-def _unique(looks: list[_Look], layout: _Layout, left_out: dict[str, str]) -> list[_Look]:
+def _unique(looks: list[_Look], layout: Layout, left_out: dict[str, str]) -> list[_Look]:
     """Keep one of each content: the copy in test before the one in valid before the one in train, so no score is flattered."""
     copies: dict[str, list[_Look]] = {}
     for look in looks:
@@ -307,7 +280,7 @@ def _unique(looks: list[_Look], layout: _Layout, left_out: dict[str, str]) -> li
     return [look for look in looks if look.name not in left_out]
 
 
-def _refuse_empty(layout: _Layout, tiles: tuple[Tile, ...], left_out: dict[str, str]) -> None:
+def _refuse_empty(layout: Layout, tiles: tuple[Tile, ...], left_out: dict[str, str]) -> None:
     used = {layout.classes[tile.label] for tile in tiles}
     for name in layout.classes:
         if name not in used:
@@ -318,9 +291,14 @@ def _refuse_empty(layout: _Layout, tiles: tuple[Tile, ...], left_out: dict[str, 
 
 def _require_places(path: Path, looks: list[_Look]) -> None:
     if lost := [look.name for look in looks if not look.place]:
+        mend = "Use GeoTIFF tiles with coordinates, or another --split."
+        if _tiffs(lost):
+            try:
+                library()
+            except BackendError as error:
+                mend = str(error)
         raise InputError(
-            f"--split spatial needs tiles that say where they lie; {len(lost)} of {len(looks)} tiles of {path} don't ({lost[0]}). "
-            "Use uint16 GeoTIFF tiles with coordinates, or another --split."
+            f"--split spatial needs tiles that say where they lie; {len(lost)} of {len(looks)} tiles of {path} don't ({lost[0]}). {mend}"
         )
 
 

@@ -31,7 +31,8 @@ def model_card(spec: ModelSpec, score: Score, engines: list[EngineRecord], confi
         f"# {spec.architecture}, {len(spec.classes)} classes",
         "",
         f"Classifies {spec.width}x{spec.height} tiles ({', '.join(spec.bands)}; {spec.dtype}, {spec.layout}) into: {', '.join(spec.classes)}.",
-        "Give the tile's own values: scaling and normalisation are inside the graph.",
+        "Give the tile's own values: scaling and normalisation are inside the graph."
+        + f" An offset of {spec.offset} is to be taken off them first." * bool(spec.offset),
         "",
         *_data(spec),
         "## Training",

@@ -12,12 +12,13 @@ from typing import Any
 
 from ..bands import WHITE, tagged_offset
 from ..errors import InputError
+from ..shift import shifts
 from ..spec import ModelSpec, same_gsd
 from .area import gsd_of
 from .config import MapConfig
 from .geo import has_mask, nodata_of, open_raster
-from .plausible import check_values
-from .scene import Band, Scene
+from .plausible import check_values, sample
+from .scene import Band, Scene, converted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,15 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
     )
     if numbers:
         own = [band.name for band in scene.bands]
-        others = [band for band in found.bands.values() if band.path in shapes and band.name not in own]
-        check_values(
-            scene, tuple(dataclasses.replace(band, factor=factors[band.path]) for band in others), known_offset=None not in offsets
+        others = tuple(
+            dataclasses.replace(band, factor=factors[band.path])
+            for band in found.bands.values()
+            if band.path in shapes and band.name not in own
         )
-    return dataclasses.replace(scene, says=(*scene.says, *_decided(scene)))
+        seen = check_values(scene, others, known_offset=None not in offsets)
+    else:
+        seen = sample(scene)
+    return dataclasses.replace(scene, says=(*scene.says, *_decided(scene), *shifts(spec, converted(scene, seen))))
 
 
 def _gsd_said(fine: Shape, spec: ModelSpec) -> list[str]:

@@ -24,15 +24,16 @@ _COARSE = 1024  # pixels along each side of a coarse look
 _BRIGHT = 20_000  # twice what reflects all light: the half of a scene that lies above is none
 
 
-def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> None:
-    """InputError for a uint16 scene whose values can't be Sentinel-2's digital numbers with the offset taken off.
+def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> NDArray[np.uint16]:
+    """InputError for a uint16 scene whose values can't be Sentinel-2's digital numbers with the offset taken off; else the values that were
+    looked at (bands, N), as the files have them.
 
     others: further bands of its files, which may tell what its own don't. known_offset: metadata or the config speak of it.
     """
-    every = _sample(dataclasses.replace(scene, bands=(*scene.bands, *others)))
-    if not every.size:
-        return  # what is looked at holds no data; the map will say where there is some
+    every = sample(dataclasses.replace(scene, bands=(*scene.bands, *others)))
     values, offset = every[: len(scene.bands)], max(band.offset for band in scene.bands)
+    if not every.size:
+        return values  # what is looked at holds no data; the map will say where there is some
     # what hardly a pixel of the darkest band lies below
     low = float(np.quantile(every, 0.005, axis=1).min())
     if not known_offset and low >= LEAST_WITH_OFFSET:
@@ -50,6 +51,7 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
         raise InputError(
             f"{scene.path} has a band whose median is {middle:.0f}; reflectance x 10,000 can't be. Give digital numbers of L1C or L2A."
         )
+    return values
 
 
 def name_13_bands(path: Path, indexes: list[int]) -> list[str]:
@@ -59,7 +61,7 @@ def name_13_bands(path: Path, indexes: list[int]) -> list[str]:
         dtype = dataset.dtypes[0]
     if dtype != "uint16":
         raise InputError(f"{path} has 13 bands of {dtype} without names; Sentinel-2's digital numbers are uint16. Give another scene.")
-    values = _sample(_unnamed(path, indexes, size, nodata))
+    values = sample(_unnamed(path, indexes, size, nodata))
     if not values.size:
         raise InputError(f"{path} has 13 bands without names, and no data to tell their order by. Name them: --set bands=B01,B02,...")
     return list(order_of_13(np.median(values, axis=1), str(path)))
@@ -71,7 +73,7 @@ def check_named(path: Path, names: list[str], indexes: list[int]) -> None:
         nodata, size, dtypes = nodata_of(dataset), (dataset.height, dataset.width), set(dataset.dtypes)
     if "B10" not in names or len(names) < 3 or dtypes != {"uint16"}:
         return
-    values = _sample(_unnamed(path, indexes, size, nodata))
+    values = sample(_unnamed(path, indexes, size, nodata))
     if values.size and names[darkest := int(np.argmin(np.median(values, axis=1)))] != "B10":
         raise InputError(
             f"{path} has band descriptions that can't be right: B10 must be the darkest band, and what is called {names[darkest]} is. "
@@ -112,8 +114,8 @@ def order_of_13(medians: NDArray[np.float64], name: str) -> tuple[str, ...]:
     )
 
 
-def _sample(scene: Scene) -> NDArray[np.uint16]:
-    """Digital numbers (bands, N) of pixels that hold data, nothing taken off."""
+def sample(scene: Scene) -> NDArray[np.uint16]:
+    """Values (bands, N) of pixels that hold data, as the files have them, nothing taken off."""
     height, width = min(_SIDE, scene.height), min(_SIDE, scene.width)
     tops, lefts = (np.linspace(0, length - side, _WINDOWS).astype(int) for length, side in ((scene.height, height), (scene.width, width)))
     plain = dataclasses.replace(scene, scaled=False, bands=tuple(dataclasses.replace(band, offset=0) for band in scene.bands))

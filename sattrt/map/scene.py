@@ -145,6 +145,13 @@ def table(offset: int, scaled: bool) -> NDArray[np.uint16] | NDArray[np.uint8]:
     return to_eurosat_rgb(numbers) if scaled else numbers
 
 
+def converted(scene: Scene, values: Pixels) -> Pixels:
+    """Values (bands, N) of the files as the engine takes them (N, bands)."""
+    if scene.dtype == "uint8":
+        return values.T
+    return np.stack([table(band.offset, scene.scaled)[each] for band, each in zip(scene.bands, values, strict=True)], axis=-1)
+
+
 Weights = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 

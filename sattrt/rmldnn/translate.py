@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import __version__
-from ..data.scan import SPLIT_FOLDERS
+from ..data.layout import SPLIT_FOLDERS
 from ..errors import InputError
 from ..spec import read_bytes, write_bytes
 from .config import OptimizerConfig, RmldnnConfig

@@ -23,6 +23,7 @@ from ..data.loader import Loader, decode_tiles
 from ..model import TileClassifier, resized, symmetries
 from ..trained import load_trained
 from .config import TrainConfig
+from .handover import sampled_percentiles
 from .hardware import DTYPES, Rank
 from .log import read_log
 
@@ -31,7 +32,7 @@ NO_PICTURES = "The run's pictures were left out: matplotlib is not installed (pi
 
 
 def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: TrainConfig) -> str | None:
-    """Write temperature and calibration into spec.json; curves, confusion matrix and the worst tiles as pictures.
+    """Write temperature, calibration and what the bands were like into spec.json; curves, confusion matrix and the worst tiles as pictures.
 
     Returns what people should know: that the pictures were left out, where matplotlib is missing.
     """
@@ -58,7 +59,8 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         if model.views == 1:
             plain = logits
     loader.close()
-    training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views]}
+    learned = sampled_percentiles(run, spec.bands)
+    training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views], "percentiles": learned}
     replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
     try:
         from ..figure import contact_sheet

@@ -7,7 +7,7 @@ spec_of(dataset, image_size=0, training={}).write(Path("run/spec.json"))
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import decoded
 from ..data.sources import Source
+from ..shift import percentiles
 from ..spec import ModelSpec, atomic_path
 
 _MOST_TILES, _MOST_BYTES = {"train": 1024, "valid": 20_000}, 4 * 10**9  # of each split
@@ -33,6 +34,7 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         bands=dataset.bands,
         dtype=dataset.dtype,
         gsd=dataset.gsd,
+        offset=dataset.offset,
         resize=image_size,
         dataset_digest=dataset.digest,
         training={**training, "data": account(dataset)},
@@ -84,3 +86,9 @@ def write_samples(
                 np.save(file, np.array([tile.label for tile in tiles], np.int64))
         with archive.open("valid_names.npy", "w") as file:
             np.save(file, np.array([tile.name for tile in tiles]))
+
+
+def sampled_percentiles(run: Path, bands: Sequence[str]) -> dict[str, list[int]]:
+    """`shift.percentiles` of the train tiles in samples.npz; the others, which may be many, are not read."""
+    with np.load(run / "samples.npz", allow_pickle=False) as file:
+        return percentiles(file["train"], bands)

@@ -1,4 +1,5 @@
 import io
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from sattrt.accuracy import wilson
 from sattrt.bands import ESA, band_name, orders, parse_bands, preview, to_eurosat_rgb
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
-from sattrt.data.cache import write_cache
+from sattrt.bench.tiles import TileReader
+from sattrt.data.cache import open_cache, write_cache
 from sattrt.data.dataset import Dataset, Tile
-from sattrt.data.decode import read_for
-from sattrt.data.geotiff import Place, read_geotiff
+from sattrt.data.decode import read_for, read_tiles
+from sattrt.data.geotiff import Place, read_geotiff, read_place
 from sattrt.data.loader import Loader
 from sattrt.data.neighbours import near_duplicates, thumbnail, touching
 from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, adapted_to_bands, load_weights
+from sattrt.screen import print_dataset
+from sattrt.spec import ModelSpec
 from sattrt.training.handover import spec_of
 
 pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
@@ -84,8 +89,8 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
     write_classes(tmp_path / "t", EUROSAT_ORDER)
     for i, path in enumerate(sorted((tmp_path / "t").rglob("*.tif"))):  # the names of two bands are exchanged
         write_geotiff(path, pixels(EUROSAT_ORDER, i), wrong)
-    with pytest.raises(InputError, match=r"B03 and B04 should look alike"):
-        scan(tmp_path / "t", RULE, workers=1)
+    [note] = scan(tmp_path / "t", RULE, workers=1).notes  # B10 is where it is said to be: no ground to refuse them
+    assert "as they are named, though B03 and B04 should look alike" in note
     write_classes(tmp_path / "cirrus", ESA, described=True)
     for i, path in enumerate(sorted((tmp_path / "cirrus").rglob("*.tif"))):
         write_geotiff(path, pixels(EUROSAT_ORDER, i), ESA)
@@ -97,6 +102,31 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
         scan(tmp_path / "cirrus", RULE, workers=1)
     write_classes(tmp_path / "rgb", ("B02", "B03", "B04"))
     assert scan(tmp_path / "rgb", RULE, workers=1, bands=("B02", "B03", "B04")).bands == ("B02", "B03", "B04")
+
+
+def test_arid_ground_under_named_bands_is_a_note_and_under_a_guessed_order_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twelve = tuple(name for name in ESA if name != "B10")
+    for order in (("B02", "B03", "B04"), twelve):
+        folder = write_classes(tmp_path / str(len(order)), order, described=order != twelve)
+        for i, path in enumerate(sorted(folder.rglob("*.tif"))):
+            tile = pixels(order, i)
+            tile[..., order.index("B02")] //= 3  # sand: darker in blue than in red, everywhere
+            write_geotiff(path, tile, None if order == twelve else order)
+    found = scan(tmp_path / "3", RULE, workers=1)
+    assert found.bands == ("B02", "B03", "B04")
+    [note] = found.notes
+    assert "taken as B02,B03,B04, as they are named, though dark places should be brighter in B02 (blue)" in note
+    write_cache(found, tmp_path, workers=1).write(tmp_path)
+    assert Dataset.read(tmp_path).notes == found.notes
+    print_dataset(found, wilson)
+    assert f"note: {note}" in capsys.readouterr().out
+    assert "brighter in B02" in refused(scan, tmp_path / "12", RULE, workers=1)
+    assert "brighter in B02" in refused(scan, tmp_path / "12", RULE, workers=1, bands=twelve[:4])  # which names some of them
+    named = scan(tmp_path / "12", RULE, workers=1, bands=twelve)
+    assert (named.file_bands, len(named.notes)) == (twelve, 1)
+    assert named.left_out == {}
 
 
 def test_missing_bands_and_bands_of_rgb_tiles_are_refused(tmp_path: Path, tiles: Path) -> None:
@@ -174,6 +204,36 @@ def test_a_spatial_split_keeps_blocks_of_longitude_together(tmp_path: Path, tile
         scan(tiles, SplitRule.parse("spatial"), workers=1)
     with pytest.raises(InputError, match="--split"):
         SplitRule.parse("spatially:1:1:1")
+
+
+def test_8_bit_geotiff_has_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    for index, name in enumerate(("One", "Other")):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        (plain / name).mkdir(parents=True)
+        for i in range(20):  # four rows of tiles, each beside the last, in blocks of longitude of their own
+            tile = np.random.default_rng(50 * index + i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            write_geotiff(tmp_path / "t" / name / f"{i}.tif", tile, None, 400_000 + 640 * i + i // 5 * 30_000, 5_000_000 + 50_000 * index)
+            Image.fromarray(tile).save(plain / name / f"{i}.tif")
+    found = scan(tmp_path / "t", RULE, workers=1)
+    assert (found.dtype, found.gsd, found.left_out) == ("uint8", 10, {})
+    assert found.leaks.touching
+    found, without = (scan(folder, SplitRule((1, 0, 0)), workers=1) for folder in (tmp_path / "t", plain))
+    assert (without.gsd, without.leaks.touching) == (None, None)
+    assert (found.mean, found.std) == (without.mean, without.std)  # the pixels are Pillow's
+    spatial = SplitRule.parse("spatial:50:25:25", seed=1)
+    splits: dict[int, set[str]] = {}
+    for each in scan(tmp_path / "t", spatial, workers=1).all_tiles:
+        place = read_place((tmp_path / "t" / each.name).read_bytes())
+        assert place is not None
+        splits.setdefault(int(place.longitude // BLOCK_DEGREES), set()).add(each.split)
+    assert len(splits) > 3
+    assert all(len(found) == 1 for found in splits.values())
+    assert "Use GeoTIFF tiles with coordinates" in refused(scan, plain, spatial, workers=1)
+    monkeypatch.setitem(sys.modules, "rasterio", None)  # as where it is not installed
+    assert scan(tmp_path / "t", RULE, workers=1).leaks.touching is None
+    assert "40 of 40 tiles" in refused(scan, tmp_path / "t", spatial, workers=1)
+    assert "pip install 'sattrt[geo]'" in refused(scan, tmp_path / "t", spatial, workers=1)
 
 
 def test_the_ground_sampling_distance_is_that_of_the_coordinates_or_what_is_given(tmp_path: Path, tiles: Path) -> None:
@@ -334,7 +394,54 @@ def test_tiles_that_carry_the_offset_are_refused_whatever_their_bands(tmp_path: 
     for path in folder.rglob("*.tif"):
         tile = read_geotiff(path.read_bytes(), 4096)
         write_geotiff(path, tile.pixels + 1000, four)
-    assert "carry the offset of 1,000" in refused(scan, folder, RULE, workers=1)
+    said = refused(scan, folder, RULE, workers=1)
+    assert "carry the offset of 1,000" in said
+    assert said.index("--offset 1000") < said.index("gdal_edit.py")
+
+
+def test_an_offset_that_no_tag_speaks_of_is_taken_off_wherever_the_tiles_are_read(tmp_path: Path) -> None:
+    four = ("B04", "B03", "B02", "B08")
+    plain, carrying = (write_classes(tmp_path / name, four, described=True) for name in ("plain", "carrying"))
+    for path in carrying.rglob("*.tif"):
+        write_geotiff(path, read_geotiff(path.read_bytes(), 4096).pixels + 1000, four)
+    rule = SplitRule((1, 0, 0))  # of other content, each tile would be in another split
+    expected = write_cache(scan(plain, rule, workers=1), tmp_path / "p", workers=1)
+    found = write_cache(scan(carrying, rule, workers=1, offset=1000), tmp_path / "c", workers=1)
+    assert (found.mean, found.std) == (expected.mean, expected.std)
+    np.testing.assert_array_equal(open_cache(found), open_cache(expected))
+    found.write(tmp_path / "c")
+    assert Dataset.read(tmp_path / "c") == found
+    spec = spec_of(found, 0, {})
+    spec.write(tmp_path / "spec.json")
+    assert ModelSpec.read(tmp_path / "spec.json").offset == 1000
+    files = sorted(carrying.rglob("*.tif"))[:3]
+    read = read_tiles(files, ModelSpec.read(tmp_path / "spec.json"))
+    np.testing.assert_array_equal(read, read_tiles([plain / file.relative_to(carrying) for file in files], spec_of(expected, 0, {})))
+    with TileReader(found, found.tiles("train")[:3], 1) as reader:  # as the bench does
+        np.testing.assert_array_equal(next(iter(reader))[0], open_cache(expected)[:3])
+    bright = scan(carrying, rule, workers=1, offset=0)
+    assert (bright.offset, bright.file_bands) == (0, four)
+    np.testing.assert_allclose(np.array(bright.mean) * 65535, np.array(expected.mean) * 65535 + 1000, rtol=1e-9)
+    assert len({each.digest for each in (found, bright, replace(found, offset=None))}) == 2  # what is taken off tells pixels apart
+
+
+def test_tags_go_before_an_offset_that_is_given_and_what_can_not_carry_it_is_refused(tmp_path: Path, tiles: Path) -> None:
+    import rasterio
+
+    four = ("B04", "B03", "B02", "B08")
+    folder = write_classes(tmp_path / "t", four, described=True)
+    plain = scan(folder, RULE, workers=1)
+    for path in folder.rglob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            file.scales, file.offsets = (1e-4,) * 4, (0.0,) * 4
+    tagged = read_geotiff(path.read_bytes(), 4096, 1000)
+    assert tagged.known_offset
+    np.testing.assert_array_equal(tagged.pixels, read_geotiff(path.read_bytes(), 4096).pixels)
+    assert scan(folder, RULE, workers=1, offset=1000).file_bands == plain.file_bands
+    low = write_classes(tmp_path / "low", ("B02", "B04", "B12"), described=True)
+    assert "--offset 5000 leaves nothing of 100 % of the values" in refused(scan, low, RULE, workers=1, offset=5000)
+    assert "--offset 1000 is for GeoTIFF of digital numbers" in refused(scan, tiles, RULE, workers=1, offset=1000)
+    assert "--offset 0 is for GeoTIFF of digital numbers" in refused(scan, tiles, RULE, workers=1, offset=0)
 
 
 def refused(work: Any, *given: object, **settings: object) -> str:

@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from sattrt.map.config import MapConfig
 from sattrt.map.finding import find_scene
 from sattrt.map.plausible import order_of_13
 from sattrt.map.scene import Reader, table
+from sattrt.shift import percentiles
 
 MULTISPECTRAL = SHARED / "EuroSAT_MS_sample.zip"
 
@@ -359,3 +361,28 @@ def test_values_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
     pixels = np.zeros((3, 1000, 1000), np.uint16)
     pixels[:, 530:620, 270:370] = noise(3, 90, 100, least=1100)
     assert "records no offset" in refusal(write_raster(tmp_path / "small.tif", pixels, ("B04", "B03", "B02")))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("uint16", "uint16"), ("uint8", "uint16"), ("uint8", "uint8")])
+def test_a_scene_that_is_unlike_the_train_tiles_says_so(tmp_path: Path, dtype: str, kind: str) -> None:
+    least, most, more = (500, 1500, 1200) if kind == "uint16" else (50, 100, 100)
+    names, wanted = ("B04", "B03", "B02"), ("B04", "B03", "B02") if dtype == "uint16" else ("red", "green", "blue")
+    like, alike, unlike = (noise(3, 200, 200, seed, least, most).astype(kind) for seed in range(3))
+    unlike[1] += more
+    path = write_raster(tmp_path / "like.tif", like, names)
+    tiles = read(path, wanted, dtype).transpose(1, 2, 0)  # as the engine takes them: scaled, where it wants colours
+    knows = replace(spec(wanted, dtype), training={"percentiles": percentiles(tiles, wanted)})
+    for pixels, found in ((like, []), (alike, []), (unlike, [wanted[1]])):
+        says = find_scene(write_raster(path, pixels, names), knows, MapConfig()).says
+        assert [text.split()[3] for text in says if "the median of" in text] == found
+        assert not any("the median of" in text for text in find_scene(path, spec(wanted, dtype), MapConfig()).says)
+
+
+def test_an_offset_that_is_not_taken_off_is_noticed_by_the_train_tiles(tmp_path: Path) -> None:
+    names = ("B04", "B10")
+    tiles = np.concatenate([noise(1, 200, 200), noise(1, 200, 200, least=5, most=30)])
+    knows = replace(spec(names, "uint16"), training={"percentiles": percentiles(tiles.transpose(1, 2, 0), names)})
+    path = write_raster(tmp_path / "s.tif", tiles + 1000, names)
+    assert find_scene(path, knows, MapConfig(offset=1000)).says == ("offset of 1000 taken off",)
+    [said] = find_scene(path, knows, MapConfig(offset=0)).says
+    assert said.startswith("the median of B10 is 1017, and 98 % of the pixels that the network learned from lie within 5 and 29:")

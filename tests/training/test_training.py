@@ -14,6 +14,7 @@ from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
+from sattrt.shift import percentiles
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
 from sattrt.training import loop
@@ -47,6 +48,7 @@ def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Datase
     assert spec.training["calibration_symmetries"]["views"] == 8
     assert spec.training["data"] == {"source": "tiles", "split": dataset.split_description, "tiles": dataset.counts()}
     with np.load(run / "samples.npz") as samples:
+        assert spec.training["percentiles"] == percentiles(samples["train"], dataset.bands)
         assert samples["train"].shape[1:] == (64, 64, 3)
         assert list(samples["valid_names"]) == [tile.name for tile in dataset.tiles("valid")]
         for name, expected in zip(("valid", "valid_labels"), decode_tiles(dataset, dataset.tiles("valid")), strict=True):
