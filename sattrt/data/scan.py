@@ -284,7 +284,7 @@ def _refuse_empty(layout: Layout, tiles: tuple[Tile, ...], left_out: dict[str, s
     used = {layout.classes[tile.label] for tile in tiles}
     for name in layout.classes:
         if name not in used:
-            faults = [f"{file}: {fault}" for file, fault in left_out.items() if layout.class_of.get(file, PurePosixPath(file).name) == name]
+            faults = [f"{file}: {fault}" for file, fault in left_out.items() if layout.class_of.get(file, posixpath.basename(file)) == name]
             why = f" (left out: {faults[0]}" + (f", and {len(faults) - 1} more)" if len(faults) > 1 else ")") if faults else ""
             raise InputError(f"{layout.path}: the class {name!r} has no usable tile{why}. Add tiles to its folder, or remove it.")
 
