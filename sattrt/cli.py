@@ -6,6 +6,7 @@ runs, so that `sattrt --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from . import __version__
 from .errors import SattrtError
 from .screen import (
     observer,
+    print_answer,
     print_bench,
     print_change,
     print_dataset,
@@ -29,6 +31,7 @@ from .screen import (
     print_outcome,
     print_reasons,
     print_table,
+    print_unused,
     progress_bar,
     updater,
 )
@@ -293,27 +296,36 @@ def bench(
 @app.command()
 def predict(
     bundle: BundleFolder,
-    files: Annotated[list[Path], typer.Argument(help="Images of the tile size.", show_default=False)],
+    sources: Annotated[list[Path], typer.Argument(help="Images of the tile size, or folders, zips or tars of them.", show_default=False)],
     engine: Annotated[str, typer.Option(help="Name of an engine in the bundle; auto is the first that runs.")] = "auto",
     reject: Annotated[bool, typer.Option("--reject", help="Say 'rejected' where the engine is not sure enough.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a table here: a row a file, a column a class.", show_default=False)] = None,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
-    """Classify image files."""
-    from .data.decode import read_tiles
+    """Classify images; exit code 1 where some can't be used."""
+    from .predict import csv_of_answers, predict_files
     from .runtime import read_bundle
 
-    checked = read_bundle(bundle, require_signature)
-    with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
-        result = opened.predict(read_tiles(files, opened.spec), reject)
-        answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
-        if as_json:
-            predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]
-            print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions}))
-            return
-        for path, name, probability in answers:
-            print(f"{name}  {100 * probability:.1f} %  {path}")
+    checked, left_out, predictions = read_bundle(bundle, require_signature), dict[str, str](), list[dict[str, Any]]()
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(csv_of_answers(csv, checked.spec.classes)) if csv else print_answer
+        opened = stack.enter_context(checked.open_best() if engine == "auto" else checked.open(engine))
+        bar = stack.enter_context(progress_bar("files"))
+        for answer in predict_files(opened, sources, left_out, reject, updater(bar, "Predicting")):
+            if as_json:
+                predictions.append(answer.to_dict())
+            if csv or not as_json:
+                write(answer)
+    print_unused(left_out)
+    if as_json:
+        print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions, "left_out": left_out}))
+    else:
+        if csv:
+            print(csv)
         print(f"by {opened.name} on {opened.device}", file=sys.stderr)
+    if left_out:
+        raise typer.Exit(1)
 
 
 @app.command("map")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .data.dataset import Dataset
     from .map.compare import Change
     from .map.run import Mapped
+    from .predict import Answer
     from .rmldnn.run import Outcome
     from .runtime import Bundle
     from .training.log import Row
@@ -36,6 +38,7 @@ def progress_bar(unit: str = "") -> Progress:
         *columns,
         console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # lines go above the bar on a terminal; what goes into a file or a pipe stays there
         disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",  # the others' would erase the first rank's
     )
 
@@ -103,6 +106,21 @@ def print_bench(document: dict[str, Any], found: Comparison) -> None:
     for change in found.changes:
         if change.real:
             print(change)
+
+
+def print_answer(answer: Answer) -> None:
+    """The class of one file, how sure of it the engine is, and the file; a name that can't be shown in one line is escaped."""
+    print(f"{answer.name}  {100 * answer.probability:.1f} %  {_shown(answer.file)}")
+
+
+def print_unused(left_out: dict[str, str]) -> None:
+    """Each file that could not be used, and why, on stderr."""
+    for name, reason in left_out.items():
+        print(f"left out: {_shown(name)}: {' '.join(reason.split())}", file=sys.stderr)
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def print_outcome(outcome: Outcome, out: Path) -> None:
