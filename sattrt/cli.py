@@ -24,13 +24,18 @@ from .screen import (
     print_answer,
     print_bench,
     print_change,
+    print_checks,
     print_dataset,
     print_engines,
+    print_facts,
+    print_findings,
     print_left_out,
     print_maps,
     print_outcome,
     print_reasons,
+    print_speeds,
     print_table,
+    print_trained,
     print_unused,
     progress_bar,
     updater,
@@ -197,10 +202,7 @@ def train(
     with progress_bar("steps") as bar:
         result = run_training(tiles, out, settings, observer(bar))
     if int(os.environ.get("RANK", 0)) == 0:
-        if result.stopped:
-            print(f"stopped after step {result.steps}; go on with: sattrt train {dataset} --out {out} --resume")
-        else:
-            print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+        print_trained(result, dataset, out)
     if result.stopped:
         raise typer.Exit(128 + signal.SIGTERM)
 
@@ -383,21 +385,27 @@ def selftest(
     engine: Annotated[
         str | None, typer.Option(help="Name of an engine in the bundle, which has to run; all if not given.", show_default=False)
     ] = None,
+    timed: Annotated[bool, typer.Option("--time", help="Measure how fast each is here, too: some seconds an engine.")] = False,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
     """Prove that every engine which runs here, or the one that is named, answers as it did where it was exported."""
     from dataclasses import asdict
 
-    from .runtime import read_bundle
+    from .runtime import read_bundle, time_engines
     from .runtime import selftest as run_selftest
 
-    checks = run_selftest(read_bundle(bundle, require_signature), engine)
+    opened = read_bundle(bundle, require_signature)
+    checks = run_selftest(opened, engine)
+    with progress_bar() as bar:
+        bar.add_task("Timing", total=None)
+        speeds = time_engines(opened, [check.engine for check in checks if check.passed]) if timed else []
     if as_json:
-        print(json.dumps([asdict(check) for check in checks]))
+        found = {speed.engine: asdict(speed) for speed in speeds}
+        print(json.dumps([asdict(check) | found.get(check.engine, {}) for check in checks]))
     else:
-        for check in checks:
-            print(f"{check.engine}: {({True: 'passed', False: 'FAILED', None: 'not run'})[check.passed]}: {check.says}")
+        print_checks(checks)
+        print_speeds(speeds, bundle)
     if not any(check.passed for check in checks) or any(check.passed is False for check in checks):
         raise typer.Exit(1)
 
@@ -431,13 +439,8 @@ def rmldnn(
         write_translation(settings, translate)
         print(translate)
         return
-
-    def report(lines: list[tuple[str, str]]) -> None:
-        for name, value in lines:
-            print(f"{name:<12} {value}")
-
     with progress_bar() as bar:
-        outcome = run_config(settings, out, observer(bar), report, updater(bar, "Scanning"))
+        outcome = run_config(settings, out, observer(bar), print_facts, updater(bar, "Scanning"))
     if int(os.environ.get("RANK", 0)):
         return
     print_outcome(outcome, out)
@@ -463,7 +466,4 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
         return
-    print_table(("", "found"), [(finding.name, finding.found or "no") for finding in findings])
-    for finding in findings:
-        if not finding.found:
-            print(f"without {finding.name}: {finding.cost}\n    {finding.mend}")
+    print_findings(findings)
