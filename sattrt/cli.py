@@ -6,10 +6,10 @@ runs, so that `sattrt --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -21,15 +21,22 @@ from . import __version__
 from .errors import SattrtError
 from .screen import (
     observer,
+    print_answer,
     print_bench,
     print_change,
+    print_checks,
     print_dataset,
     print_engines,
+    print_facts,
+    print_findings,
     print_left_out,
     print_maps,
     print_outcome,
     print_reasons,
+    print_speeds,
     print_table,
+    print_trained,
+    print_unused,
     progress_bar,
     updater,
 )
@@ -208,12 +215,7 @@ def train(
     with progress_bar("steps") as bar:
         result = run_training(tiles, out, settings, observer(bar))
     if int(os.environ.get("RANK", 0)) == 0:
-        if result.stopped:
-            print(
-                f"stopped after step {result.steps}; go on with: {shlex.join(['sattrt', 'train', str(dataset), '--out', str(out), '--resume'])}"
-            )
-        else:
-            print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+        print_trained(result, dataset, out)
     if result.stopped:
         raise typer.Exit(128 + signal.SIGTERM)
 
@@ -311,31 +313,39 @@ def bench(
 @app.command()
 def predict(
     bundle: BundleFolder,
-    files: Annotated[list[Path], typer.Argument(help="Images of the tile size.", show_default=False)],
+    sources: Annotated[list[Path], typer.Argument(help="Images of the tile size, or folders, zips or tars of them.", show_default=False)],
     engine: Annotated[str, typer.Option(help="Name of an engine in the bundle; auto is the first that runs.")] = "auto",
     reject: Annotated[bool, typer.Option("--reject", help="Say 'rejected' where the engine is not sure enough.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a table here: a row a file, a column a class.", show_default=False)] = None,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
-    """Classify image files."""
-    from .data.decode import read_tiles
+    """Classify images; exit code 1 where some can't be used."""
+    from .predict import csv_of_answers, predict_files
     from .runtime import read_bundle
-    from .shift import shifts
 
-    checked = read_bundle(bundle, require_signature)
-    with checked.open_best() if engine == "auto" else checked.open(engine) as opened:
-        tiles = read_tiles(files, opened.spec)
-        result = opened.predict(tiles, reject)
-        for said in shifts(opened.spec, tiles):
-            print(f"note: {said}", file=sys.stderr)
-        answers = list(zip(files, result.names, map(float, result.probabilities.max(1)), strict=True))
-        if as_json:
-            predictions = [{"file": str(path), "class": name, "probability": probability} for path, name, probability in answers]
-            print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions}))
-            return
-        for path, name, probability in answers:
-            print(f"{name}  {100 * probability:.1f} %  {path}")
+    checked, left_out, predictions = read_bundle(bundle, require_signature), dict[str, str](), list[dict[str, Any]]()
+    notes: list[str] = []
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(csv_of_answers(csv, checked.spec.classes)) if csv else print_answer
+        opened = stack.enter_context(checked.open_best() if engine == "auto" else checked.open(engine))
+        bar = stack.enter_context(progress_bar("files"))
+        for answer in predict_files(opened, sources, left_out, reject, updater(bar, "Predicting"), notes):
+            if as_json:
+                predictions.append(answer.to_dict())
+            if csv or not as_json:
+                write(answer)
+    print_unused(left_out)
+    for said in notes:
+        print(f"note: {said}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions, "left_out": left_out}))
+    else:
+        if csv:
+            print(csv)
         print(f"by {opened.name} on {opened.device}", file=sys.stderr)
+    if left_out:
+        raise typer.Exit(1)
 
 
 @app.command("map")
@@ -395,21 +405,27 @@ def selftest(
     engine: Annotated[
         str | None, typer.Option(help="Name of an engine in the bundle, which has to run; all if not given.", show_default=False)
     ] = None,
+    timed: Annotated[bool, typer.Option("--time", help="Measure how fast each is here, too: some seconds an engine.")] = False,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
     """Prove that every engine which runs here, or the one that is named, answers as it did where it was exported."""
     from dataclasses import asdict
 
-    from .runtime import read_bundle
+    from .runtime import read_bundle, time_engines
     from .runtime import selftest as run_selftest
 
-    checks = run_selftest(read_bundle(bundle, require_signature), engine)
+    opened = read_bundle(bundle, require_signature)
+    checks = run_selftest(opened, engine)
+    with progress_bar() as bar:
+        bar.add_task("Timing", total=None)
+        speeds = time_engines(opened, [check.engine for check in checks if check.passed]) if timed else []
     if as_json:
-        print(json.dumps([asdict(check) for check in checks]))
+        found = {speed.engine: asdict(speed) for speed in speeds}
+        print(json.dumps([asdict(check) | found.get(check.engine, {}) for check in checks]))
     else:
-        for check in checks:
-            print(f"{check.engine}: {({True: 'passed', False: 'FAILED', None: 'not run'})[check.passed]}: {check.says}")
+        print_checks(checks)
+        print_speeds(speeds, bundle)
     if not any(check.passed for check in checks) or any(check.passed is False for check in checks):
         raise typer.Exit(1)
 
@@ -443,13 +459,8 @@ def rmldnn(
         write_translation(settings, translate)
         print(translate)
         return
-
-    def report(lines: list[tuple[str, str]]) -> None:
-        for name, value in lines:
-            print(f"{name:<12} {value}")
-
     with progress_bar() as bar:
-        outcome = run_config(settings, out, observer(bar), report, updater(bar, "Scanning"))
+        outcome = run_config(settings, out, observer(bar), print_facts, updater(bar, "Scanning"))
     if int(os.environ.get("RANK", 0)):
         return
     print_outcome(outcome, out)
@@ -475,7 +486,4 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
         return
-    print_table(("", "found"), [(finding.name, finding.found or "no") for finding in findings])
-    for finding in findings:
-        if not finding.found:
-            print(f"without {finding.name}: {finding.cost}\n    {finding.mend}")
+    print_findings(findings)

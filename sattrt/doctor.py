@@ -34,7 +34,7 @@ _PACKAGES = (
     ("onnxscript", ("onnxscript",), "no export", "pip install 'sattrt[train]'"),
     ("matplotlib", ("matplotlib",), "runs, bundles and reports without pictures", "pip install 'sattrt[train]'"),
     ("TensorBoard", ("tensorboard",), "runs without events for TensorBoard", "pip install 'sattrt[train]'"),
-    ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no engine that runs on a CPU", "pip install 'sattrt[cpu]'"),
+    ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no ONNX Runtime engine, no export in int8", "pip install 'sattrt[cpu]'"),
     ("OpenVINO", ("openvino",), "no openvino engine", "pip install 'sattrt[openvino]'"),
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
     ("TensorRT", ("tensorrt", "tensorrt-lean"), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
@@ -71,8 +71,8 @@ def examine() -> list[Finding]:
     ]
     for name, packages, cost, mend in _PACKAGES:
         versions = [f"{package} {found}" for package in packages if (found := version(package))]
-        findings.append(Finding(name, ", ".join(versions) or None, cost, mend))
-    if found_gpu and not version("onnxruntime-gpu"):
+        findings.append(Finding(name, ", ".join(versions) or None, cost, mend.replace("[cpu]", "[gpu]") if found_gpu else mend))
+    if found_gpu and version("onnxruntime") and not version("onnxruntime-gpu"):
         findings.append(
             Finding(
                 "ONNX Runtime on the GPU",

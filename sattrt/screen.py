@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,14 @@ if TYPE_CHECKING:
 
     from .bench.compare import Comparison
     from .data.dataset import Dataset
+    from .doctor import Finding
     from .map.compare import Change
     from .map.run import Mapped
+    from .predict import Answer
     from .rmldnn.run import Outcome
-    from .runtime import Bundle
+    from .runtime import Bundle, Check, Speed
     from .training.log import Row
+    from .training.loop import Result
     from .training.observer import Observer, Plan
 
 
@@ -40,6 +45,7 @@ def progress_bar(unit: str = "") -> Progress:
         *columns,
         console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # lines go above the bar on a terminal; what goes into a file or a pipe stays there
         disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",  # the others' would erase the first rank's
     )
 
@@ -107,6 +113,37 @@ def print_bench(document: dict[str, Any], found: Comparison) -> None:
     for change in found.changes:
         if change.real:
             print(change)
+
+
+def print_answer(answer: Answer) -> None:
+    """The class of one file, how sure of it the engine is, and the file; a name that can't be shown in one line is escaped."""
+    print(f"{answer.name}  {100 * answer.probability:.1f} %  {_shown(answer.file)}")
+
+
+def print_unused(left_out: dict[str, str]) -> None:
+    """Each file that could not be used, and why, on stderr."""
+    for name, reason in left_out.items():
+        print(f"left out: {_shown(name)}: {' '.join(reason.split())}", file=sys.stderr)
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def print_trained(result: Result, dataset: Path, out: Path) -> None:
+    """What a training came to, or how it goes on. dataset, out: its folders."""
+    if result.stopped:
+        print(
+            f"stopped after step {result.steps}; go on with: {shlex.join(['sattrt', 'train', str(dataset), '--out', str(out), '--resume'])}"
+        )
+    else:
+        print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+
+
+def print_facts(lines: list[tuple[str, str]]) -> None:
+    """Names and values, a line each."""
+    for name, value in lines:
+        print(f"{name:<12} {value}")
 
 
 def print_outcome(outcome: Outcome, out: Path) -> None:
@@ -189,6 +226,30 @@ def print_engines(bundle: Bundle) -> None:
         figures = (where, f"{100 * found['accuracy']:.2f}", str(len(found["flips"])), f"{found['largest_error']:.2g}")
         rows.append((engine.name, f"{(bundle.path / engine.file).stat().st_size / 1e6:.1f} MB", *figures))
     print_table(("engine", "size", "judged on", "accuracy %", "flips", "largest logit error"), rows)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Whether each engine answers as it did where it was exported."""
+    for check in checks:
+        print(f"{check.engine}: {({True: 'passed', False: 'FAILED', None: 'not run'})[check.passed]}: {check.says}")
+
+
+def print_speeds(speeds: Sequence[Speed], bundle: Path) -> None:
+    """How fast each engine is here, and how the fastest is taken."""
+    if speeds:
+        rows = [(speed.engine, speed.device, f"{speed.milliseconds:.1f}", f"{speed.images_per_second:,.0f}") for speed in speeds]
+        print_table(("engine", "on", "ms, one tile", "images/s, batches of 64"), rows)
+        best, soonest = max(speeds, key=lambda speed: speed.images_per_second), min(speeds, key=lambda speed: speed.milliseconds)
+        other = f" ({soonest.engine} for single tiles)" if soonest.milliseconds < 0.9 * best.milliseconds else ""
+        print(f'fastest: {best.engine}{other}. Take it: --engine {best.engine}, or open_bundle("{bundle}", engine="{best.engine}")')
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What was found, then what each absence costs, and the command that mends it."""
+    print_table(("", "found"), [(finding.name, finding.found or "no") for finding in findings])
+    for finding in findings:
+        if not finding.found:
+            print(f"without {finding.name}: {finding.cost}\n    {finding.mend}")
 
 
 def print_reasons(said: dict[str, str]) -> None:

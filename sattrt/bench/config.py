@@ -17,6 +17,8 @@ SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 class BenchConfig(Settings):
     """Every choice of a bench.
 
+    engines: names of those that are measured, with commas between ("openvino-int8,onnxruntime-fp32"); empty for all. The trained network
+    ("torch-eager-fp32") is timed if it is named, and always answers, so that flips are counted against it.
     scenarios: some of these, with commas between (after MLPerf inference, Reddi et al., 2020): one tile after another; eight
     tiles a query; all tiles at once, over a sweep of batch sizes; single tiles at random moments.
     seconds: how long each engine is timed, after its warm-up, in each scenario and at each batch size.
@@ -30,6 +32,7 @@ class BenchConfig(Settings):
     peer_seconds: how long a foreign program may take for all tiles before it is stopped.
     """
 
+    engines: str = ""
     scenarios: str = ",".join(SCENARIOS)
     seconds: float = 3.0
     batches: str = "1,4,16,64,128"
@@ -46,6 +49,9 @@ class BenchConfig(Settings):
         if unknown := set(_split(self.scenarios)) - set(SCENARIOS):
             raise InputError(f"The scenario {min(unknown)!r} is unknown; choose some of {', '.join(SCENARIOS)}.")
         faults = {
+            f"engines is {self.engines!r}; give names with commas between, or nothing for all": bool(
+                self.engines and not self.engine_names
+            ),
             f"seconds is {self.seconds}; give 0.1 to 3600": not 0.1 <= self.seconds <= 3600,
             f"latency_bound is {self.latency_bound}; give 0.1 to 60,000 milliseconds": not 0.1 <= self.latency_bound <= 60_000,
             f"peer_seconds is {self.peer_seconds}; give 1 to 86,400": not 1 <= self.peer_seconds <= 86_400,
@@ -60,6 +66,11 @@ class BenchConfig(Settings):
     def wants(self, scenario: str) -> bool:
         """Whether a scenario is to be measured."""
         return scenario in _split(self.scenarios)
+
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        """Engines that are measured; none where all are."""
+        return tuple(_split(self.engines))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Contenders:
     present: dict[str, Contender] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
+    def set_torch_aside(self) -> None:
+        """torch has answered, for flips to be counted against it, and is not timed."""
+        said = f"It answered, so that flips are counted against it, and was not timed: the setting engines does not name {TORCH}."
+        self.absent |= {name: said for name, each in self.present.items() if not each.engine and name not in self.absent}
+
     def close(self) -> None:
         """Free every engine."""
         for each in self.present.values():
@@ -57,9 +62,12 @@ class Contenders:
                     each.engine.close()
 
 
-def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_counts: tuple[int, ...]) -> Contenders:
+def gather(
+    bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_counts: tuple[int, ...], wanted: Collection[str] = ()
+) -> Contenders:
     """Open what can be opened; what can't is absent, for the reason that it gives.
 
+    wanted: names of the engines to open, of whichever bundle; all if none is named. torch is there in any case.
     A bundle that does not fit the dataset is absent, too. Raises BackendError where no engine of the others can run here.
     """
     found = Contenders()
@@ -76,6 +84,8 @@ def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_cou
             except SattrtError as error:
                 found.absent[f"{before}{TORCH}{after}"] = str(error)
             for record in bundle.engines:
+                if wanted and record.name not in wanted:
+                    continue
                 label = f"{before}{record.name}{after}"
                 try:
                     engine = bundle.open(record.name, threads)
@@ -89,6 +99,15 @@ def gather(bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_cou
         reasons = " | ".join(f"{name}: {reason}" for name, reason in found.absent.items())
         raise BackendError(f"No engine of {', '.join(str(bundle.path) for bundle in bundles)} can run here. {reasons}")
     return found
+
+
+def require_known(wanted: Collection[str], bundles: list[Bundle]) -> None:
+    """InputError where an engine is wanted that no bundle has, or torch alone."""
+    known = list(dict.fromkeys(record.name for bundle in bundles for record in bundle.engines))
+    if unknown := [name for name in wanted if name not in (*known, TORCH)]:
+        raise InputError(f"The bench setting engines names {unknown[0]!r}; choose some of {', '.join([*known, TORCH])}.")
+    if wanted and not set(wanted) & set(known):
+        raise InputError(f"The bench setting engines names none but {TORCH}; choose some of {', '.join(known)}, too.")
 
 
 def names(bundles: list[Bundle]) -> list[str]:

@@ -26,7 +26,7 @@ from . import rows
 from .ceiling import Ceilings, ceilings, work_per_tile
 from .compare import SCHEMA
 from .config import BenchConfig
-from .contenders import Contenders, gather, misfit, names
+from .contenders import TORCH, Contenders, gather, misfit, names, require_known
 from .passes import Passes
 from .peer import run_peer
 from .power import gpu_state, joules, throttles
@@ -47,20 +47,22 @@ def bench(
 ) -> Report:
     """Measure every engine of the bundles that runs here, torch eager, and foreign programs, on the dataset's test split.
 
-    Raises ContractError where no bundle fits the dataset, InputError for an empty test split, BackendError where no engine runs here.
+    Raises ContractError where no bundle fits the dataset, InputError for an empty test split or an engine that no bundle has, BackendError
+    where none runs here.
     What fails on the way becomes a line of document["absent"]; the others are measured.
     """
     called = names(bundles)
     reasons = [misfit(bundle.spec, dataset) for bundle in bundles]
     if all(reasons):
         raise ContractError(str(reasons[0]))
+    require_known(config.engine_names, bundles)
     tiles = dataset.require("test")
     on_progress("reading the tiles")
     with TileReader(dataset, tiles, cores()) as reader:
         decoded = [(images.copy(), labels) for images, labels in reader]
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
-    contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts)
+    contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts, config.engine_names)
     throttled: set[str] = set()
 
     def between(what: str) -> None:  # two measurements: the GPU is still as the first one left it
@@ -70,6 +72,8 @@ def bench(
     try:
         passes = Passes(contenders, images, config, between)
         answers = passes.answers()
+        if config.engine_names and TORCH not in config.engine_names:
+            contenders.set_torch_aside()
         with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores()) as some:
             clocks = passes.clocks(some)
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}

@@ -11,10 +11,8 @@ import io
 import logging
 import struct
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from PIL import Image, UnidentifiedImageError
 
 from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, named_order, orders
 from ..errors import InputError
-from ..spec import ModelSpec, read_bytes
 from .geotiff import Place, read_geotiff
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -80,22 +77,6 @@ class TileFormat:
         if named_order(tile.descriptions, self.file_bands) != self.file_bands:
             raise InputError(f"bands in another order ({', '.join(str(text) for text in tile.descriptions)})")
         return Decoded(np.ascontiguousarray(tile.pixels[:, :, self._places]), tile.place)
-
-
-def read_tiles(paths: Sequence[Path], spec: ModelSpec) -> NDArray[np.unsignedinteger]:
-    """Pixels of files (N, H, W, bands), for a network of this contract. InputError that names the first file that it can't take."""
-    tiles = []
-    for path in paths:
-        content = read_bytes(path)
-        try:
-            tile = read_for(content, spec.bands, spec.offset)
-        except InputError as error:
-            raise InputError(f"{path}: {error}. Leave it out, or convert it.") from None
-        if tile.shape[:2] != (spec.height, spec.width):
-            size = f"{tile.shape[1]}x{tile.shape[0]}"
-            raise InputError(f"{path} has {size} pixels; the engine takes {spec.width}x{spec.height}. Cut tiles of that size.")
-        tiles.append(tile)
-    return np.stack(tiles)
 
 
 def read_for(content: bytes, bands: tuple[str, ...], offset: int | None = None) -> NDArray[np.unsignedinteger]:

@@ -32,6 +32,7 @@ from typing import IO, Generic, Self, TypeVar, cast
 from ..errors import InputError
 
 MAX_BYTES = 100 * 10**6
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 _UNIX = 3  # of zip's systems, the one whose members have a mode
 _PACKERS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
 # what zipfile and tarfile raise for bytes that are not as they should be; the last three for names and sizes that make no sense
@@ -102,9 +103,14 @@ def open_source(path: Path) -> Source:
             return TarSource(path)
     except (*_DAMAGED, OSError) as error:
         raise _damaged(path, error) from None
-    if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}:
+    if path.suffix.lower() in _ARCHIVES:
         raise InputError(f"{path} is damaged or cut short: it can't be opened as an archive. Fetch it again.")
     raise InputError(f"{path} is neither a folder nor a zip nor a tar. Give one of these.")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is to be opened by `open_source`: by its name, which a damaged archive has too, or by what is in it."""
+    return path.suffix.lower() in _ARCHIVES or zipfile.is_zipfile(path) or _is_tar(path)
 
 
 class FolderSource(Source):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
     made = program.model_proto
     for node in made.graph.node:
         del node.metadata_props[:]  # where in which file on this machine it was traced: nobody else's affair
+    onnx.helper.set_model_props(made, _said_of(spec))
     onnx.save(made, path)
     try:
         onnx.checker.check_model(made, full_check=True)
@@ -105,6 +107,14 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
         raise ParityError(
             f"torch {torch.__version__} exported an invalid {precision} graph ({error}). Use another torch version."
         ) from None
+
+
+def _said_of(spec: ModelSpec) -> dict[str, str]:
+    """What a graph says of itself to whoever has it without its contract, as JSON: classes in index order, bands, and the tiles that it takes."""
+    tile = {"dtype": spec.dtype, "layout": spec.layout, "height": spec.height, "width": spec.width}
+    said = {"classes": spec.classes, "bands": spec.bands, "input": tile}
+    # the word by which a graph names another file is refused anywhere in it (runtime/bundle.py): JSON knows a second spelling
+    return {f"sattrt.{key}": json.dumps(value).replace("location", r"locatio\u006e") for key, value in said.items()}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from .batcher import Batcher
 from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle, sign_bundle, unlisted
 from .engine import REJECTED, Engine, EngineRecord, NoNumbersError, Prediction
 from .selftest import Check, selftest
+from .speed import Speed, time_engines
 
 __all__ = [
     "MANIFEST",
@@ -23,11 +24,13 @@ __all__ = [
     "EngineRecord",
     "NoNumbersError",
     "Prediction",
+    "Speed",
     "manifest_digest",
     "open_bundle",
     "open_engine",
     "read_bundle",
     "selftest",
     "sign_bundle",
+    "time_engines",
     "unlisted",
 ]

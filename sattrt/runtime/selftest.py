@@ -39,7 +39,7 @@ def selftest(bundle: Bundle, engine: str | None = None, threads: int = 0) -> lis
     """
     records = [bundle.engine(engine)] if engine else bundle.engines
     bundle.verify()
-    golden = _golden(bundle)
+    golden = golden_samples(bundle)
     checks = []
     for record in records:
         opened = False
@@ -71,7 +71,8 @@ def _largest_error(record: EngineRecord) -> float:
     return float(found)
 
 
-def _golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
+def golden_samples(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """Tiles (N, H, W, bands), and logits (N, classes) of "torch-fp32" and of each engine that ran at export. ContractError where they are none."""
     content = bundle.read(GOLDEN)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:

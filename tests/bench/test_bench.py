@@ -327,6 +327,25 @@ def test_nothing_that_runs_is_an_error_with_every_reason(bundle: Bundle, dataset
         bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset)
 
 
+def test_engines_that_are_named_are_measured_and_torch_answers(bundle: Bundle, dataset: Dataset) -> None:
+    config = replace(QUICK, scenarios="offline", batches="1", engines="onnxruntime-fp16")
+    document = bench([bundle], dataset, config).document
+    [row] = document["engines"]
+    assert (row["engine"], row["reference"]) == ("onnxruntime-fp16", "torch-eager-fp32")
+    assert list(document["absent"]) == ["torch-eager-fp32"]
+    assert "was not timed" in document["absent"]["torch-eager-fp32"]
+    named = gather([bundle], dataset, None, (1,), ("onnxruntime-fp16", "torch-eager-fp32"))
+    named.close()
+    assert (list(named.present), named.absent) == (["torch-eager-fp32", "onnxruntime-fp16"], {})
+
+
+def test_an_engine_that_no_bundle_has_is_refused_with_those_that_there_are(bundle: Bundle, dataset: Dataset) -> None:
+    with pytest.raises(InputError, match=r"names 'onnxruntime-int4'; choose some of .*onnxruntime-fp32.*, torch-eager-fp32\."):
+        bench([bundle], dataset, replace(QUICK, engines="onnxruntime-fp32,onnxruntime-int4"))
+    with pytest.raises(InputError, match=r"names none but torch-eager-fp32; choose some of .*onnxruntime-fp32"):
+        bench([bundle], dataset, replace(QUICK, engines="torch-eager-fp32"))
+
+
 def test_a_damaged_engine_or_run_is_absent_and_the_others_are_there(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(run, tmp_path / "run")
     (damaged / "spec.json").write_text("{}")

@@ -296,6 +296,7 @@ def test_the_verdict_names_what_takes_most() -> None:
     ("setting", "message"),
     [
         ({"scenarios": "offline,serving"}, "'serving' is unknown"),
+        ({"engines": ","}, "engines is ','"),
         ({"seconds": 0.0}, "seconds is 0.0"),
         ({"batches": "1,x"}, "batches is '1,x'"),
         ({"batches": ""}, "batches is ''"),

@@ -20,6 +20,7 @@ from sattrt.errors import BackendError, ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
 from sattrt.runtime import MANIFEST, Bundle, EngineRecord, open_bundle, open_engine
+from sattrt.runtime.bundle import EXTERNAL
 from sattrt.runtime.ort import save_optimised
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
@@ -42,6 +43,27 @@ def test_the_graph_is_what_the_contract_says(bundle: Bundle) -> None:
         kinds = [node.op_type for node in graph.node]
         assert kinds.count("Conv") == 53
         assert "BatchNormalization" not in kinds
+
+
+def test_every_graph_says_what_goes_in_and_which_classes_come_out(bundle: Bundle) -> None:
+    graphs = list(bundle.path.glob("*.onnx"))
+    assert len(graphs) >= 3
+    for path in graphs:
+        said = {each.key: json.loads(each.value) for each in onnx.load(path).metadata_props if each.key.startswith("sattrt.")}
+        assert said == {
+            "sattrt.classes": list(bundle.spec.classes),
+            "sattrt.bands": list(bundle.spec.bands),
+            "sattrt.input": {"dtype": "uint8", "layout": "NHWC", "height": 64, "width": 64},
+        }, path
+
+
+def test_a_class_may_have_the_name_by_which_weights_in_another_file_are_found(run: Path, tmp_path: Path) -> None:
+    model, spec = load_trained(run)
+    classes = ("Field", "Relocation \\location", "Wäter")
+    write_onnx(model, replace(spec, classes=classes), tmp_path / "m.onnx", "fp32")
+    assert EXTERNAL not in (tmp_path / "m.onnx").read_bytes()
+    [text] = [each.value for each in onnx.load(tmp_path / "m.onnx").metadata_props if each.key == "sattrt.classes"]
+    assert tuple(json.loads(text)) == classes
 
 
 def test_no_graph_says_where_it_was_made(bundle: Bundle) -> None:
