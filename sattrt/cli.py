@@ -182,10 +182,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
     recipe: Annotated[str | None, typer.Option(help="default, short, quick or full; default if not given.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(help="A path, 'imagenet' or 'none'; imagenet if not given.", show_default=False)] = None,
+    tune: Annotated[str | None, typer.Option(help="What is trained: all, head or bn; all if not given.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split; the recipe's if not given.", show_default=False)] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Train for at most this long: fewer epochs, or tiles, where they don't fit.", show_default=False)
     ] = None,
+    cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB; 4 if not given.", show_default=False)] = None,
     config: Config = None,
     assignments: Assignments = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
@@ -196,8 +198,9 @@ def train(
     from .errors import InputError
 
     tiles = Dataset.read(dataset)
-    options = {"recipe": recipe, "weights": weights, "epochs": epochs, "minutes": minutes}
-    given = [f"--{name}" for name, value in {**options, "config": config, "set": assignments or None}.items() if value is not None]
+    options = {"recipe": recipe, "weights": weights, "tune": tune, "epochs": epochs, "minutes": minutes, "cache_gb": cache_gb}
+    also = {"config": config, "set": assignments or None}
+    given = [f"--{name.replace('_', '-')}" for name, value in {**options, **also}.items() if value is not None]
     if resume and given:
         raise InputError(f"--resume goes on with the settings the run was begun with; leave {', '.join(given)} out, or start anew.")
     from .training.config import TrainConfig

@@ -1,5 +1,4 @@
 import io
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,11 @@ from sattrt.bands import ESA, band_name, orders, parse_bands, preview, to_eurosa
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
 from sattrt.bench.tiles import TileReader
 from sattrt.data.cache import open_cache, write_cache
-from sattrt.data.dataset import Dataset, Tile
+from sattrt.data.dataset import Dataset
 from sattrt.data.decode import read_for
-from sattrt.data.geotiff import Place, read_geotiff, read_place
+from sattrt.data.geotiff import read_geotiff
 from sattrt.data.loader import Loader
-from sattrt.data.neighbours import near_duplicates, thumbnail, touching
-from sattrt.data.scan import BLOCK_DEGREES, SplitRule, scan
+from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, adapted_to_bands, load_weights
 from sattrt.screen import print_dataset
@@ -187,94 +185,6 @@ def test_decoded_tiles_are_cached_and_fed_by_dali_as_they_are(tmp_path: Path) ->
         Loader(dataset, list(dataset.all_tiles), batch_size=5, device=torch.device("cpu"))
 
 
-def test_a_spatial_split_keeps_blocks_of_longitude_together(tmp_path: Path, tiles: Path) -> None:
-    folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True, count=40)
-    dataset = scan(folder, SplitRule.parse("spatial:50:25:25", seed=1), workers=1)
-    splits: dict[int, set[str]] = {}
-    for tile in dataset.all_tiles:
-        place = read_geotiff((folder / tile.name).read_bytes(), 4096).place
-        assert place is not None
-        splits.setdefault(int(place.longitude // BLOCK_DEGREES), set()).add(tile.split)
-    assert len(splits) > 3
-    assert all(len(found) == 1 for found in splits.values())
-    assert {split for found in splits.values() for split in found} == {"train", "valid", "test"}
-    assert dataset.split == "spatial:50:25:25"
-    assert "blocks of longitude" in dataset.split_description
-    with pytest.raises(InputError, match="--split spatial needs tiles that say where they lie"):
-        scan(tiles, SplitRule.parse("spatial"), workers=1)
-    with pytest.raises(InputError, match="--split"):
-        SplitRule.parse("spatially:1:1:1")
-
-
-def test_8_bit_geotiff_has_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = tmp_path / "plain"
-    for index, name in enumerate(("One", "Other")):
-        (tmp_path / "t" / name).mkdir(parents=True)
-        (plain / name).mkdir(parents=True)
-        for i in range(20):  # four rows of tiles, each beside the last, in blocks of longitude of their own
-            tile = np.random.default_rng(50 * index + i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-            write_geotiff(tmp_path / "t" / name / f"{i}.tif", tile, None, 400_000 + 640 * i + i // 5 * 30_000, 5_000_000 + 50_000 * index)
-            Image.fromarray(tile).save(plain / name / f"{i}.tif")
-    found = scan(tmp_path / "t", RULE, workers=1)
-    assert (found.dtype, found.gsd, found.left_out) == ("uint8", 10, {})
-    assert found.leaks.touching
-    found, without = (scan(folder, SplitRule((1, 0, 0)), workers=1) for folder in (tmp_path / "t", plain))
-    assert (without.gsd, without.leaks.touching) == (None, None)
-    assert (found.mean, found.std) == (without.mean, without.std)  # the pixels are Pillow's
-    spatial = SplitRule.parse("spatial:50:25:25", seed=1)
-    splits: dict[int, set[str]] = {}
-    for each in scan(tmp_path / "t", spatial, workers=1).all_tiles:
-        place = read_place((tmp_path / "t" / each.name).read_bytes())
-        assert place is not None
-        splits.setdefault(int(place.longitude // BLOCK_DEGREES), set()).add(each.split)
-    assert len(splits) > 3
-    assert all(len(found) == 1 for found in splits.values())
-    assert "Use GeoTIFF tiles with coordinates" in refused(scan, plain, spatial, workers=1)
-    monkeypatch.setitem(sys.modules, "rasterio", None)  # as where it is not installed
-    assert scan(tmp_path / "t", RULE, workers=1).leaks.touching is None
-    assert "40 of 40 tiles" in refused(scan, tmp_path / "t", spatial, workers=1)
-    assert "pip install 'sattrt[geo]'" in refused(scan, tmp_path / "t", spatial, workers=1)
-
-
-def test_the_ground_sampling_distance_is_that_of_the_coordinates_or_what_is_given(tmp_path: Path, tiles: Path) -> None:
-    folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
-    found = scan(folder, SplitRule(), workers=1, gsd=9.5).gsd
-    assert found == 10  # of the tiles, whatever is given
-    with pytest.raises(InputError, match="--gsd is 20; the coordinates"):
-        scan(folder, SplitRule(), workers=1, gsd=20)
-    assert scan(tiles, SplitRule(), workers=1).gsd is None
-    given = scan(tiles, SplitRule(), workers=1, gsd=0.5)
-    given.write(tmp_path)
-    assert Dataset.read(tmp_path).gsd == spec_of(Dataset.read(tmp_path), 0, {}).gsd == 0.5
-
-
-def test_neighbours_on_both_sides_are_counted(tmp_path: Path) -> None:
-    order = ("B02", "B03", "B04")
-    for index, name in enumerate(("One", "Other")):
-        (tmp_path / "t" / name).mkdir(parents=True)
-        for i in range(20):  # a row of tiles, each beside the last
-            write_geotiff(
-                tmp_path / "t" / name / f"{i}.tif", pixels(order, 50 * index + i), order, 400_000 + 640 * i, 5_000_000 + 50_000 * index
-            )
-    dataset = scan(tmp_path / "t", RULE, workers=1)
-    sides = {tile.name: tile.split for tile in dataset.all_tiles}
-    expected = sum(sides[f"{name}/{i}.tif"] != sides[f"{name}/{i + 1}.tif"] for name in ("One", "Other") for i in range(19))
-    assert expected > 0
-    assert dataset.leaks.touching == expected
-
-
-def test_the_same_ground_is_known_again_though_it_is_shifted() -> None:
-    rng = np.random.default_rng(0)
-    ground = [
-        np.kron(rng.normal(1000, 250, (5, 5)), np.ones((16, 16))) + np.kron(rng.normal(0, 60, (40, 40)), np.ones((2, 2))) for _ in range(30)
-    ]
-    calm = np.full((64, 64), 500.0)
-    views = [each[:64, :64] for each in ground] + [ground[3][4:68, 2:66], ground[5][:64, 2:66], calm, calm + 1]
-    tiles = [Tile(str(i), 0, "train" if i < 30 or i == 32 else "test", "", 0) for i in range(len(views))]
-    small = [thumbnail(view[:, :, None].astype(np.uint16)) for view in views]
-    assert sorted(near_duplicates(tiles, np.stack([each for each in small if each is not None]))) == [("30", "3"), ("31", "5")]
-
-
 @needs_sample
 def test_eurosats_own_13_band_tiles() -> None:
     dataset = scan(MULTISPECTRAL, SplitRule((60, 20, 20)), workers=1)
@@ -346,16 +256,6 @@ def test_one_odd_file_does_not_decide_what_the_others_are(tmp_path: Path) -> Non
             Image.fromarray(noise).save(tmp_path / "rgb" / name / f"{i}.png")
     (tmp_path / "rgb" / "Dark" / "stray.tif").write_bytes((folder / "Dark" / "Dark_0.tif").read_bytes())
     assert list(scan(tmp_path / "rgb", RULE, workers=1).left_out) == ["Dark/stray.tif"]
-
-
-def test_a_crs_that_has_no_place_on_earth_is_no_place(tmp_path: Path) -> None:
-    import rasterio
-
-    path = tmp_path / "t.tif"
-    write_geotiff(path, pixels(EUROSAT_ORDER, 0))
-    with rasterio.open(path, "r+") as file:
-        file.crs = rasterio.crs.CRS.from_wkt('LOCAL_CS["mine",UNIT["metre",1]]')
-    assert read_geotiff(path.read_bytes(), 4096).place is None
 
 
 def test_a_share_of_the_tiles_is_not_read_by_the_rows_of_all(tmp_path: Path) -> None:
@@ -462,13 +362,3 @@ def test_a_geotiff_of_too_many_values_is_not_decoded(tmp_path: Path) -> None:
     assert len(content) < 10**6
     with pytest.raises(InputError, match=r"too large \(1074 million values; at most 50 million"):
         read_geotiff(content, 4096)
-
-
-def test_places_of_next_to_no_size_can_be_compared() -> None:
-    tiles = [Tile(str(i), 0, split, str(i), 1) for i, split in enumerate(("train", "valid", "test"))]
-    dots = [Place(9 + i, 45, 1e-18, 0) for i in (0, 0, 1)]
-    assert touching(tiles, dots) == []
-    half = 0.003
-    for east, west in ((179.999, -179.996), (-0.001, 0.004)):  # across the 180th meridian, and the first
-        assert touching(tiles, [Place(east, 66, half, half), Place(west, 66, half, half), Place(90, 66, half, half)]) == [("0", "1")]
-    assert touching(tiles, [Place(9 + i, 45, 1e-18, 1e-18) for i in (0, 0, 1)]) == [("0", "1")]
