@@ -114,22 +114,22 @@ def csv_of_answers(path: Path, classes: Sequence[str]) -> Iterator[Callable[[Ans
 
 
 def _listed(path: Path, opened: contextlib.ExitStack, left_out: dict[str, str]) -> list[_File]:
-    """The files of one path; an archive is closed with `opened`."""
+    """The images of one path, whatever else lies beside them; an archive is closed with `opened`."""
     try:
         if path.is_file() and (path.suffix.lower() in EXTENSIONS or not is_archive(path)):
             return [_File(str(path), FolderSource(path.parent), path.name)]
         if not path.exists():
             raise InputError("it does not exist")
         source = opened.enter_context(open_source(path))
-        found = {name: "" if posixpath.splitext(name)[1].lower() in EXTENSIONS else "not an image file" for name in source.names()}
-        found |= source.irregular
+        images = [name for name in source.names() if posixpath.splitext(name)[1].lower() in EXTENSIONS]
+        irregular = source.irregular
     except (InputError, OSError) as error:
         left_out[str(path)] = (error.strerror or "can't be read") if isinstance(error, OSError) else str(error).removeprefix(f"{path} ")
         return []
-    left_out |= {f"{path}/{name}": reason for name, reason in found.items() if reason}
-    if not found:
-        left_out[str(path)] = "it holds no file"
-    return [_File(f"{path}/{name}", source, name) for name, reason in found.items() if not reason]
+    left_out |= {f"{path}/{name}": reason for name, reason in irregular.items()}
+    if not images:
+        left_out[str(path)] = "it holds no image"
+    return [_File(f"{path}/{name}", source, name) for name in images]
 
 
 def _contents(files: list[_File], left_out: dict[str, str]) -> Iterator[tuple[_File, bytes]]:
