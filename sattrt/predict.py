@@ -104,6 +104,8 @@ def csv_of_answers(path: Path, classes: Sequence[str]) -> Iterator[Callable[[Ans
 
     The file is there when the block ends, whole; or not at all. InputError where it can't be written, as the block begins if that can be told.
     """
+    if path.is_dir():
+        raise InputError(f"Can't write {path}: it is a folder. Choose another --csv.")
     require_writable(path, "--csv")
     with atomic_path(path, "--csv") as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)

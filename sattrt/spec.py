@@ -279,9 +279,7 @@ def require_space(path: Path, size: int) -> None:
 
 
 def require_writable(path: Path, setting: str = "--out") -> None:
-    """InputError where `path` can't be made, for what lies in the way or for want of a right: better now than after the work."""
-    if path.is_dir():
-        raise InputError(f"Can't write {path}: it is a folder. Choose another {setting}.")
+    """InputError where `path` can't be made, for what lies in the way of its folder or for want of a right: better now than after the work."""
     place = _nearest(path.absolute().parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another {setting}.")

@@ -88,7 +88,7 @@ def test_who_may_import_whom(path: Path) -> None:
         "bench": {*BASE, "cores", "settings", "machine", "accuracy", "calibration", "trained", "data", "model", "runtime", "bench"},
         "map": {*BASE, "cores", "raster", "settings", "machine", "lock", "shift", "runtime", "map"},
         "rmldnn": {"errors", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
-        "predict": {*BASE, "cores", "data", "runtime"},
+        "predict": {*BASE, "cores", "data", "runtime", "shift"},
         "doctor": {"cores", "machine"},
         "screen": {"training"},
         "__init__": set(),

@@ -274,9 +274,10 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
 
 
 def test_where_a_later_scene_fails_the_maps_before_it_are_told_of(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    cut = write_raster(tmp_path / "cut.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel")
-    with open(cut, "rb+") as file:
-        file.truncate(cut.stat().st_size // 2)
+    cut = write_raster(tmp_path / "cut.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel", compress="deflate")
+    with open(cut, "rb+") as file:  # in the second and third of twelve rows of tiles, where nobody looks beforehand
+        file.seek(cut.stat().st_size // 6)
+        file.write(bytes(500))
     left = tmp_path / "maps" / ".scene.tif.0123abcd.tmp"  # as a killed run leaves it
     left.parent.mkdir()
     left.touch()
