@@ -342,7 +342,9 @@ def predict(
     for said in notes:
         print(f"note: {said}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions, "left_out": left_out}))
+        print(
+            json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions, "left_out": left_out, "notes": notes})
+        )
     else:
         if csv:
             print(csv)
@@ -383,9 +385,10 @@ def map_(
     if compare:
         from .map.compare import compare_maps
 
-        if bundle or resume or report or any(value is not None for value in (stride, engine, cluster)):
+        others = {each.partition("=")[0].strip() for each in assignments or ()} - {"certain"}
+        if bundle or resume or report or others or any(value is not None for value in (stride, engine, cluster)):
             raise InputError(
-                "--compare takes two maps, --out, --config, --set and --json, and neither bundle nor scene nor another option. Give it alone."
+                "--compare takes two maps, --out, --config, --set certain=N and --json, and neither bundle nor scene nor another option. Give it alone."
             )
         print_change(compare_maps(*compare, settings.certain, out), as_json)
         return
@@ -420,14 +423,17 @@ def selftest(
 
     opened = read_bundle(bundle, require_signature)
     checks = run_selftest(opened, engine)
-    with progress_bar() as bar:
-        bar.add_task("Timing", total=None)
-        speeds = time_engines(opened, [check.engine for check in checks if check.passed]) if timed else []
+    if not as_json:
+        print_checks(checks)
+    speeds = []
+    if timed:
+        with progress_bar() as bar:
+            bar.add_task("Timing", total=None)
+            speeds = time_engines(opened, [check.engine for check in checks if check.passed])
     if as_json:
         found = {speed.engine: asdict(speed) for speed in speeds}
         print(json.dumps([asdict(check) | found.get(check.engine, {}) for check in checks]))
     else:
-        print_checks(checks)
         print_speeds(speeds, bundle)
     if not any(check.passed for check in checks) or any(check.passed is False for check in checks):
         raise typer.Exit(1)

@@ -27,7 +27,7 @@ from .cores import cores
 from .data.decode import EXTENSIONS, read_for
 from .data.sources import FolderSource, Source, Unreadable, is_archive, open_source
 from .errors import InputError
-from .runtime import Engine
+from .runtime import Engine, NoNumbersError
 from .shift import shifts
 from .spec import ModelSpec, atomic_path, require_writable
 
@@ -75,7 +75,7 @@ def predict_files(
     """The answers for every file of `paths` (image files, folders, zip and tar archives), in the order of the paths, then of the names.
 
     left_out: takes up what can't be used, by its name, with the reason. reject: as in `Engine.predict`. on_progress: called with files done and
-    files in all. notes: takes up what is odd of the first batch's bands, see `shift`. Raises InputError where nothing can be used; BackendError where the tiles are GeoTIFF and rasterio is not installed.
+    files in all. notes: takes up what is odd of the bands of the first batch where something is, see `shift`. Raises InputError where nothing can be used; BackendError where the tiles are GeoTIFF and rasterio is not installed.
     """
     # a GeoTIFF is read with warnings silenced, which Python can't do for one thread of several
     threads = min(cores(), _MOST_THREADS) if engine.spec.bands == RGB else 1
@@ -86,7 +86,7 @@ def predict_files(
         for start in range(0, len(files) + _BATCH, _BATCH):  # once more than there are batches, for the answers to the last
             contents = _contents(files[start : start + _BATCH], left_out)
             ahead = [(file, pool.submit(_decoded, content, engine.spec)) for file, content in contents]
-            for answer in _answers(engine, waiting, reject, left_out, notes if not any_answer else None):
+            for answer in _answers(engine, waiting, reject, left_out, notes):
                 any_answer = True
                 yield answer
             waiting = ahead
@@ -143,9 +143,11 @@ def _contents(files: list[_File], left_out: dict[str, str]) -> Iterator[tuple[_F
 
 
 def _decoded(content: bytes, spec: ModelSpec) -> Pixels:
-    tile = read_for(content, spec.bands, spec.offset)
-    if tile.shape[:2] != (spec.height, spec.width):
-        raise InputError(f"{tile.shape[1]}x{tile.shape[0]} pixels; the engine takes {spec.width}x{spec.height}")
+    tile = read_for(content, spec.bands, spec.offset, spec.file_bands)
+    height, width = tile.shape[:2]
+    if (height, width) != (spec.height, spec.width):
+        del tile  # which the error would keep, of each of a batch
+        raise InputError(f"{width}x{height} pixels; the engine takes {spec.width}x{spec.height}")
     return tile
 
 
@@ -160,8 +162,23 @@ def _answers(
         except InputError as error:
             left_out[file.name] = str(error)
     if tiles:
-        result = engine.predict(np.stack(tiles), reject)
-        if notes is not None:
-            notes += shifts(engine.spec, np.stack(tiles))
-        for name, found, row in zip(good, result.names, result.probabilities, strict=True):
+        if notes is not None and not notes:
+            notes += [f"from {good[0]} on: {said}" for said in shifts(engine.spec, np.stack(tiles))]
+        for name, found, row in _predicted(engine, good, np.stack(tiles), reject, left_out):
             yield Answer(name, found, dict(zip(engine.classes, map(float, row), strict=True)))
+
+
+def _predicted(
+    engine: Engine, names: list[str], tiles: Pixels, reject: bool, left_out: dict[str, str]
+) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
+    """Name, class and probabilities of each tile; one that gets no numbers is left out, alone."""
+    try:
+        result = engine.predict(tiles, reject)
+    except NoNumbersError as error:
+        if len(tiles) == 1:
+            left_out[names[0]] = str(error)
+        else:
+            for i, name in enumerate(names):
+                yield from _predicted(engine, [name], tiles[i : i + 1], reject, left_out)
+        return
+    yield from zip(names, result.names, result.probabilities, strict=True)

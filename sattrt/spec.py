@@ -50,6 +50,7 @@ class ModelSpec:
     temperature: the logits are divided by it before the softmax.
     gsd: ground sampling distance of the tiles, the metres of ground that a pixel shows along a side; None where it isn't known.
     offset: digital numbers that were taken off tiles whose tags don't say it; None where the user didn't either, and in older contracts.
+    file_bands: those that a file of the dataset holds, in its order, of which `bands` are taken; none of RGB, and in older contracts.
     dataset_digest: sha256 of the split that the network was trained on.
     training: a summary for people (epochs, best accuracy, precision, device, the data); what `export` and `shift` read of it.
     """
@@ -71,6 +72,7 @@ class ModelSpec:
     temperature: float = 1.0
     gsd: float | None = None
     offset: int | None = None
+    file_bands: tuple[str, ...] = ()
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -87,13 +89,13 @@ class ModelSpec:
         """Build a spec from parsed JSON; `path` is named in the errors."""
         check_schema(data, path, SCHEMA)
         fields = [field.name for field in dataclasses.fields(cls)]
-        values = {"offset": None} | {key: value for key, value in data.items() if key != "schema"}
+        values = {"offset": None, "file_bands": []} | {key: value for key, value in data.items() if key != "schema"}
         if missing := sorted(set(fields) - set(values)):
             raise ContractError(f"{path} lacks the field {missing[0]!r}. Export the bundle or train the run again.")
         if unknown := sorted(set(values) - set(fields)):
             raise ContractError(f"{path} has the unknown field {unknown[0]!r}. It comes from another sattrt version.")
-        for name in ("classes", "bands", "mean", "std"):
-            values[name] = _tuple_of(values[name], str if name in ("classes", "bands") else float, name, path)
+        for name in ("classes", "bands", "file_bands", "mean", "std"):
+            values[name] = _tuple_of(values[name], float if name in ("mean", "std") else str, name, path)
         spec = cls(**values)
         spec._check(path)
         return spec
@@ -109,6 +111,8 @@ class ModelSpec:
             fault = "needs at least two different class names"
         elif not len(self.bands) == len(self.mean) == len(self.std) or not all(self.std):
             fault = "has bands, mean and std that don't match"
+        elif self.file_bands and not set(self.bands) <= set(self.file_bands):
+            fault = f"takes {', '.join(self.bands)} of files that hold {', '.join(self.file_bands)}"
         elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
             fault = f"has the temperature {self.temperature!r}"
         elif self.gsd is not None and not (type(self.gsd) in (int, float) and 0 < self.gsd <= 1e6):

@@ -50,7 +50,7 @@ def test_reader_refuses_what_breaks_the_contract(tmp_path: Path, change: dict[st
 def test_a_contract_from_before_offsets_is_one_without(tmp_path: Path) -> None:
     SPEC.write(tmp_path / "spec.json")
     data = json.loads((tmp_path / "spec.json").read_text())
-    del data["offset"]
+    del data["offset"], data["file_bands"]
     (tmp_path / "spec.json").write_text(json.dumps(data))
     assert ModelSpec.read(tmp_path / "spec.json") == SPEC
 
@@ -112,7 +112,11 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
 
 def test_there_is_no_moment_without_a_folder(tmp_path: Path) -> None:
     """The old one and the new one change names in one step: whoever looks all the time never finds neither."""
-    (tmp_path / "b").mkdir()
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+    if not spec._exchange(tmp_path / "b", tmp_path / "c"):
+        pytest.skip("folders can't be exchanged on this file system")
+    (tmp_path / "c").rmdir()
     missed, done = [], threading.Event()
 
     def look() -> None:

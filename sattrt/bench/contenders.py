@@ -122,7 +122,7 @@ def names(bundles: list[Bundle]) -> list[str]:
 
 
 def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
-    """Why a bundle can't be measured on a dataset, if so: other classes, tile size or bands."""
+    """Why a bundle can't be measured on a dataset, if so: other classes, tile size, bands or offset."""
     if spec.classes != dataset.classes:
         return (
             f"The bundle knows the classes {', '.join(spec.classes)}; the dataset has {', '.join(dataset.classes)}. "
@@ -136,6 +136,11 @@ def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
         return (
             f"The bundle takes {', '.join(spec.bands)} as {spec.dtype}; the dataset has {', '.join(dataset.bands)} as {dataset.dtype}. "
             "Scan the tiles with the same --bands."
+        )
+    if (spec.offset or 0) != (dataset.offset or 0):
+        return (
+            f"The bundle's network learned from tiles with {spec.offset or 0} taken off, the dataset's have {dataset.offset or 0} taken off. "
+            "Scan the tiles with the same --offset."
         )
     return None
 

@@ -79,11 +79,13 @@ class TileFormat:
         return Decoded(np.ascontiguousarray(tile.pixels[:, :, self._places]), tile.place)
 
 
-def read_for(content: bytes, bands: tuple[str, ...], offset: int | None = None) -> NDArray[np.unsignedinteger]:
+def read_for(
+    content: bytes, bands: tuple[str, ...], offset: int | None = None, file_bands: tuple[str, ...] = ()
+) -> NDArray[np.unsignedinteger]:
     """Pixels of a lone file, (H, W, bands), for a network that takes these bands. InputError with the fault, where it lacks one of them, or
-    where nothing says which it holds. offset: as in `read_geotiff`.
+    where nothing says which it holds. offset: as in `read_geotiff`. file_bands: those that the files of its dataset hold, if that is known.
 
-    Where the order is one of two that products are stored in, the brightness of the bands decides.
+    Where a file without names may be in several orders, the brightness of the bands decides; where that can't, it is in the dataset's.
     """
     if bands == RGB:
         return decode_rgb(content)
@@ -95,7 +97,9 @@ def read_for(content: bytes, bands: tuple[str, ...], offset: int | None = None) 
         raise InputError(f"it has no value above {values.max()}: 8-bit colours in 16 bits, where digital numbers are needed")
     unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
     found = Statistics(values.mean(0), unknown, values.min(0).astype(np.float64))
-    candidates = orders(tile.descriptions, bands)
+    candidates = orders(tile.descriptions, file_bands or bands)
+    if not named_order(tile.descriptions) and len(file_bands) == len(tile.descriptions):
+        candidates = [file_bands, *candidates]
     # the darkest band is B10, where cirrus shines and the ground does not
     order = min(candidates, key=lambda order: found.mean[order.index("B10")] if "B10" in order else 0)
     if not tile.known_offset and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:

@@ -263,7 +263,7 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
                 f"{self.path}: {name!r} can't be read: {error.strerror or error}.", f"can't be read: {error.strerror or error}"
             ) from None
         if len(content) < member.size:
-            raise _damaged(self.path, EOFError(f"{name!r} ends early"))
+            raise _unreadable(f"{self.path} is damaged or cut short: {name!r} ends early. Fetch it again.", "ends early in its archive")
         return content
 
     def close(self) -> None:

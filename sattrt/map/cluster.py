@@ -168,7 +168,7 @@ def _engine(bundle: str, digest: str, name: str, device: str, threads: int) -> E
     if found.digest != digest:
         raise ContractError(f"{bundle} is another bundle on a worker than here. Give all of them the same, on a shared disk.")
     engine = found.open(name, threads, spinning=False)
-    if engine.device != device:
+    if (engine.device == "cpu") != (device == "cpu"):  # GPUs may differ: each plan says which it is for
         engine.close()
         raise ContractError(
             f"A worker runs {name} on {engine.device}, and {device} it is here. Install the same on all, or give another --engine."

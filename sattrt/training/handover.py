@@ -35,6 +35,7 @@ def spec_of(dataset: Dataset, image_size: int, training: dict[str, Any]) -> Mode
         dtype=dataset.dtype,
         gsd=dataset.gsd,
         offset=dataset.offset,
+        file_bands=dataset.file_bands if dataset.dtype == "uint16" else (),
         resize=image_size,
         dataset_digest=dataset.digest,
         training={**training, "data": account(dataset)},

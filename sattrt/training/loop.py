@@ -26,7 +26,7 @@ from ..checkpoint import Checkpoint
 from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader, open_tiles
-from ..errors import ContractError, InputError, SattrtError
+from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
 from .batchnorm import fuse_norms
@@ -167,8 +167,8 @@ class _Run:
         try:
             while self.step < self.plan.steps and not stopped:
                 stopped = self._epoch(self.step // self.plan.steps_per_epoch)
-        except BaseException:  # it has gone astray, or another process has; the best network of before is worth having
-            with contextlib.suppress(SattrtError):
+        except Exception:  # it has gone astray, or another process has; the best network of before is worth having
+            with contextlib.suppress(Exception):  # nothing may hide the reason
                 self.keeper.write_best()
             raise
         self.train.close()
@@ -346,7 +346,7 @@ class _Run:
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""
-        own = self.model, self.net, self.optimizer, self.average, self.scaler, self.slower
+        own = self.model, self.net, self.optimizer, self.average, self.scaler
         self.scaler = torch.amp.GradScaler(self.rank.device.type, enabled=self.scaler.is_enabled())
         self.model = self.net = copy.deepcopy(self.model)
         self.optimizer, self.average = make_optimizer(self.model, self.config), None
@@ -358,7 +358,7 @@ class _Run:
             losses = [self._step(images, labels, 1e-3)[0] for _ in range(steps)]
             losses[-1].item()  # waits for the device, once, as training does
             seconds = time.perf_counter() - begin
-        self.model, self.net, self.optimizer, self.average, self.scaler, self.slower = own
+        self.model, self.net, self.optimizer, self.average, self.scaler = own
         del self.gradient  # and what it recorded
         return timed * len(labels) / seconds
 

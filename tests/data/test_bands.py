@@ -127,6 +127,19 @@ def test_arid_ground_under_named_bands_is_a_note_and_under_a_guessed_order_refus
     assert named.left_out == {}
 
 
+@pytest.mark.parametrize("order", [tuple(name for name in EUROSAT_ORDER if name != "B10"), (*ESA[::-1],)])
+def test_a_lone_tile_is_read_in_the_order_of_its_dataset(order: tuple[str, ...], tmp_path: Path) -> None:
+    """Twelve bands without names have no band that tells EuroSAT's order from ESA's; and thirteen may be in an order that is nobody's."""
+    folder = write_classes(tmp_path / "t", order)
+    dataset = scan(folder, RULE, workers=1, bands=order)
+    assert dataset.file_bands == order
+    spec_of(dataset, 0, {}).write(tmp_path / "spec.json")
+    spec = ModelSpec.read(tmp_path / "spec.json")
+    for path in sorted(folder.rglob("*.tif"))[:3]:
+        expected = read_geotiff(path.read_bytes(), 4096).pixels
+        np.testing.assert_array_equal(read_for(path.read_bytes(), spec.bands, spec.offset, spec.file_bands), expected)
+
+
 def test_missing_bands_and_bands_of_rgb_tiles_are_refused(tmp_path: Path, tiles: Path) -> None:
     write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
     with pytest.raises(InputError, match=r"--bands asks for B08; .* hold B02, B03, B04"):
