@@ -90,9 +90,9 @@ def labelled(
     """
     if train.resolve() == valid.resolve():
         raise InputError(f"data.input_path and data.test_input_path are both {train}: a network is judged on tiles that it has not seen.")
-    sizes = [_sizes(path) for path in (train, valid)] if resizes else []
-    resized = len(set().union(*sizes)) > 1
-    size = sizes[0].most_common(1)[0][0] if resized and sizes[0] else None
+    counts = [_sizes(path) for path in (train, valid)] if resizes else []
+    several = len(set().union(*counts)) > 1
+    size = counts[0].most_common(1)[0][0] if several and counts[0] else None
     scans = [_scanned(path, workers, on_progress, size) for path in (train, valid)]
     first, second = scans
     for name in sorted(set(first.classes) ^ set(second.classes)):
