@@ -277,7 +277,7 @@ def test_where_a_later_scene_fails_the_maps_before_it_are_told_of(bundle: Bundle
     cut = write_raster(tmp_path / "cut.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel", compress="deflate")
     with open(cut, "rb+") as file:  # in the second and third of twelve rows of tiles, where nobody looks beforehand
         file.seek(cut.stat().st_size // 6)
-        file.write(bytes(500))
+        file.write(b"\xff" * 25_000)  # more than a block, and so the beginning of one
     left = tmp_path / "maps" / ".scene.tif.0123abcd.tmp"  # as a killed run leaves it
     left.parent.mkdir()
     left.touch()
