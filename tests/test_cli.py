@@ -202,7 +202,8 @@ def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -
     assert said.stderr.startswith("by onnxruntime-fp32 on ")  # and no note: they are like the train tiles
     (tmp_path / "white.jpg").write_bytes(jpeg((250, 250, 250), 1))
     noted = sattrt("predict", bundle.path, tmp_path / "white.jpg", "--json")
-    assert "note: the median of red is 24" in noted.stderr
+    assert f"note: from {tmp_path}/white.jpg on: the median of red is 24" in noted.stderr
+    assert json.loads(noted.stdout)["notes"][0].startswith("from ")
     assert len(json.loads(noted.stdout)["predictions"]) == 1
     (copy / "model.fp16.onnx").unlink()  # another engine's: as in a program of one's own
     assert sattrt("predict", copy, names[0], "--engine", "onnxruntime-int8").returncode == 0

@@ -78,7 +78,8 @@ def test_the_command_prints_the_table(mapper: Mapper, tmp_path: Path) -> None:
     assert "certain, ha" in done.stdout
     assert "unchanged" in done.stdout
     assert compare_maps(old, old, 0).certain.sum() == pytest.approx(276**2 / 100)
-    assert "takes two maps, --out, --config, --set and --json" in refusal(tmp_path, "--compare", old, new)
+    assert "takes two maps, --out, --config, --set certain=N and --json" in refusal(tmp_path, "--compare", old, new)
+    assert "Give it alone" in refusal("--compare", old, new, "--set", "stride=16")
 
 
 def test_maps_that_do_not_fit_are_refused_by_name(mapper: Mapper, tmp_path: Path) -> None:
