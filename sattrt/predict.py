@@ -162,9 +162,10 @@ def _answers(
         except InputError as error:
             left_out[file.name] = str(error)
     if tiles:
+        batch = np.stack(tiles)
         if notes is not None and not notes:
-            notes += [f"from {good[0]} on: {said}" for said in shifts(engine.spec, np.stack(tiles))]
-        for name, found, row in _predicted(engine, good, np.stack(tiles), reject, left_out):
+            notes += [f"from {good[0]} on: {said}" for said in shifts(engine.spec, batch)]
+        for name, found, row in _predicted(engine, good, batch, reject, left_out):
             yield Answer(name, found, dict(zip(engine.classes, map(float, row), strict=True)))
 
 

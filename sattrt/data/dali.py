@@ -22,7 +22,8 @@ from ..errors import BackendError, InputError, SattrtError
 
 Read = Callable[[int], bytes | NDArray[np.uint16]]
 # Encoded tiles that DALI is given together. It looks into 32 and more by several threads at once, and where it can't decode one of those, the
-# others go on with memory that is gone: half of such failures end the process (DALI 2.4). Fewer at a time cost nothing that could be measured.
+# others go on with memory that is gone: half of such failures end the process (DALI 2.4). Fewer at a time cost nothing that
+# could be measured on two CPU cores; on a GPU neither was tried.
 _MOST_ENCODED = 31
 
 

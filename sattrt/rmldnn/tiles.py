@@ -24,7 +24,7 @@ from PIL import Image
 from ..data.dataset import Dataset, Tile
 from ..data.decode import EXTENSIONS, FAULTS, FORMATS, MAX_SIDE, decode_rgb
 from ..data.scan import SplitRule, scan
-from ..data.sources import Source, Unreadable, open_source
+from ..data.sources import Source, open_source
 from ..errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -183,8 +183,12 @@ def _sizes(path: Path) -> Counter[tuple[int, int]]:
         with open_source(path) as source:
             for name in source.names():
                 if posixpath.splitext(name)[1].lower() in EXTENSIONS:
-                    with contextlib.suppress(*FAULTS, Unreadable), warnings.catch_warnings(action="ignore"):
-                        found[Image.open(io.BytesIO(source.read(name)), formats=FORMATS).size] += 1
+                    with (
+                        contextlib.suppress(*FAULTS),
+                        warnings.catch_warnings(action="ignore"),
+                        Image.open(path / name, formats=FORMATS) as image,
+                    ):
+                        found[image.size] += 1  # its header alone was read
     return found
 
 
