@@ -20,7 +20,7 @@ from ..spec import ModelSpec
 from ..trained import Samples
 from .config import ExportConfig
 from .onnx_export import write_onnx
-from .precision import METHODS, Calibration, quantise
+from .precision import METHODS, WEIGHT_BITS, Calibration, quantise
 
 
 class Graphs:
@@ -66,10 +66,9 @@ class Graphs:
         tried: dict[str, dict[str, float]] = {}
         best: tuple[float, float] | None = None
         trial = path.with_name(f"trial.{path.name}")
-        seven_bits = kind == "int8-cpu" and not cpu_has_int8()
         for method in METHODS[kind]:
             self._on_progress(f"ONNX, {kind}, ranges by {method}")
-            quantise(self._fp32, trial, kind, self._calibration.ranges(method), seven_bits)
+            quantise(self._fp32, trial, kind, self._calibration.ranges(method))
             logits = self._answers(kind, trial.name)
             right = float((logits.argmax(1) == self._samples.valid_labels).mean())
             error = float(np.abs(logits - self._expected).mean())
@@ -78,7 +77,7 @@ class Graphs:
                 best, chosen = (right, -error), method
                 trial.replace(path)
         trial.unlink(missing_ok=True)
-        return {"method": chosen, "tiles": len(tiles), "split": "train", "weight_bits": 8 - seven_bits, "tried": tried}
+        return {"method": chosen, "tiles": len(tiles), "split": "train", "weight_bits": WEIGHT_BITS[kind], "tried": tried}
 
     def _answers(self, kind: str, file: str) -> NDArray[np.float32]:
         """Logits of the validation tiles, by the backend that is at hand and made for such a graph."""
