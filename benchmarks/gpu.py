@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu.json
 
-Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are, for anything; onnx and onnxscript for export, and so for the bench of engines; typer, rich and no network.
+Needs torch and torchvision (with numpy and Pillow) for anything; onnx and onnxscript for export, and so for the bench of engines; typer, rich and no network.
 Uses DALI, TensorRT, TensorRT-RTX, OpenVINO, matplotlib and onnxruntime-gpu where it finds them, and says what it did without. Each stage is a process of its own,
 which is killed, with all that it has started, when its share of the time is over. A stage that fails is said, and the next one goes on with what
 there is; the file holds what stands after each of them, and the bench of the engine that should be the fastest before that of all. Without a GPU it runs as well, on a small share of the tiles, to show that it works: `--share 640`.
@@ -143,7 +143,9 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     from sattrt.data.scan import SplitRule, scan
     from sattrt.training.config import RECIPES, TrainConfig
 
+    begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
+    scanned = time.perf_counter() - begin
     settings = {**RECIPES["quick"], **RUNS["fast"], "weights": options.weights}
     if options.share:
         test = balanced(dataset.tiles("test"), 200)
@@ -154,7 +156,7 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     if not torch.cuda.is_available():  # on a GPU it takes seconds, and to measure beforehand how long would be among them
         settings["minutes"] = max(0.1, (end - time.perf_counter()) / 60 - 0.5)
     run = one_run(folder, TrainConfig.from_dict(settings, "gpu.py").to_dict(), folder / "run")
-    run |= {"goal": judged("fast", run)}
+    run |= {"scan_seconds": scanned, "goal": judged("fast", run, scanned)}
     keep(training=run)
     report("training", 0, run)
 
@@ -202,9 +204,8 @@ def fastest(bundle: Bundle) -> EngineRecord:
     on_cuda = this_place()["provider"] == "cuda"  # ONNX Runtime, whatever GPU there is
 
     def rank(engine: EngineRecord) -> tuple[int, bool, int]:
-        # ONNX Runtime's CUDA provider has no int8 convolution
-        in_fp32 = on_cuda and (engine.backend, engine.precision) == ("onnxruntime", "int8")
-        return BACKENDS.index(engine.backend), in_fp32, PRECISIONS.index(engine.precision)
+        on_cpu = on_cuda and (engine.backend, engine.precision) == ("onnxruntime", "int8")
+        return BACKENDS.index(engine.backend), on_cpu, PRECISIONS.index(engine.precision)
 
     for engine in sorted(bundle.engines, key=rank):
         with contextlib.suppress(BackendError):

@@ -6,10 +6,11 @@
 A run that fails is recorded with its reason, and the file is written anew after each of them, so nothing that was measured is lost.
 Before them a small network trains one step in a process of its own, so that CUDA's libraries (some gigabytes) are read from the disk once, and in no run's time.
 
-Needs torch, torchvision (with numpy and Pillow) and safetensors, which checkpoints are; where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
-decodes; without matplotlib a run has no pictures. Each run is
+Needs torch and torchvision (with numpy and Pillow); where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
+decodes; without matplotlib a run has no pictures; safetensors, which checkpoints are, has a stand-in under benchmarks/bare. Each run is
 `sattrt train` itself in a fresh process; a run's clock starts when the process has imported torch and torchvision (the first import is not
-counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. Without a GPU it runs as well, on a small share of
+counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. The
+scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is held against its goal. Without a GPU it runs as well, on a small share of
 the tiles, to show that it works: `--share 640`.
 """
 
@@ -30,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a bare machine has the checkout, and sattrt not installed
+sys.path.append(str(Path(__file__).parent / "bare"))  # last: what is installed is taken
 
-NEEDED = ("torch", "torchvision", "numpy", "PIL", "safetensors")  # without one of them nothing is trained
+NEEDED = ("torch", "torchvision", "numpy", "PIL")  # without one of them nothing is trained
 GOALS = (0.97, 0.9857, 0.99)
 IMAGES_PER_SECOND = 20_000  # that training is to reach at the tile's own 64x64
 JUDGED = {
@@ -122,11 +124,12 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def judged(name: str, run: dict[str, Any]) -> dict[str, Any]:
-    """What a run has to reach, and whether it did: an accuracy, and where tiles have their own size a speed."""
+def judged(name: str, run: dict[str, Any], scan_seconds: float) -> dict[str, Any]:
+    """What a run has to reach, and whether it did: an accuracy, in a time with the scan of the tiles in it, and where tiles have their own size a speed."""
     accuracy, within = JUDGED[name]
     took = run["seconds_to"][percent(accuracy)]
-    goal = {"valid_accuracy": accuracy, "within_seconds": within, "met": took is not None and (within is None or took <= within)}
+    met = took is not None and (within is None or scan_seconds + took <= within)
+    goal = {"valid_accuracy": accuracy, "within_seconds": within, "met": met}
     if run["config"]["image_size"]:
         return goal
     return {**goal, "images_per_second": IMAGES_PER_SECOND, "speed_met": run["images_per_second"] >= IMAGES_PER_SECOND}
@@ -178,7 +181,7 @@ def main() -> None:
                 try:
                     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                         run = pool.submit(one_run, Path(folder), config.to_dict(), Path(folder, f"{name}-{seed}")).result()
-                    taken.append(run | {"goal": judged(name, run)})
+                    taken.append(run | {"goal": judged(name, run, scanned)})
                     report(name, seed, taken[-1])
                 except Exception as error:  # of any kind, its process killed among them: the others are worth having
                     taken.append({"config": config.to_dict(), "failed": f"{type(error).__name__}: {error}"})
@@ -191,7 +194,7 @@ def main() -> None:
 def report(name: str, seed: int, run: dict[str, Any]) -> None:
     goals = ", ".join(f"{goal} in {seconds:.1f} s" if seconds else f"{goal} not reached" for goal, seconds in run["seconds_to"].items())
     goal = run["goal"]
-    within = f" within {goal['within_seconds']:g} s" if goal["within_seconds"] else ""
+    within = f" within {goal['within_seconds']:g} s, the scan included" if goal["within_seconds"] else ""
     said = f"; {percent(goal['valid_accuracy'])}{within}: {'met' if goal['met'] else 'missed'}"
     if "speed_met" in goal:
         said += f"; {goal['images_per_second']} images/s: {'met' if goal['speed_met'] else 'missed'}"

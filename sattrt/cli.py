@@ -212,7 +212,8 @@ def train(
 
         report = verify(tiles, settings or TrainConfig())
         print(
-            f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes of a run of {report.steps} steps on the CPU"
+            f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes, by which {report.runs} "
+            f"{'run' if report.runs == 1 else 'runs'} of {report.steps} steps on the CPU came to an end"
         )
         return
     with progress_bar("steps") as bar:
@@ -477,11 +478,12 @@ def rmldnn(
 
 @app.command()
 def plot(run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
-    """Draw training loss and validation accuracy of a run, finished or not."""
-    from .training.figures import loss_and_accuracy
+    """Draw training loss, validation accuracy, learning rate and gradient norm of a run, finished or not."""
+    from .training.figures import curves, loss_and_accuracy
     from .training.log import read_log
 
-    print(*loss_and_accuracy(read_log(run / "log.csv"), run), sep="\n")
+    rows = read_log(run / "log.csv")
+    print(*loss_and_accuracy(rows, run), *curves(rows, run), sep="\n")
 
 
 @app.command()

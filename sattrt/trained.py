@@ -19,12 +19,14 @@ from .errors import ContractError, InputError
 from .model import TileClassifier, check_state
 from .spec import ModelSpec, read_bytes
 
+_ENOUGH = 100  # tiles, to tell which of two calibrations is the better
+
 
 @dataclass(frozen=True)
 class Samples:
     """Decoded tiles that a run carries for the stages after it: (N, H, W, bands) in the contract's dtype with labels (N,) and, of valid, names.
 
-    train: a class-balanced share, for calibration. valid: the whole split (of a very large one a balanced share), for judging
+    train: a class-balanced share, for calibration and for the choice of its method. valid: the whole split (of a very large one a balanced share), for judging
     engines; classes take turns in it, so that the first few show all of them.
     """
 
@@ -34,9 +36,11 @@ class Samples:
     valid_labels: NDArray[np.int64]
     valid_names: NDArray[np.str_]
 
-    def calibration(self, count: int) -> NDArray[np.unsignedinteger]:
-        """`count` train tiles, as even over the classes as they come."""
-        return self.train[_in_turns(self.train_labels)[:count]]
+    def calibration(self, count: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
+        """`count` train tiles, as even over the classes as they come, and the others: all, where hardly any are left. Always the same ones."""
+        order = _in_turns(self.train_labels)
+        others = order[count:] if len(order) - count >= _ENOUGH else order
+        return self.train[order[:count]], self.train[others]
 
 
 def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,14 @@ def respell(folder: Path, **changes: object) -> None:
     """Change the manifest and give it a digest that fits, as somebody with intent would."""
     data = json.loads((folder / MANIFEST).read_text()) | changes
     data.pop("digest")
+    engines = changes.get("engines")
+    for engine in engines if isinstance(engines, list) else ():
+        name = engine.get("name") if isinstance(engine, dict) else None
+        if isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,190}", name):  # the engine's own file says the same
+            content = json.dumps(engine).encode()
+            (folder / f"{name}.json").unlink(missing_ok=True)
+            (folder / f"{name}.json").write_bytes(content)
+            data["files"] = data["files"] | {f"{name}.json": hashlib.sha256(content).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(data | {"digest": manifest_digest(data)}))
 
 
@@ -198,6 +207,13 @@ def reseal(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     files = json.loads((folder / MANIFEST).read_text())["files"]
     respell(folder, files=files | {name: hashlib.sha256(content).hexdigest()})
+
+
+def rename_classes(folder: Path, classes: list[str]) -> None:
+    """Give a bundle other classes, or another order, in every file that names them."""
+    spec = json.loads((folder / "spec.json").read_text())
+    reseal(folder, "spec.json", json.dumps(spec | {"classes": classes}).encode())
+    reseal(folder, "labels.txt", "".join(f"{name}\n" for name in classes).encode())
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from .. import __version__
 from ..accuracy import evaluate
 from ..errors import BackendError, ContractError, InputError, ParityError
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
-from ..runtime.bundle import EXTERNAL
+from ..runtime.bundle import EXTERNAL, LABELS, label_lines
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
@@ -53,6 +53,7 @@ _JUDGES = {
     "fp8": (("onnxruntime", "fp8"),),
 }
 GOLDEN_TILES = 20
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def export(
     expected = torch_logits(model, samples.valid, spec.temperature)
     with atomic_folder(out) as folder:
         spec.write(folder / "spec.json")
-        graphs = Graphs(folder, model, spec, samples, expected, config, on_progress)
+        graphs = Graphs(folder, model, spec, samples, config, on_progress)
         making = _Making(folder, spec, samples, expected, graphs, config, None if config.rebuild else _older(out), on_progress)
         for backend in BACKENDS:
             making.add(backend)
@@ -109,7 +110,7 @@ def export(
                 assert EXTERNAL not in path.read_bytes(), f"{path.name} would be refused: it seems to keep weights in another file"
         for engine in engines:
             write_json(folder / f"{engine.name}.json", dataclasses.asdict(engine))
-        write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in spec.classes).encode())
+        write_bytes(folder / LABELS, label_lines(spec.classes))
         if left_out := write_flips(samples, expected, making.answers | making.graph_answers, spec, folder):
             on_progress(left_out)
         write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
@@ -158,9 +159,9 @@ class _Making:
                 self.skipped[name] = str(error)
                 continue
             except ParityError as error:
-                if not self.config.best_effort:
-                    raise
-                self.failed[name] = str(error)  # a fault of one backend: the engines of others are worth having
+                if precision == "fp32" and not self.config.best_effort:
+                    raise  # what the others are held against, and what they are made from
+                self.failed[name] = str(error)  # a fault of one engine: the others are worth having
             else:
                 if verdict["passed"]:
                     self.engines.append(dataclasses.replace(engine, record={**engine.record, "validation": verdict}))
@@ -310,14 +311,16 @@ def _uncalibrated(spec: ModelSpec) -> str:
 
 
 def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], source: dict[str, str], config: ExportConfig) -> None:
-    """Write the manifest over everything in the folder."""
+    """Write the manifest over everything in the folder, and the digests in the form that `sha256sum -c` reads, for machines without Python."""
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    write_bytes(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in files.items()).encode())
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "sattrt": __version__,
         "source": source,
         "export": config.to_dict(),
         "engines": [dataclasses.asdict(engine) for engine in engines],
-        "files": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST},
+        "files": {**files, SUMS: sha256_file(folder / SUMS)},
     }
     manifest = json.loads(json.dumps(manifest))
     write_json(folder / MANIFEST, {**manifest, "digest": manifest_digest(manifest)})

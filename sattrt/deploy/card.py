@@ -151,13 +151,14 @@ def _calibration(engines: list[EngineRecord]) -> list[str]:
     lines = [
         "",
         "## Calibration",
-        "Ranges of activations by several methods, from train tiles; the one that cost the least on validation was kept.",
+        "Ranges of activations by several methods, from train tiles; the one that came nearest to the network on other train tiles was kept.",
     ]
     for file, found in notes.items():
-        tried = "; ".join(f"{name} {100 * each['accuracy']:.2f} % ({each['mean_error']:.3f})" for name, each in found["tried"].items())
+        tried = "; ".join(f"{name} {each['mean_error']:.3f} ({100 * each['agreement']:.2f} %)" for name, each in found["tried"].items())
         lines += [
             "",
-            f"`{file}`, {found['tiles']} tiles, weights of {found['weight_bits']} bits: **{found['method']}**. Tried, with accuracy and mean logit error: {tried}.",
+            f"`{file}`, {found['tiles']} tiles, weights of {found['weight_bits']} bits: **{found['method']}**. Tried, with mean logit error and answers that agree, "
+            f"over {found['others']} tiles: {tried}.",
         ]
     return lines
 

@@ -142,9 +142,9 @@ def reuse_plan(old: Bundle | None, name: str, recipe: dict[str, Any], plan_path:
     record = next((engine for engine in old.engines if engine.name == name), None) if old else None
     if old is None or record is None:
         return None, "not built before"
-    for field in RECIPE:
-        if record.record.get(field) != recipe[field]:
-            return None, f"{field} was {_short(record.record.get(field))}, is {_short(recipe[field])}"
+    was = record.record
+    if others := [f"{name} was {_short(was.get(name))}, is {_short(recipe[name])}" for name in RECIPE if was.get(name) != recipe[name]]:
+        return None, "; ".join(others)
     try:
         old.verify(record.file)
     except ContractError:

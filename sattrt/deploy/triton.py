@@ -90,6 +90,8 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
         raise ContractError(f"{record.name} has a record without its largest batch. Export the bundle again.")
     if profile.get("min", 1) != 1:  # Triton would send it fewer
         raise ContractError(f"{record.name} takes no single tile, as Triton's plans must. Export with min_batch = 1.")
+    # ONNX Runtime's CUDA provider has no int8 convolution: it would compute the graph in fp32, unjudged
+    group = "instance_group [\n  { kind: KIND_CPU }\n]\n" if (record.backend, record.precision) == ("onnxruntime", "int8") else ""
     preferred = sorted({max(1, largest // 4), largest})
     return f"""name: {json.dumps(name, ensure_ascii=False)}
 backend: "{backend}"
@@ -106,4 +108,4 @@ dynamic_batching {{
   preferred_batch_size: [ {", ".join(map(str, preferred))} ]
   max_queue_delay_microseconds: {_QUEUE_MICROSECONDS}
 }}
-"""
+{group}"""

@@ -9,6 +9,7 @@ the file, by its path; libraries that are given bytes keep a second copy of them
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -23,7 +24,7 @@ from .engine import Backend, Engine, EngineRecord
 from .signature import SIGNATURE, sign, verify_signature
 
 SCHEMA = 1
-MANIFEST = "bundle.json"
+MANIFEST, LABELS = "bundle.json", "labels.txt"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
 # the key under which an ONNX file names another that holds its weights. Around it protobuf may spell in many ways, so that the word alone is
 # looked for: no graph of ours has it anywhere
@@ -180,7 +181,18 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     models = {name for engine in engines for name in (engine.file, str(engine.record.get("onnx")), *_optimised_files(engine))}
     for name in sorted(files.keys() - models - {"spec.json"}):
         bundle.read(name)
+    for engine in engines:
+        sidecar = f"{engine.name}.json"
+        if parse_json(bundle.read(sidecar), path / sidecar) != dataclasses.asdict(engine):
+            raise ContractError(f"{path / sidecar} is not what {MANIFEST} says of that engine. Export the bundle again.")
+    if bundle.read(LABELS) != label_lines(spec.classes):
+        raise ContractError(f"{path / LABELS} and {path / 'spec.json'} name other classes, or in another order. Export the bundle again.")
     return bundle
+
+
+def label_lines(classes: tuple[str, ...]) -> bytes:
+    """The content of labels.txt, which programs without JSON read: a class a line."""
+    return "".join(f"{name}\n" for name in classes).encode()
 
 
 def _read(folder: Path, files: dict[str, str], name: str) -> bytes:

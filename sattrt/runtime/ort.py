@@ -24,7 +24,7 @@ _preloaded: str | None = None  # what was said of it
 
 
 class OnnxRuntimeBackend:
-    """A session over one ONNX file. It runs on CUDA where onnxruntime-gpu finds a GPU, else on the CPU; `device` says which.
+    """A session over one ONNX file. It runs on CUDA where onnxruntime-gpu finds a GPU, else, and in int8, on the CPU; `device` says which.
 
     spinning: whether its threads wait busily. optimised: the file is a graph that `save_optimised` wrote for this place: it is opened as it is.
     tensorrt: (height, width, bands) where ONNX Runtime is to compile the graph by TensorRT as it opens it, which takes a while and
@@ -54,7 +54,8 @@ class OnnxRuntimeBackend:
         elif precision == "fp8":  # its extended optimisations compute E4M3 graphs wrongly (1.32: 14 % of tiles right, 98 % without)
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         providers: list[Any] = ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        # the CUDA provider has no int8 convolution: it would compute in fp32 what was judged in int8
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and (precision != "int8" or tensorrt):
             # TF32 would round fp32 engines to 10 bits without a word; without it fp16 would be kept from the tensor cores. Algorithms are
             # chosen by cuDNN's rules: to time them all for every batch size that comes takes up to seconds, in the middle of the work
             choice = {"cudnn_conv_algo_search": "HEURISTIC"}

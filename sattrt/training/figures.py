@@ -16,7 +16,7 @@ from ..figure import GREY, as_it_is, save
 _BLUE, _ORANGE = "#1f6f8b", "#d9822b"
 
 
-def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
+def curves(rows: list[dict[str, float | None]], folder: Path) -> list[Path]:
     """Loss, accuracy, learning rate and gradient norm over the steps, from the rows of log.csv."""
     steps = [row["step"] for row in rows]
     ends = [row for row in rows if row["valid_accuracy"] is not None]
@@ -41,8 +41,10 @@ def curves(rows: list[dict[str, float | None]], folder: Path) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    save(figure, folder / "curves.png")
-    save(figure, folder / "curves.svg")
+    paths = [folder / "curves.png", folder / "curves.svg"]
+    for path in paths:
+        save(figure, path)
+    return paths
 
 
 def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list[Path]:

@@ -2,12 +2,14 @@
 fitted, and the run is drawn.
 
     finish(dataset, Path("run"), rank, "bf16", config)
+    draw_curves(Path("run"))     # of a run that ends early
 
 It may be run again: it reads best.safetensors and log.csv, and replaces what it wrote before.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,14 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     ]
     contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
     return None
+
+
+def draw_curves(run: Path) -> None:
+    """The curves of a run that was stopped or has failed, which is when they are looked at; none where they can't be drawn."""
+    with contextlib.suppress(Exception):  # the checkpoint is written, and nothing may hide the reason
+        from . import figures
+
+        figures.curves(read_log(run / "log.csv"), run)
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ from .captured import Gradient, captured, example
 from .config import TrainConfig
 from .cpu import use_products
 from .divergence import Divergence
-from .finish import finish
+from .finish import draw_curves, finish
 from .handover import samples_size, spec_of, write_samples
 from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
 from .hold import held
@@ -170,13 +170,17 @@ class _Run:
         except Exception:  # it has gone astray, or another process has; the best network of before is worth having
             with contextlib.suppress(Exception):  # nothing may hide the reason
                 self.keeper.write_best()
+            if self.rank.is_first:
+                draw_curves(self.out)
             raise
         self.train.close()
         self.valid.close()
         if self.source:
             self.source.close()
         self.rank.barrier()  # the others needn't wait for what the first does alone
-        if self.rank.is_first and not stopped:
+        if self.rank.is_first and stopped:
+            draw_curves(self.out)
+        elif self.rank.is_first:
             self.stop.close()  # nothing is lost by an end in the middle of it: a resume makes it anew
             self.observer.finishing()
             if left_out := finish(self.dataset, self.out, self.rank, self.precision, self.config):

@@ -294,6 +294,27 @@ def test_an_engine_that_differs_is_left_out_under_best_effort(run: Path, tmp_pat
     assert not (tmp_path / "c").exists()
 
 
+def test_a_precision_that_gives_no_numbers_is_left_out_alone(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(model: TileClassifier, spec: ModelSpec, path: Path, kind: str) -> None:
+        write_onnx(model, spec, path, kind)
+        if kind == "fp16":  # as where an activation is beyond 65,504
+            graph = onnx.load(path)
+            head = next(each for each in graph.graph.initializer if each.name.endswith("fc.weight"))
+            head.CopyFrom(onnx.numpy_helper.from_array(np.full(head.dims, np.inf, onnx.numpy_helper.to_array(head).dtype), head.name))
+            onnx.save(graph, path)
+
+    monkeypatch.setattr("sattrt.deploy.graphs.write_onnx", overflowing)
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp16"))
+    assert "onnxruntime-fp16 answers with what is no number" in report.failed["onnxruntime-fp16"]
+    assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
+
+
+def test_digests_are_there_for_who_has_no_python(bundle: Bundle, tmp_path: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=bundle.path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {line.partition(":")[0] for line in done.stdout.splitlines()} == set(bundle.files) - {"SHA256SUMS"}
+
+
 def test_any_batch_can_be_asked_for(run: Path, tmp_path: Path) -> None:
     import onnxruntime
 

@@ -62,6 +62,7 @@ def test_the_repository_is_what_tritons_own_schema_says(schema: Path, bundle: Bu
         assert (folder / config["output"][1]["label_filename"]).read_text().split() == list(bundle.spec.classes)
         assert config["dynamic_batching"] == {"preferred_batch_size": [16, 64], "max_queue_delay_microseconds": "2000"}
         assert config["max_batch_size"] == 64
+        assert config.get("instance_group") == ([{"kind": "KIND_CPU"}] if name.endswith("onnxruntime-int8") else None)
 
 
 def test_a_changed_file_is_not_served(copy: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -394,7 +394,9 @@ def test_the_command_line(
         p.name for p in run.iterdir()
     }
     (run / "training_loss.png").unlink()
-    assert sattrt("plot", run).split() == [str(run / "training_loss.png"), str(run / "test_accuracy.png")]
+    assert sattrt("plot", run).split() == [
+        str(run / name) for name in ("training_loss.png", "test_accuracy.png", "curves.png", "curves.svg")
+    ]
     assert (run / "training_loss.png").stat().st_size > 5000
     config = write_configuration(tmp_path / "config_train.json", configuration(tutorial))
     assert sattrt("rmldnn", config, "--translate", tmp_path / "run.toml").strip() == str(tmp_path / "run.toml")

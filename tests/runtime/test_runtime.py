@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import reseal, respell
+from conftest import rename_classes, reseal, respell
 
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, open_bundle, ort, read_bundle
@@ -325,10 +325,24 @@ def test_another_network_under_the_same_name_is_refused(copy: Path) -> None:
 
 
 def test_a_contract_of_other_classes_than_the_graph_is_refused(copy: Path) -> None:
-    spec = json.loads((copy / "spec.json").read_text())
-    reseal(copy, "spec.json", json.dumps(spec | {"classes": ["a", "b", "c", "d"]}).encode())
+    rename_classes(copy, ["a", "b", "c", "d"])
     with pytest.raises(ContractError, match="knows 3 classes"):
         open_bundle(copy)
+
+
+def test_files_that_say_different_things_are_refused(copy: Path, bundle: Bundle) -> None:
+    reseal(copy, "labels.txt", "".join(f"{name}\n" for name in bundle.spec.classes[::-1]).encode())
+    with pytest.raises(ContractError, match=r"labels.txt and .*spec.json name other classes, or in another order"):
+        read_bundle(copy)
+    reseal(copy, "labels.txt", (bundle.path / "labels.txt").read_bytes())
+    name = "onnxruntime-fp32.json"
+    reseal(copy, name, (bundle.path / name).read_bytes().replace(b'"fp32"', b'"fp16"'))
+    with pytest.raises(ContractError, match=rf"{name} is not what bundle.json says of that engine"):
+        read_bundle(copy)
+    (copy / name).unlink()
+    respell(copy, files={file: digest for file, digest in bundle.files.items() if file != name})
+    with pytest.raises(ContractError, match=rf"{name} is missing from the bundle"):
+        read_bundle(copy)
 
 
 def test_a_closed_engine_says_so(bundle: Bundle) -> None:

@@ -155,6 +155,7 @@ def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Datase
     with pytest.raises(InputError, match="gradient is no number"):
         train(dataset, tmp_path / "run", replace(SMALL, tune="head"), Spoil(), math.inf)
     monkeypatch.undo()
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 5000  # that is when they are looked at
     assert checkpoint.load(tmp_path / "run" / "best.safetensors")[1]["best_epoch"] == 1
     load_trained(tmp_path / "run")
     with pytest.raises(InputError, match="a trained network already"):
@@ -262,6 +263,7 @@ def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         verified = pool.submit(verify_resume, small, config, kills=20, seed=1).result()
     assert verified.kills == 20
+    assert verified.runs >= 1
     assert verified.tensors > 4 * 161  # weights, momentum and average of every parameter, and the best network
 
 
@@ -280,6 +282,7 @@ def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(data
     steps = int(read_log(tmp_path / "run" / "log.csv")[-1]["step"])
     assert f"stopped after step {steps}; go on with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"] == steps
+    assert (tmp_path / "run" / "curves.png").exists()
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, run: Path) -> None:
