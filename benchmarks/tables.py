@@ -3,7 +3,7 @@
     python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
     python benchmarks/tables.py --check    # exit code 1 where something would change
 
-Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`; `settings` (of a class, as
+Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `inference_step`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`; `settings` (of a class, as
 TrainConfig).
 """
 
@@ -80,20 +80,43 @@ def inference(name: str) -> str:
     for engine, row in sorted(read(name)["engines"].items(), key=lambda each: -each[1]["images_per_second"]):
         if engine.startswith("plain-"):
             continue
-        peer, share = row.get("throughput_ratio_best_peer"), row.get("fraction_of_ceiling")
+        share = row.get("fraction_of_ceiling")
+        peers = [row.get(f"{what}_ratio_best_peer") for what in ("throughput", "latency")]
         rows.append(
             (
                 engine,
                 f"{row['latency_ms']:.2f}",
                 f"{row['images_per_second']:.0f}",
                 f"{row['throughput_ratio_eager']:.2f}",
-                f"{peer:.2f}" if peer else "",
+                *(f"{ratio:.2f}" if ratio else "" for ratio in peers),
                 f"{100 * share:.0f} %" if share else "",
             )
         )
-    return markdown(
-        ("", "ms, one tile", "images/s", "to PyTorch eager fp32", "to the best plain peer on its graph", "of the matrix rate"), rows
+    columns = (
+        "",
+        "ms, one tile",
+        "images/s",
+        "to PyTorch eager fp32",
+        "to the best plain peer on its graph",
+        "its ms to the peer's",
+        "of the matrix rate",
     )
+    return markdown(columns, rows)
+
+
+def inference_step(name: str) -> str:
+    """Where an inference of the int8 engine goes, by part of the network."""
+    found = read(name)["engines"]["openvino-int8"]
+    rows = [
+        (
+            part,
+            f"{row['ms']:.1f}",
+            f"{100 * row['share']:.1f} %",
+            f"{100 * row['fraction_of_ceiling']:.0f} %" if row["operations"] else "",
+        )
+        for part, row in found["parts"].items()
+    ]
+    return markdown(("part, kernel", "ms a batch of 64", "of all", "of the matrix rate"), rows)
 
 
 def onnxruntime(name: str) -> str:
@@ -206,6 +229,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "bench": bench,
     "training": training,
     "inference": inference,
+    "inference_step": inference_step,
     "onnxruntime": onnxruntime,
     "loading": loading,
     "ablation": ablation,

@@ -16,7 +16,7 @@ from .engine import Outputs, Tiles
 
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 TYPED = "typed"
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 # primitives that OpenVINO keeps prepared, some 55 a batch size: a Batcher's sizes come again. By itself it keeps those of every size that it ever saw
 _KEPT = 512
 
@@ -38,13 +38,13 @@ class OpenVinoBackend:
             from openvino.frontend import FrontEndManager
         except ImportError:
             raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
-        if precision not in _HINTS:
+        if precision not in HINTS:
             raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
         self._path = path
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
-        settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT)}
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT)}
         if wanted := threads or granted():  # it counts the cores that it sees, not what a container may use of them
             settings["INFERENCE_NUM_THREADS"] = str(wanted)
         try:

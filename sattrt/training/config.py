@@ -22,7 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "short": {"epochs": 4, "ema": 0.99},
     "quick": {"epochs": 10, "ema": 0.997},
-    "full": {"epochs": 60, "batch_size": 256, "learning_rate": 0.002, "image_size": 128, "crop": 0.5, "cutmix": 1.0, "ema": 0.999},
+    "full": {"epochs": 60, "batch_size": 256, "learning_rate": 0.002, "image_size": 128, "ema": 0.999},
 }
 
 
