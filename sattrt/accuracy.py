@@ -75,6 +75,11 @@ def evaluate(
     return Score(len(labels), correct, correct / len(labels), low, high, per_class, confusion.tolist(), flips)
 
 
+def standard_error(accuracy: float, tiles: int) -> float:
+    """Of an accuracy (0..1) over so many tiles, as a binomial has it."""
+    return math.sqrt(accuracy * (1 - accuracy) / tiles)
+
+
 def wilson(correct: float, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a proportion, 95 % by default (Wilson, JASA 1927)."""
     share = correct / total

@@ -35,6 +35,7 @@ STATE: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "best_accuracy": (int, float),
     "best_epoch": int,
+    "highest_accuracy": (int, float),
     "precision": str,
     "seconds": (int, float),
     "scaler": dict,

@@ -79,7 +79,7 @@ def observer(bar: Progress) -> Observer:
         def epoch_ended(self, row: Row, best: bool) -> None:
             accuracy = f"validation accuracy {100 * (row.valid_accuracy or 0):.2f} %, loss {row.valid_loss:.3f}"
             bar.console.print(
-                f"epoch {row.epoch}: {accuracy}{', best so far' if best else ''}  ({row.seconds:.0f} s)", highlight=False, soft_wrap=True
+                f"epoch {row.epoch}: {accuracy}{', kept' if best else ''}  ({row.seconds:.0f} s)", highlight=False, soft_wrap=True
             )
 
         def finishing(self) -> None:
@@ -137,7 +137,7 @@ def print_trained(result: Result, dataset: Path, out: Path) -> None:
             f"stopped after step {result.steps}; go on with: {shlex.join(['sattrt', 'train', str(dataset), '--out', str(out), '--resume'])}"
         )
     else:
-        print(f"best validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
+        print(f"validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
 
 
 def print_facts(lines: list[tuple[str, str]]) -> None:

@@ -21,7 +21,7 @@ from ..trained import Samples
 from .config import ExportConfig
 from .gate import torch_logits
 from .onnx_export import write_onnx
-from .precision import METHODS, WEIGHT_BITS, Calibration, quantise
+from .precision import METHODS, Calibration, quantise
 
 
 class Graphs:
@@ -71,9 +71,10 @@ class Graphs:
         tried: dict[str, dict[str, float]] = {}
         chosen = ""
         trial = path.with_name(f"trial.{path.name}")
+        seven_bits = kind == "int8-cpu" and not cpu_has_int8()
         for method in METHODS[kind]:
             self._on_progress(f"ONNX, {kind}, ranges by {method}")
-            quantise(self._fp32, trial, kind, self._calibration.ranges(method))
+            quantise(self._fp32, trial, kind, self._calibration.ranges(method), seven_bits)
             logits = self._answers(kind, trial.name, others)
             tried[method] = {
                 "agreement": float((logits.argmax(1) == self._expected.argmax(1)).mean()),
@@ -88,7 +89,7 @@ class Graphs:
             "tiles": len(tiles),
             "others": len(others),
             "split": "train",
-            "weight_bits": WEIGHT_BITS[kind],
+            "weight_bits": 8 - seven_bits,
             "tried": tried,
         }
 

@@ -5,8 +5,7 @@
 
 There are two int8 graphs, since what is fast differs. "int8": symmetric activations, floats between the convolutions, as TensorRT
 demands. "int8-cpu": unsigned activations that stay integers through the residual sums, which ONNX Runtime and OpenVINO compute up to four
-times as fast as fp32; its weights have seven bits, since a CPU without VNNI sums pairs of products in 16, and clips. "fp8": as the first,
-in E4M3. Weights have a scale for each output channel; the head stays in floating point.
+times as fast as fp32. "fp8": as the first, in E4M3. Weights have a scale for each output channel; the head stays in floating point.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ _INT8_METHODS = ("max", "percentile 99.999", "percentile 99.99", "percentile 99.
 METHODS = {"int8": _INT8_METHODS, "int8-cpu": _INT8_METHODS, "fp8": ("max",)}  # a float is as precise in a wider range
 # what is quantised in each kind of graph
 KINDS = {"int8": ["Conv"], "int8-cpu": ["Conv", "Relu", "Add", "MaxPool"], "fp8": ["Conv"]}
-WEIGHT_BITS = {"int8": 8, "int8-cpu": 7, "fp8": 8}
 # E4M3 has three bits of mantissa: in the first layers dark tiles of little contrast, forests and lakes, would lose what tells them apart
 _FLOAT_IN_FP8 = ("backbone.conv1.", "backbone.layer1.")
 _HISTOGRAM_BINS, _ENTROPY_BINS, _BATCH = 1024, 512, 32
@@ -100,8 +98,11 @@ class _Batches:
         return {"input": self._left.pop()} if self._left else None
 
 
-def quantise(source: Path, target: Path, kind: str, ranges: Ranges) -> None:
-    """Write the graph of a kind of `KINDS`, with activations cut to `ranges`."""
+def quantise(source: Path, target: Path, kind: str, ranges: Ranges, seven_bits: bool = False) -> None:
+    """Write the graph of a kind of `KINDS`, with activations cut to `ranges`.
+
+    seven_bits: of weights, for a CPU that sums pairs of products in 16 bits and clips what goes beyond.
+    """
     quantization = _quantization()
     for_cpu = kind == "int8-cpu"
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": not for_cpu, "QuantizeBias": for_cpu}
@@ -113,7 +114,7 @@ def quantise(source: Path, target: Path, kind: str, ranges: Ranges) -> None:
         quantizer = quantization.QDQQuantizer(
             copy.deepcopy(original),
             True,  # per channel
-            WEIGHT_BITS[kind] == 7,
+            seven_bits,
             quantization.QuantType.QInt8,
             quantization.QuantType.QUInt8 if for_cpu else quantization.QuantType.QInt8,
             quantization.TensorsData(quantization.CalibrationMethod.MinMax, ranges),

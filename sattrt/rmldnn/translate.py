@@ -133,9 +133,9 @@ def _optimizer(line: Line, left: list[str], optimizer: OptimizerConfig, epochs: 
         warmup = min(1.0, schedule.num_epochs / epochs)
         line("schedule", "constant", f"lr_scheduler.type Warmup, from {schedule.start_factor:g} of the rate; sattrt begins near 0")
     elif schedule.kind == "MultiStep":
-        first = min((*schedule.milestones, 10**6)) if schedule.milestones else epochs  # a later one is in no run of ours
+        times = sum(each < epochs for each in schedule.milestones)
         line("schedule", "step", f"lr_scheduler.type MultiStep, milestones {list(schedule.milestones)}; sattrt's steps are even")
-        line("step_epochs", first, "the first milestone")
+        line("step_epochs", min(10**6, -(-epochs // (times + 1))), f"so that there are as many in these epochs: {times}")
     elif schedule.kind == "Step":
         line("schedule", "step", "lr_scheduler.type Step")
         line("step_epochs", schedule.step_size, f"lr_scheduler.step_size {schedule.step_size}")

@@ -2,7 +2,7 @@
 
     result = train(Dataset.read(Path("dataset")), Path("run"), TrainConfig(epochs=1))
 
-The run folder holds `best.safetensors` (the network of the best validation accuracy), `last.safetensors`
+The run folder holds `best.safetensors` (the network of the last epoch that validation can't tell from the best one), `last.safetensors`
 (everything needed to go on), `spec.json`, `config.json`, `log.csv`, `samples.npz` (decoded tiles for the stages
 after this one), and what `finish` draws at the end.
 """
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..accuracy import standard_error
 from ..checkpoint import Checkpoint
 from ..data.augment import Augmentation, mix
 from ..data.dataset import Dataset, Tile, balanced
@@ -54,7 +55,7 @@ STEPS_WORTH_TUNING = 3000
 
 @dataclass(frozen=True)
 class Result:
-    """Best validation accuracy (0..1), the epoch it was reached in (from 1), steps made in all; stopped: by a signal, before the end."""
+    """Validation accuracy (0..1) of the network that was kept, its epoch (from 1), steps made in all; stopped: by a signal, before the end."""
 
     accuracy: float
     epoch: int
@@ -134,7 +135,7 @@ class _Run:
         self.optimizer = make_optimizer(self.model, config)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
-        self.step, self.best, self.best_epoch = 0, -1.0, 0
+        self.step, self.best, self.best_epoch, self.highest = 0, -1.0, 0, -1.0
         self.divergence = Divergence(len(dataset.classes), config.tune, self.precision, out)
         if saved:
             self._restore(*saved)
@@ -214,7 +215,9 @@ class _Run:
         if self.rank.is_first:
             self.log.add(*rows[:-1], last)
         self.divergence.validation(last)
-        improved = accuracy > self.best
+        self.highest = max(self.highest, accuracy)
+        # within one standard error of the highest (Breiman et al., 1984): of epochs that the tiles can't tell apart the last, whose rate is the lowest
+        improved = accuracy >= self.highest - standard_error(self.highest, len(self.dataset.tiles("valid")))
         if improved:
             self.best, self.best_epoch = accuracy, epoch + 1
         if self.rank.is_first:
@@ -380,6 +383,7 @@ class _Run:
             "step": self.step,
             "best_accuracy": self.best,
             "best_epoch": self.best_epoch,
+            "highest_accuracy": self.highest,
             "precision": self.precision,
             "seconds": self._seconds(),
             "scaler": self.scaler.state_dict(),
@@ -397,6 +401,7 @@ class _Run:
             "valid_accuracy": self.best,
             "valid_loss": loss,
             "valid_tiles": len(self.dataset.tiles("valid")),
+            "valid_accuracy_highest": self.highest,
             "epoch": self.best_epoch,
             "epochs": self.plan.epochs,
             "train_tiles": self.plan.tiles,
@@ -418,3 +423,4 @@ class _Run:
         if steps != state["step"]:
             raise ContractError(f"The processes found different checkpoints in {self.out}. Put the run on a disk that all machines share.")
         self.step, self.best, self.best_epoch = state["step"], state["best_accuracy"], state["best_epoch"]
+        self.highest = state["highest_accuracy"]
