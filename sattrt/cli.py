@@ -1,4 +1,4 @@
-"""One command a stage, in the order of the flow: parse, make one library call, print.
+"""One command a stage, in the order of the flow: parse, call the library, print.
 
 Only here and in `screen` is anything printed, and only here does the process exit. Each command imports what it needs when it
 runs, so that `sattrt --help` answers at once.
@@ -206,6 +206,8 @@ def train(
     from .training.config import TrainConfig
     from .training.loop import train as run_training
 
+    if resume and verify_resume:
+        raise InputError("--verify-resume makes runs of its own, and goes on with none; leave --resume out.")
     settings = None if resume else TrainConfig.from_toml(config, assignments, **options)
     if verify_resume:
         from .training.verify import verify_resume as verify

@@ -129,7 +129,7 @@ def load_weights(model: TileClassifier, weights: str, bands: Sequence[str] = RGB
     first = state.get("conv1.weight")
     if first is not None and tuple(bands) != RGB and first.ndim == 4 and first.shape[1] == len(RGB):
         state["conv1.weight"] = adapted_to_bands(first, bands)
-    check_state(own, state, weights, optional=("fc.", "num_batches_tracked"))
+    check_state(own, state, weights, "Give weights of torchvision's ResNet-50.", optional=("fc.", "num_batches_tracked"))
     model.backbone.load_state_dict(state, strict=False)
 
 
@@ -142,9 +142,10 @@ def adapted_to_bands(filters: Tensor, bands: Sequence[str]) -> Tensor:
     return torch.stack([of_colour.get(COLOURS.get(name, ""), mean) for name in bands], 1)
 
 
-def check_state(own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, optional: tuple[str, ...] = ()) -> None:
-    """ContractError that names the first key that is missing, unknown or of another shape."""
-    way_out = "Give weights of torchvision's ResNet-50."
+def check_state(
+    own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, way_out: str, optional: tuple[str, ...] = ()
+) -> None:
+    """ContractError that names the first key that is missing, unknown or of another shape, and the way out."""
     wanted = [key for key in own if not any(part in key for part in optional)]
     if missing := [key for key in wanted if key not in state]:
         raise ContractError(f"{name} lacks {len(missing)} of {len(wanted)} keys, {missing[0]!r} first. {way_out}")

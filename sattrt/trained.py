@@ -58,7 +58,7 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
             f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them."
         )
     model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture, dtype=spec.dtype)
-    check_state(model.state_dict(), tensors, run / "best.safetensors")
+    check_state(model.state_dict(), tensors, run / "best.safetensors", "Train again, or restore it.")
     model.load_state_dict(tensors)
     return model.eval(), spec
 

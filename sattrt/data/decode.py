@@ -105,7 +105,7 @@ def read_for(
     if not tile.known_offset and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
         raise InputError(
             f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers carry the offset of 1,000 of products since "
-            "baseline 04.00, which its tags don't record"
+            "baseline 04.00, which its tags don't record. Record it there: gdal_edit.py -offset -0.1 -scale 0.0001 FILE"
         )
     if missing := [name for name in bands if name not in order]:
         raise InputError(f"it has no band {missing[0]} (it holds {', '.join(order)})")

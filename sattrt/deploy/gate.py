@@ -1,6 +1,6 @@
 """Proof that an engine answers as the trained network does, on the whole validation split; what does not is not let out.
 
-    verdict = judge(engine, tiles, labels, expected, drop=0.002)
+    verdict, logits = judge(engine, tiles, labels, expected, drop=0.002)
 
 The field's exporters have silently made wrong ResNets, and quantisation costs accuracy by a network's own whims: so every engine is
 scored, by the file that ships, against the fp32 answers of PyTorch to the same tiles.
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..accuracy import evaluate, mcnemar, reject_threshold
-from ..calibration import expected_calibration_error
+from ..calibration import expected_calibration_error, softmax
 from ..errors import BackendError, ParityError
 from ..model import TileClassifier
 from ..runtime import Engine, NoNumbersError
@@ -89,8 +89,7 @@ def judge(
     for batch, few in by_batch.items():
         if not np.allclose(few, logits[: len(few)], atol=largest * (FP32_ERROR if engine.precision == "fp32" else BATCH_ERROR)):
             raise ParityError(f"{engine.name} answers otherwise in batches of {batch} than of {max(BATCHES)}. Use another backend version.")
-    powers: NDArray[Any] = np.exp(logits - logits.max(1, keepdims=True))
-    if not np.allclose(probabilities, powers / powers.sum(1, keepdims=True), atol=1e-4):
+    if not np.allclose(probabilities, softmax(logits), atol=1e-4):
         raise ParityError(f"{engine.name} gives probabilities that are no softmax of its logits. Use another torch version.")
     answers, reference = logits.argmax(1), expected.argmax(1)
     right, fp32_right = answers == labels, reference == labels

@@ -1,6 +1,6 @@
 """The typed ONNX files of a bundle, each made when it is first asked for, int8 and fp8 with the calibration that serves them best.
 
-file, notes = Graphs(folder, model, spec, samples, expected, config, on_progress).make("int8-cpu")
+file, notes = Graphs(folder, model, spec, samples, config, on_progress).make("int8-cpu")
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Graphs:
         # OpenVINO is twice as fast at signed activations, and right where the CPU can sum their products; ONNX Runtime always is
         for backend in ("openvino", "onnxruntime") if kind == "int8" and cpu_has_int8() else ("onnxruntime", "openvino"):
             try:
-                with open_engine(EngineRecord(kind, backend, kind[:4], file, {}), self._folder, self._spec) as engine:
+                with open_engine(EngineRecord(kind, backend, kind.removesuffix("-cpu"), file, {}), self._folder, self._spec) as engine:
                     return engine.infer(tiles)[0]
             except BackendError as error:
                 reasons.append(str(error))

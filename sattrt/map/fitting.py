@@ -53,7 +53,9 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         raise InputError(
             f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which: --set nodata=0"
         )
-    if len(dtypes) > 1 or ((dtype := dtypes.pop()) == "uint8" and spec.dtype != "uint8"):
+    if len(dtypes) > 1:
+        raise InputError(f"{path} has files of {' and of '.join(sorted(dtypes))}. Give files of one type, as they were delivered.")
+    if (dtype := dtypes.pop()) == "uint8" and spec.dtype != "uint8":
         raise InputError(f"{path} holds 8-bit pixels; the engine takes {spec.dtype} digital numbers. Give the scene as it was delivered.")
     if fine.height < spec.height or fine.width < spec.width:
         raise InputError(

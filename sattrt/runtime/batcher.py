@@ -43,7 +43,7 @@ class Batcher:
 
     def __init__(self, engine: Engine, latency: float = 0.02, max_batch: int = 64, reject: bool = False) -> None:
         if not 0 <= latency <= threading.TIMEOUT_MAX:
-            raise InputError(f"A Batcher takes a latency of 0 s or more, and an end of it, not {latency}.")
+            raise InputError(f"A Batcher takes a latency of a finite number of seconds, 0 or more, not {latency}.")
         if not isinstance(max_batch, int) or max_batch < 1:
             raise InputError(f"A Batcher takes batches of a whole number of tiles, 1 or more, not {max_batch}.")
         self._engine, self._queue = engine, _Queue(engine, latency, max_batch, reject)

@@ -121,7 +121,7 @@ def restore(
         part, slash, rest = name.partition("/")
         parts.setdefault(part if slash else "", {})[rest if slash else name] = value
     for network, weights in [(model, parts[""]), *([(average.model, parts["average"])] if average else [])]:
-        check_state(network.state_dict(), weights, path)
+        check_state(network.state_dict(), weights, path, "Train again, or restore it.")
         network.load_state_dict(weights)
     parameters = dict(model.named_parameters())
     for key, value in parts["optimizer"].items():
