@@ -3,7 +3,7 @@
     python benchmarks/tables.py            # rewrites what stands between <!-- table: KIND FILE ... --> and <!-- end -->
     python benchmarks/tables.py --check    # exit code 1 where something would change
 
-Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `inference_step`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`; `settings` (of a class, as
+Kinds: `bench` (the first table of a bench.json), `training`, `inference`, `inference_step`, `precision`, `onnxruntime`, `loading`, `ablation`, `bands`, `map`; `settings` (of a class, as
 TrainConfig).
 """
 
@@ -119,6 +119,26 @@ def inference_step(name: str) -> str:
     return markdown(("part, kernel", "ms a batch of 64", "of all", "of the matrix rate"), rows)
 
 
+def precision(name: str) -> str:
+    """What each precision costs, on validation by the gate and on the test split by the bench."""
+    rows = []
+    for engine, row in read(name)["engines"].items():
+        test = row.get("test")
+        rows.append(
+            (
+                engine + (", its graph" if row["its_graph"] else ""),
+                f"{100 * row['accuracy']:.2f}",
+                f"{100 * (row['accuracy'] - row['fp32_accuracy']):+.2f}",
+                f"{row['flips']} ({100 * row['flips'] / row['tiles']:.2f} %)",
+                f"{row['p']:.2f}",
+                f"{row['mean_error']:.2g}",
+                f"{100 * test['accuracy']:.2f}" if test else "",
+                str(test["flips"]) if test else "",
+            )
+        )
+    return markdown(("", "validation %", "to fp32", "flips", "McNemar's p", "mean logit error", "test %", "flips"), rows)
+
+
 def onnxruntime(name: str) -> str:
     """ONNX Runtime's settings, by graph."""
     rows = [
@@ -230,6 +250,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "training": training,
     "inference": inference,
     "inference_step": inference_step,
+    "precision": precision,
     "onnxruntime": onnxruntime,
     "loading": loading,
     "ablation": ablation,

@@ -83,7 +83,6 @@ def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (loop.STEPS_WORTH_TUNING, False)])
 def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     class Watch(Observer):
         seen: list[tuple[float, bool]] = []  # noqa: RUF012 - one watch
@@ -95,19 +94,21 @@ def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: 
     watch = Watch()
     # a rate that makes the accuracy go up and down
     result = train(dataset, tmp_path / "run", replace(SMALL, epochs=8, learning_rate=0.05, schedule="constant", tune="head"), watch)
-    tiles, highest = len(dataset.tiles("valid")), 0.0
+    tiles, highest, lower = len(dataset.tiles("valid")), 0.0, 0
     for accuracy, kept in watch.seen:
         highest = max(highest, accuracy)
+        lower += kept and accuracy < highest
         assert kept == (accuracy >= highest - (highest * (1 - highest) / tiles) ** 0.5)
     last = max(number for number, (_, kept) in enumerate(watch.seen, 1) if kept)
     state = checkpoint.load(tmp_path / "run" / "best.safetensors")[1]
     assert result.epoch == last == state["best_epoch"]
     assert result.accuracy == watch.seen[last - 1][0] == state["best_accuracy"]
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["highest_accuracy"] == highest
-    assert {kept for _, kept in watch.seen} == {True, False}
-    assert [accuracy for accuracy, kept in watch.seen if kept] != sorted({accuracy for accuracy, _ in watch.seen})  # not only what is higher
+    assert lower or len({accuracy for accuracy, _ in watch.seen}) == 1  # not only what is higher
+    assert not all(kept for _, kept in watch.seen)
 
 
+@pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (loop.STEPS_WORTH_TUNING, False)])
 def test_convolutions_are_tuned_in_the_training_steps_of_a_long_run_alone(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_worth_it: int, tuned: bool
 ) -> None:
