@@ -74,7 +74,7 @@ def bench(
         answers = passes.answers()
         if config.engine_names and TORCH not in config.engine_names:
             contenders.set_torch_aside()
-        with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores()) as some:
+        with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores(), config.clock_batch) as some:
             clocks = passes.clocks(some)
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
         offline, callers = passes.offline() if config.wants("offline") else ({}, {})

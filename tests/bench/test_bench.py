@@ -255,6 +255,22 @@ def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pyt
                     np.testing.assert_array_equal(labels, same_labels)
 
 
+def test_all_three_clocks_have_batches_of_one_size(bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    read = TileReader.__iter__
+
+    def note(reader: TileReader) -> Any:
+        for images, labels in read(reader):
+            sizes.append(len(images))
+            yield images, labels
+
+    monkeypatch.setattr(TileReader, "__iter__", note)
+    one = only(bundle, "onnxruntime-fp32")
+    document = bench([one], dataset, replace(QUICK, scenarios="offline", batches="1", streams="1", clock_batch=5)).document
+    assert document["engines"][0]["clocks"]["host_to_host"]["images_a_call"] == 5
+    assert max(sizes[-(-len(dataset.tiles("test")) // 64) :]) == 5  # after the pass that accuracy is judged on
+
+
 def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = dataset.tiles("test")
     moved = replace(dataset, source=str(shutil.copytree(dataset.source, tmp_path / "tiles")))
