@@ -222,6 +222,7 @@ def _server(found: ServerRate | None) -> Row | None:
     latency = found.latency
     return {
         "rate": found.rate,
+        "lowest_tried": found.lowest_tried,
         "at_least": found.at_least,
         "bound_ms": 1e3 * found.bound,
         "p99_ms": latency.milliseconds(99) if latency else None,

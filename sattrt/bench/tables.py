@@ -127,7 +127,9 @@ def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
 
 
 def rate(served: Row) -> str:
-    """What the server scenario found, marked where it is indicative, or a lower bound."""
+    """What the server scenario found, marked where it is indicative, or a lower bound; where no rate was held, below which it must lie."""
+    if not served["rate"] and (lowest := served.get("lowest_tried")):  # reports of an older sattrt lack it
+        return f"below {lowest:,.0f}" if lowest >= 10 else f"below {lowest:.2g}"
     return f"{INDICATIVE * served['indicative']}{AT_LEAST * served['at_least']}{served['rate']:,.0f}"
 
 
