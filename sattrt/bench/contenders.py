@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset
-from ..errors import BackendError, InputError, SattrtError
-from ..runtime import Bundle, Engine
+from ..errors import BackendError, ContractError, InputError, SattrtError
+from ..runtime import Bundle, Engine, read_bundle
 from ..spec import ModelSpec, sha256_file
 from .measure import Call, wall
 
@@ -60,6 +60,27 @@ class Contenders:
             if each.engine:
                 with contextlib.suppress(BackendError):  # a GPU that failed once fails at this too, and what was measured is worth having
                     each.engine.close()
+
+
+def open_bundles(paths: Sequence[Path], signed_by: Path | None = None) -> tuple[list[Bundle], dict[str, str]]:
+    """The bundles whose files are what they were, and by path why the others are left out.
+
+    signed_by: the public key that each has to be signed with. What is wrong with it is raised where only one bundle is given;
+    ContractError with every reason where none of several is left.
+    """
+    found, refused = [], dict[str, str]()
+    for path in paths:
+        try:
+            bundle = read_bundle(path, signed_by)
+            bundle.verify()
+            found.append(bundle)
+        except SattrtError as error:
+            if len(paths) == 1:
+                raise
+            refused[str(path)] = str(error)
+    if not found:
+        raise ContractError(f"None of the bundles can be measured. {' | '.join(f'{path}: {reason}' for path, reason in refused.items())}")
+    return found, refused
 
 
 def gather(

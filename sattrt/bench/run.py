@@ -7,9 +7,10 @@ report.document["engines"][0]["accuracy"]["accuracy"]
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,15 @@ def bench(
     config: BenchConfig = BenchConfig(),
     peers: tuple[str, ...] = (),
     on_progress: Callable[[str], None] = lambda what: None,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> Report:
     """Measure every engine of the bundles that runs here, torch eager, and foreign programs, on the dataset's test split.
 
     Raises ContractError where no bundle fits the dataset, InputError for an empty test split or an engine that no bundle has, BackendError
     where none runs here.
-    What fails on the way becomes a line of document["absent"]; the others are measured.
+    refused: bundles that could not be opened, by path, and why: they are among what was not measured.
+    What can't be opened, or gives no answers, becomes a line of document["absent"]; the others are measured. Of one that fails later only
+    that figure is empty, and a warning says why.
     """
     called = names(bundles)
     reasons = [misfit(bundle.spec, dataset) for bundle in bundles]
@@ -63,6 +67,7 @@ def bench(
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts, config.engine_names)
+    contenders.absent.update(refused)
     throttled: set[str] = set()
 
     def between(what: str) -> None:  # two measurements: the GPU is still as the first one left it
