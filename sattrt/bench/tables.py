@@ -85,6 +85,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
         "matrix %",
         "memory %",
         "J per 1,000",
+        "ECE %",
     )
     shown = [
         (
@@ -95,6 +96,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
             (share, "> 100") if (share := row["fraction_of_matrix_rate"] or 0) > 1 else number(row["fraction_of_matrix_rate"], 0, 100),
             number(row["fraction_of_memory_rate"], 0, 100),
             number(row["joules_per_1000_images"], 1),
+            number(row["accuracy"]["ece"], 2, 100),
         )
         for row in rows
     ]
@@ -104,7 +106,8 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
 
 def said_of_details(document: Row) -> str:
     """What has to be said above the second table."""
-    text = "Tiles a second by each clock; eight tiles a query, p50/p90/p99; percent of the rate of a large matrix product and of memory."
+    text = "Tiles a second by each clock; eight tiles a query, p50/p90/p99; percent of the rate of a large matrix product and of memory. "
+    text += "ECE: expected calibration error, how far the share of right answers lies from the probability that was given."
     read = next((row["clocks"]["decoding"]["images_per_second"] for row in document["engines"] if row["clocks"]), None)
     return f"{text} Reading and decoding alone: {read:,.0f} tiles a second." if read else text
 
