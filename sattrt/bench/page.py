@@ -147,7 +147,7 @@ def _engines(document: Document) -> str:
                 (row["engine"], f'<i class=look{i // 10 % 4} style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
-                (len(found["flips"]), str(len(found["flips"]))),
+                ("", "") if found["flips"] is None else (len(found["flips"]), str(len(found["flips"]))),
                 (against[row["engine"]], escape(against[row["engine"]])),
                 *(percentile(single, f"p{each}", 2) for each in PERCENTILES),
                 number(speed(row) if row["best_batch"] else None, 0),
@@ -203,7 +203,7 @@ def _speed(document: Document, charts: ModuleType | None) -> str:
         drawn.append(
             ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
         )
-    if charts and document["engines"][0]["offline"]:
+    if charts and any(row["offline"] for row in document["engines"]):
         drawn.append(
             ("Throughput over batch size", charts.throughput(document), "All images over all seconds; from host array to host array.")
         )

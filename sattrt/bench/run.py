@@ -77,8 +77,7 @@ def bench(
     try:
         passes = Passes(contenders, images, config, between)
         answers = passes.answers()
-        if config.engine_names and TORCH not in config.engine_names:
-            contenders.set_torch_aside()
+        contenders.set_aside(torch=bool(config.engine_names) and TORCH not in config.engine_names)
         with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores(), config.clock_batch) as some:
             clocks = passes.clocks(some)
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
@@ -95,14 +94,15 @@ def bench(
     engines = []
     references = _references(contenders, answers)
     for name, (logits, probabilities) in answers.items():
-        if name in contenders.absent:  # it failed on the way
+        if name in contenders.absent:  # it was the reference alone
             continue
         contender = contenders.present[name]
         reference = references[contender.bundle.digest]
+        against = None if contender.engine and name == reference else answers[reference][0]  # torch's row is what the trained network says
         engines.append(
             rows.engine_row(
                 contender,
-                rows.accuracy(logits, probabilities, labels, dataset.classes, answers[reference][0], tiles),
+                rows.accuracy(logits, probabilities, labels, dataset.classes, against, tiles),
                 reference,
                 clocks.get(name),
                 {scenario: timings[scenario].get(name) for scenario in timings},
@@ -112,6 +112,7 @@ def bench(
                 energy.get(name),
                 best[contender.device],
                 work[contender.bundle.digest],
+                passes.failed.get(name, {}),
             )
         )
     if not engines:
@@ -170,9 +171,11 @@ def _ceilings(contenders: Contenders) -> dict[str, Ceilings]:
 
 
 def _references(contenders: Contenders, answers: dict[str, Any]) -> dict[str, str]:
-    """By bundle digest: whose answers flips are counted against, torch's where it is there."""
+    """By bundle digest: whose answers flips are counted against: torch's where it is there, else an fp32 engine's, else the first one's."""
     found: dict[str, str] = {}
-    for name in answers:
+    for name in sorted(
+        answers, key=lambda name: (contenders.present[name].engine is not None, contenders.present[name].precision != "fp32")
+    ):
         found.setdefault(contenders.present[name].bundle.digest, name)
     return found
 
