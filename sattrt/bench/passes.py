@@ -27,6 +27,7 @@ from .verdict import Clocks
 
 _ACCURACY_BATCH = 64
 _PASSES = 5  # at least, from file to label
+_CALLS, _HOPED_CALLS = 5, 20  # of the other two clocks: at least, and where they fit into four times the seconds
 _ROUNDS = 5  # of several callers, in each of which everyone has a share of the seconds
 _DECODE = ("", "decode")
 _CLOCKS = {"engine": "the engine alone", "host": "host to host", "whole": "file to label"}
@@ -105,7 +106,7 @@ class Passes:
             with self._lacking_if_it_fails(name, "the engine alone"):
                 timed[name, "engine"] = Timed(each.resident(batch), min(len(batch), each.engine.max_batch if each.engine else len(batch)))
             timed[name, "host"] = _whole(each, batch)
-        taken = self._clocks(timed, self._budget)
+        taken = self._clocks(timed, Budget(self._config.seconds, _CALLS, _HOPED_CALLS))
         self._say("clocks: decoding, file to label")
         passes = {_DECODE: Timed(wall(partial(_read, reader)), len(reader))}
         passes |= {(name, "whole"): Timed(wall(partial(_read, reader, each.infer)), len(reader)) for name, each in self._present().items()}

@@ -123,7 +123,9 @@ def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
         engine, host, whole, decode = (1 / found["images_per_second"] for found in clocks.values())
         parts = {"engine": engine, "copy": max(0, host - engine), "decode": decode, "host": max(0, whole - host - decode)}
         assert row["clocks"]["shares"] == pytest.approx({name: min(1, seconds / whole) for name, seconds in parts.items()})
-        assert row["verdict"].startswith(f"Bound by {NAMES[max(row['clocks']['shares'], key=row['clocks']['shares'].get)]}")
+        assert row["verdict"].startswith("The clocks disagree") or row["verdict"].startswith(
+            f"Bound by {NAMES[max(row['clocks']['shares'], key=row['clocks']['shares'].get)]}"
+        )
         assert (row["server"] is None) == (row["backend"] == "torch")
 
 

@@ -1,6 +1,6 @@
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +10,9 @@ from sattrt.bench import measure as module
 from sattrt.bench import rows, scenarios, tables
 from sattrt.bench.ceiling import _quantised, ceilings, work_per_tile
 from sattrt.bench.config import BenchConfig
+from sattrt.bench.contenders import Contender, Contenders
 from sattrt.bench.measure import Budget, Samples, Timed, measure, turns, wall
+from sattrt.bench.passes import Passes
 from sattrt.bench.scenarios import ServerRate, Trial, moments, queries, server, streams
 from sattrt.bench.verdict import Clocks, verdict
 from sattrt.errors import BackendError, ContractError, InputError
@@ -320,7 +322,42 @@ def test_the_verdict_names_what_takes_most() -> None:
     assert text.endswith("It runs at 50 % of the machine's matrix rate.")
     assert "matrix rate" not in verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=1.19)  # that was no ceiling
     assert "overlap" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
-    assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5e-3))
+    assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5.9e-3))
+
+
+def test_the_verdict_tells_nothing_that_lies_within_the_spread_of_the_clocks() -> None:
+    text = verdict(clocks(engine=6e-3, host=6e-3, decode=1e-3, whole=5e-3))
+    assert text.startswith("The clocks disagree: file to label was 17 % faster than host to host")
+    assert "Bound by" not in text
+    assert "host to host was 50 % faster than the engine alone" in verdict(clocks(engine=4e-3, host=2e-3, decode=1e-3, whole=5e-3))
+    restless = Samples(10, [0.03] * 10 + [0.05] * 10)  # a mean of 4 ms an image, known to a tenth
+    noisy = Clocks(restless, Samples(10, [0.0405] * 20), Samples(10, [0.01]), Samples(10, [0.06] * 20))
+    assert "copies" not in verdict(noisy)
+    assert "copy" not in verdict(noisy)
+    assert "copy 1 %" in verdict(Clocks(Samples(10, [0.04] * 20), *(noisy.host, noisy.decode, noisy.whole)))
+    slower = Samples(10, [0.2, 0.4] * 3)
+    assert slower.spread > 0.2
+    assert not verdict(Clocks(slower, Samples(10, [0.28] * 6), Samples(10, [0.01]), Samples(10, [0.3] * 6))).startswith("The clocks")
+
+
+def test_the_clocks_of_a_slow_engine_are_of_five_calls_at_least(bundle: Bundle) -> None:
+    class Reader:
+        def __len__(self) -> int:
+            return 4
+
+        def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            time.sleep(0.05)
+            yield np.zeros((4, 64, 64, 3), np.uint8), np.zeros(4, np.int64)
+
+    def infer(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.11)
+        return np.zeros((len(tiles), 3), np.float32), np.zeros((len(tiles), 3), np.float32)
+
+    slow = Contender("slow", bundle, "b", "numpy", "fp32", "cpu", 1, infer, lambda tiles: wall(lambda: infer(tiles)), None)
+    images = np.zeros((4, 64, 64, 3), np.uint8)
+    passes = Passes(Contenders({"slow": slow}), images, BenchConfig(seconds=0.1, clock_batch=4), lambda _: None)
+    found = passes.clocks(Reader())["slow"]  # type: ignore[arg-type]
+    assert min(len(each.seconds) for each in (found.engine, found.host, found.whole)) >= 5
 
 
 @pytest.mark.parametrize(
