@@ -215,7 +215,7 @@ def fastest(bundle: Bundle) -> EngineRecord:
 
 
 def bench_config(seconds: float) -> BenchConfig:
-    """What fits into so many seconds an engine: eight timings of up to 1.5 s to warm up, six trials of the server, three passes."""
+    """What fits into so many seconds an engine: eight timings of up to 1.5 s to warm up, nine trials of the server, three passes."""
     from sattrt.bench.config import BenchConfig
 
     timed = max(0.1, min(1.0, (seconds - 15) / 15))

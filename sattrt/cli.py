@@ -279,26 +279,33 @@ def bench(
     """Measure accuracy, latency and throughput of every engine, beside torch eager."""
     from .bench.compare import Comparison, against, read_report
     from .bench.config import BenchConfig
+    from .bench.contenders import open_bundles
+    from .bench.peer import require_program
     from .bench.report import write_report
     from .bench.run import bench as run_bench
     from .bench.tables import table
     from .data.dataset import Dataset
     from .errors import InputError
-    from .runtime import read_bundle
     from .spec import require_writable
 
     settings = BenchConfig.from_toml(config, assignments)
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
+    for command in peer or ():
+        require_program(command)
     require_writable(out / "bench.json")
+    opened, refused = open_bundles(bundles, require_signature)
+    print_unused(refused)
     with progress_bar() as bar:
         task = bar.add_task("Measuring", total=None)
-        opened = [read_bundle(path, require_signature) for path in bundles]
-        for each in opened:
-            each.verify()
         report = run_bench(
-            opened, Dataset.read(data), settings, tuple(peer or ()), lambda what: bar.update(task, description=f"Measuring: {what}")
+            opened,
+            Dataset.read(data),
+            settings,
+            tuple(peer or ()),
+            lambda what: bar.update(task, description=f"Measuring: {what}"),
+            refused,
         )
     document = report.document
     found = against(old, document) if baseline else Comparison()
@@ -314,6 +321,8 @@ def bench(
     if max_regression is not None and (failure := found.failure(max_regression)):
         print(failure, file=sys.stderr)
         raise typer.Exit(2)
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

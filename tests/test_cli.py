@@ -178,10 +178,19 @@ def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
     shutil.rmtree(tmp_path / "r")
     (tmp_path / "old.json").write_text(json.dumps(before | {"schema": 1}))
     assert "has schema 1" in refusal(*words, "--baseline", tmp_path / "old.json")
-    written = json.loads((tmp_path / "r" / "bench.json").read_text())
-    assert any("has schema 1" in warning for warning in written["warnings"])
-    assert "onnxruntime-fp32" in {row["engine"] for row in written["engines"]}
+    assert "there is no program 'no-such-program'" in refusal(*words, "--peer", "no-such-program {tiles}")
     assert "--baseline to compare with" in refusal(*words, "--max-regression", "5")
+    assert not (tmp_path / "r").exists()  # all of that is said before anything is measured
+    spoilt = shutil.copytree(copy, tmp_path / "spoilt")
+    (spoilt / "golden.npz").write_bytes(b"x")
+    done = sattrt(words[0], spoilt, *words[1:])
+    assert done.returncode == 1
+    assert done.stderr.count(f"left out: {spoilt}: ") == 1
+    assert "golden.npz" in done.stderr
+    written = json.loads((tmp_path / "r" / "bench.json").read_text())
+    assert "onnxruntime-fp32" in {row["engine"] for row in written["engines"]}
+    assert "golden.npz" in written["absent"][str(spoilt)]
+    assert "None of the bundles can be measured" in refusal(words[0], spoilt, tmp_path, *words[2:])
 
 
 def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -> None:

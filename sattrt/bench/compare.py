@@ -103,9 +103,10 @@ def against(old: object, document: Row) -> Comparison:
     return found
 
 
-def read_report(path: Path) -> object:
-    """What stands in a bench.json, or in the one of a folder. InputError where it can't be read, ContractError where it is no JSON."""
-    return read_json(path / "bench.json" if path.is_dir() else path)
+def read_report(path: Path) -> Row:
+    """What stands in a bench.json, or in the one of a folder. InputError where it can't be read, ContractError where it is no JSON, of
+    another schema, or has no engines: before anything is measured."""
+    return _checked(read_json(path / "bench.json" if path.is_dir() else path))
 
 
 def _checked(data: Any) -> Row:

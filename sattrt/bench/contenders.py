@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset
-from ..errors import BackendError, InputError, SattrtError
-from ..runtime import Bundle, Engine
+from ..errors import BackendError, ContractError, InputError, SattrtError
+from ..runtime import Bundle, Engine, read_bundle
 from ..spec import ModelSpec, sha256_file
 from .measure import Call, wall
 
@@ -44,15 +44,17 @@ class Contender:
 
 @dataclass
 class Contenders:
-    """present: by name. absent: name to the reason why it can't be measured here."""
+    """present: by name. absent: name to the reason why it can't be measured here. spare: who was not asked for, and answers as reference alone."""
 
     present: dict[str, Contender] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    spare: set[str] = field(default_factory=set)
 
-    def set_torch_aside(self) -> None:
-        """torch has answered, for flips to be counted against it, and is not timed."""
-        said = f"It answered, so that flips are counted against it, and was not timed: the setting engines does not name {TORCH}."
-        self.absent |= {name: said for name, each in self.present.items() if not each.engine and name not in self.absent}
+    def set_aside(self, torch: bool) -> None:
+        """Who has answered for flips to be counted against it is not timed: the spare ones and, where that is said, torch."""
+        said = "It answered, so that flips are counted against it, and was not timed: the setting engines does not name it."
+        aside = [name for name, each in self.present.items() if name in self.spare or (torch and not each.engine)]
+        self.absent |= {name: said for name in aside if name not in self.absent}
 
     def close(self) -> None:
         """Free every engine."""
@@ -62,12 +64,34 @@ class Contenders:
                     each.engine.close()
 
 
+def open_bundles(paths: Sequence[Path], signed_by: Path | None = None) -> tuple[list[Bundle], dict[str, str]]:
+    """The bundles whose files are what they were, and by path why the others are left out.
+
+    signed_by: the public key that each has to be signed with. What is wrong with it is raised where only one bundle is given;
+    ContractError with every reason where none of several is left.
+    """
+    found, refused = [], dict[str, str]()
+    for path in paths:
+        try:
+            bundle = read_bundle(path, signed_by)
+            bundle.verify()
+            found.append(bundle)
+        except SattrtError as error:
+            if len(paths) == 1:
+                raise
+            refused[str(path)] = str(error)
+    if not found:
+        raise ContractError(f"None of the bundles can be measured. {' | '.join(f'{path}: {reason}' for path, reason in refused.items())}")
+    return found, refused
+
+
 def gather(
     bundles: list[Bundle], dataset: Dataset, run: Path | None, thread_counts: tuple[int, ...], wanted: Collection[str] = ()
 ) -> Contenders:
     """Open what can be opened; what can't is absent, for the reason that it gives.
 
-    wanted: names of the engines to open, of whichever bundle; all if none is named. torch is there in any case.
+    wanted: names of the engines to open, of whichever bundle; all if none is named. torch is there in any case; where it can't be, the
+    first fp32 engine that opens is.
     A bundle that does not fit the dataset is absent, too. Raises BackendError where no engine of the others can run here.
     """
     found = Contenders()
@@ -83,22 +107,31 @@ def gather(
                 found.present[eager.name] = eager
             except SattrtError as error:
                 found.absent[f"{before}{TORCH}{after}"] = str(error)
-            for record in bundle.engines:
-                if wanted and record.name not in wanted:
+            for record in sorted(bundle.engines, key=lambda each: bool(wanted) and each.name not in wanted):  # spare ones last
+                spare = bool(wanted) and record.name not in wanted
+                if spare and (record.precision != "fp32" or _has_fp32(found, bundle)):
                     continue
                 label = f"{before}{record.name}{after}"
                 try:
                     engine = bundle.open(record.name, threads)
                 except SattrtError as error:
-                    found.absent[label] = str(error)
+                    if not spare:
+                        found.absent[label] = str(error)
                     continue
+                found.spare |= {label} if spare else set()
                 found.present[label] = Contender(
                     label, bundle, name, record.backend, record.precision, engine.device, threads, engine.infer, engine.resident, engine
                 )
-    if not any(each.engine for each in found.present.values()):
+    if not any(each.engine for name, each in found.present.items() if name not in found.spare):
+        found.close()
         reasons = " | ".join(f"{name}: {reason}" for name, reason in found.absent.items())
         raise BackendError(f"No engine of {', '.join(str(bundle.path) for bundle in bundles)} can run here. {reasons}")
     return found
+
+
+def _has_fp32(found: Contenders, bundle: Bundle) -> bool:
+    """Whether a bundle's network answers in fp32 already: torch, or an engine."""
+    return any(each.bundle is bundle and each.precision == "fp32" for each in found.present.values())
 
 
 def require_known(wanted: Collection[str], bundles: list[Bundle]) -> None:

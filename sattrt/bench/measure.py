@@ -79,6 +79,17 @@ class Samples:
         return self.images / float(np.mean(self.seconds))
 
     @property
+    def spread(self) -> float:
+        """How far the mean of all calls may lie from the true one, as a share of it: two standard errors, of turns, whose calls are alike.
+
+        Of one turn: two standard deviations.
+        """
+        means = [float(np.mean(turn)) for turn in turns(self.seconds)]
+        if len(means) == 1:
+            return 2 * self.variation
+        return 2 * float(np.std(means)) / float(np.mean(means)) / float(np.sqrt(len(means) - 1))
+
+    @property
     def variation(self) -> float:
         """Coefficient of variation: standard deviation over mean."""
         return float(np.std(self.seconds) / np.mean(self.seconds))

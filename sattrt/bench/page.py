@@ -92,12 +92,18 @@ def _subtitle(document: Document) -> str:
     )
 
 
+def _fastest(document: Document) -> dict[str, Any]:
+    """The row of the engine with the most images a second; torch, which the others are compared with, only where it is alone."""
+    rows = document["engines"]
+    return max([row for row in rows if row["backend"] != "torch"] or rows, key=lambda row: speed(row) or 0)
+
+
 def _facts(document: Document) -> str:
     """The figures that are looked for first, as the tables have them; of engines, torch's row is what they are compared with."""
     torch = next((row for row in document["engines"] if row["backend"] == "torch"), None)
     engines = [row for row in document["engines"] if row is not torch] or document["engines"]
     facts = []
-    fastest = max(engines, key=lambda row: speed(row) or 0)
+    fastest = _fastest(document)
     if speed(fastest):
         size = f"batches of {fastest['best_batch']}" if fastest["best_batch"] else "by its own clock"
         times = f", {speed(fastest) / speed(torch):.1f} times PyTorch" if torch and torch is not fastest and speed(torch) else ""
@@ -141,7 +147,7 @@ def _engines(document: Document) -> str:
                 (row["engine"], f'<i class=look{i // 10 % 4} style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
                 (row["device"], escape(row["device"])),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
-                (len(found["flips"]), str(len(found["flips"]))),
+                ("", "") if found["flips"] is None else (len(found["flips"]), str(len(found["flips"]))),
                 (against[row["engine"]], escape(against[row["engine"]])),
                 *(percentile(single, f"p{each}", 2) for each in PERCENTILES),
                 number(speed(row) if row["best_batch"] else None, 0),
@@ -197,7 +203,7 @@ def _speed(document: Document, charts: ModuleType | None) -> str:
         drawn.append(
             ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
         )
-    if charts and document["engines"][0]["offline"]:
+    if charts and any(row["offline"] for row in document["engines"]):
         drawn.append(
             ("Throughput over batch size", charts.throughput(document), "All images over all seconds; from host array to host array.")
         )
@@ -219,7 +225,8 @@ def _speed(document: Document, charts: ModuleType | None) -> str:
 
 
 def _accuracy(document: Document, charts: ModuleType | None) -> str:
-    engine = document["engines"][0]["engine"]
+    fastest = _fastest(document)
+    engine = fastest["engine"]
     drawn = charts and [
         ("Accuracy against speed", charts.pareto(document), "Bars: 95 % intervals. Dotted: what no other engine beats in both."),
         (
@@ -232,7 +239,11 @@ def _accuracy(document: Document, charts: ModuleType | None) -> str:
             charts.selective(document),
             "Accuracy of the answers that remain, when the least certain tiles are rejected.",
         ),
-        (f"Confusion, {engine}", charts.confusion(document, engine), "Counts; shades are shares of the row."),
+        (
+            f"Confusion, {engine}",
+            charts.confusion(document, engine),
+            f"The fastest engine. Counts; shades are shares of the row. {_differs(fastest)}",
+        ),
     ]
     rows = document["engines"]
     body = [
@@ -240,18 +251,28 @@ def _accuracy(document: Document, charts: ModuleType | None) -> str:
         + [number(row["accuracy"]["per_class"][name]["f1"], 1, 100) for row in rows]
         for name in document["dataset"]["classes"]
     ]
-    found = rows[0]["accuracy"]["per_class"]
+    found = fastest["accuracy"]["per_class"]
     own = [
         [(name, escape(name)), *(number(found[name][key], 1, 100) for key in ("precision", "recall", "f1"))]
         for name in document["dataset"]["classes"]
     ]
     return (
         _charts(drawn or [])
-        + f"<h2>By class, {escape(engine)}</h2>"
+        + f"<h2>By class, {escape(engine)}</h2><p class=faint>{escape(f'The fastest engine. {_differs(fastest)}')}</p>"
         + _table("classes", ["class", "precision %", "recall %", "F1 %"], own)
         + "<h2>F1 by class, every engine</h2>"
         + _table("f1", ["class", "tiles", *(row["engine"] for row in rows)], body)
     )
+
+
+def _differs(row: dict[str, Any]) -> str:
+    """How an engine's answers differ from those of its reference."""
+    if row["accuracy"]["flips"] is None:
+        return ""
+    if row["engine"] == row["reference"]:
+        return "The others are held against its answers."
+    count, tiles = len(row["accuracy"]["flips"]), row["accuracy"]["tiles"]
+    return f"It answers {count or 'none'} of {tiles:,} tiles otherwise than {row['reference']}."
 
 
 def _worst(document: Document, worst: NDArray[np.uint8]) -> str:

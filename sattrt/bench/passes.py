@@ -1,4 +1,5 @@
-"""The contenders on their way through accuracy, clocks and scenarios, always all of them in turns; who fails is absent from then on.
+"""The contenders on their way through accuracy, clocks and scenarios, always all of them in turns. Whoever gives no answers is absent from then
+on; one that fails later lacks that figure alone.
 
 passes = Passes(contenders, tiles, BenchConfig(), print)
 answers, clocks = passes.answers(), passes.clocks(reader)
@@ -26,12 +27,17 @@ from .verdict import Clocks
 
 _ACCURACY_BATCH = 64
 _PASSES = 5  # at least, from file to label
+_CALLS, _HOPED_CALLS = 5, 20  # of the other two clocks: at least, and where they fit into four times the seconds
 _ROUNDS = 5  # of several callers, in each of which everyone has a share of the seconds
 _DECODE = ("", "decode")
+_CLOCKS = {"engine": "the engine alone", "host": "host to host", "whole": "file to label"}
 
 
 class Passes:
-    """The contenders on their way through accuracy, clocks and scenarios; who fails is absent from then on."""
+    """The contenders on their way through accuracy, clocks and scenarios.
+
+    failed: by contender and by what was to be measured, why it was not: it keeps its other figures.
+    """
 
     def __init__(
         self, contenders: Contenders, images: NDArray[np.unsignedinteger], config: BenchConfig, on_progress: Callable[[str], None]
@@ -39,6 +45,7 @@ class Passes:
         self._all, self._images, self._config, self._say = contenders, images, config, on_progress
         self._budget = Budget(config.seconds)
         self._draw = random.Random(config.seed)
+        self.failed: dict[str, dict[str, str]] = {}
 
     def answers(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Logits and probabilities of every tile, by each."""
@@ -70,34 +77,50 @@ class Passes:
         except FAILURES as error:
             self._all.absent[name] = why(error)
 
+    @contextlib.contextmanager
+    def _lacking_if_it_fails(self, name: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
+            self._note(name, what, why(error))
+
+    def _note(self, name: str, what: str, reason: str) -> None:
+        self.failed.setdefault(name, {}).setdefault(what, reason)
+
     def _batch(self, size: int) -> Tiles:
         return np.resize(self._images, (size, *self._images.shape[1:]))
 
-    def _measure(self, timed: dict[str, Timed], budget: Budget | None = None) -> dict[str, Samples]:
-        return measure(timed, budget or self._budget, self._config.seed, self._all.absent)
+    def _measure(self, what: str, timed: dict[str, Timed], budget: Budget | None = None) -> dict[str, Samples]:
+        failed: dict[str, str] = {}
+        taken = measure(timed, budget or self._budget, self._config.seed, failed)
+        for name, reason in failed.items():
+            self._note(name, what, reason)
+        return taken
 
     def clocks(self, reader: TileReader) -> dict[str, Clocks]:
-        """The three clocks of each, and of decoding."""
+        """The three clocks of each, and of decoding; none of one that fails at any of them."""
         batch = self._batch(self._config.clock_batch)
         self._say("clocks: the engine alone, host to host")
         timed: dict[tuple[str, str], Timed] = {}  # both clocks take turns: a machine that drifts must not tell them apart
         for name, each in self._present().items():
-            with self._absent_if_it_fails(name):
+            with self._lacking_if_it_fails(name, "the engine alone"):
                 timed[name, "engine"] = Timed(each.resident(batch), min(len(batch), each.engine.max_batch if each.engine else len(batch)))
-                timed[name, "host"] = _whole(each, batch)
-        taken = self._clocks(timed, self._budget)
+            timed[name, "host"] = _whole(each, batch)
+        taken = self._clocks(timed, Budget(self._config.seconds, _CALLS, _HOPED_CALLS))
         self._say("clocks: decoding, file to label")
         passes = {_DECODE: Timed(wall(partial(_read, reader)), len(reader))}
         passes |= {(name, "whole"): Timed(wall(partial(_read, reader, each.infer)), len(reader)) for name, each in self._present().items()}
         taken |= self._clocks(passes, Budget(self._config.seconds, _PASSES, warm_up=False))
-        return {name: Clocks(taken[name, "engine"], taken[name, "host"], taken[_DECODE], taken[name, "whole"]) for name in self._present()}
+        whole = [name for name in self._present() if all((name, clock) in taken for clock in _CLOCKS)]
+        return {name: Clocks(taken[name, "engine"], taken[name, "host"], taken[_DECODE], taken[name, "whole"]) for name in whole}
 
     def _clocks(self, timed: dict[tuple[str, str], Timed], budget: Budget) -> dict[tuple[str, str], Samples]:
         failed: dict[tuple[str, str], str] = {}
         taken = measure(timed, budget, self._config.seed, failed)
         if _DECODE in failed:
             raise InputError(failed[_DECODE])
-        self._all.absent.update({name: reason for (name, _), reason in failed.items()})
+        for (name, clock), reason in failed.items():
+            self._note(name, _CLOCKS[clock], reason)
         return taken
 
     def stream(self, scenario: str) -> dict[str, Samples]:
@@ -105,7 +128,9 @@ class Passes:
         self._say(scenario)
         size, seed = QUERY[scenario], self._config.seed
         budget = Budget(self._config.seconds, hoped=FEWEST[scenario])
-        return self._measure({name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()}, budget)
+        return self._measure(
+            scenario, {name: queries(each.infer, self._images, size, seed) for name, each in self._present().items()}, budget
+        )
 
     def offline(self) -> tuple[dict[int, dict[str, Samples]], dict[str, dict[int, list[float]]]]:
         """Times of a batch by size and name; images a second in every round by name and number of callers, at the best size of each."""
@@ -113,15 +138,21 @@ class Passes:
         for size in self._config.batch_sizes:
             self._say(f"offline, batches of {size}")
             batch = self._batch(size)
-            sweep[size] = self._measure({name: _whole(each, batch) for name, each in self._present().items()})
+            sweep[size] = self._measure(f"batches of {size}", {name: _whole(each, batch) for name, each in self._present().items()})
         callers: dict[str, dict[int, list[float]]] = {name: {} for name in self._present()}
         for count in self._config.stream_counts if self._config.stream_counts != (1,) else ():
             self._say(f"offline, {count} callers")
+            what = f"{count} caller{'s' * (count != 1)}"
             for _ in range(_ROUNDS):
                 for name, each in self._shuffled():
-                    with self._absent_if_it_fails(name):
+                    if what in self.failed.get(name, ()) or not any(name in found for found in sweep.values()):
+                        continue
+                    with self._lacking_if_it_fails(name, what):
                         rate = streams(each.infer, self._images, _best(sweep, name), count, self._config.seconds / _ROUNDS)
                         callers[name].setdefault(count, []).append(rate)
+            for name in callers:
+                if what in self.failed.get(name, ()):
+                    callers[name].pop(count, None)  # some rounds are none
         return sweep, callers
 
     def server(self, sweep: dict[int, dict[str, Samples]]) -> dict[str, ServerRate]:
@@ -132,9 +163,10 @@ class Passes:
                 continue
             self._say(f"server: {name}")
             bound, seconds = self._config.latency_bound / 1e3, self._config.seconds
-            with self._absent_if_it_fails(name):
-                size = _best(sweep, name) if sweep else self._config.clock_batch
-                timed = sweep[size] if sweep else measure({name: _whole(each, self._batch(size))}, self._budget)
+            with self._lacking_if_it_fails(name, "server"):
+                swept = any(name in found for found in sweep.values())
+                size = _best(sweep, name) if swept else self._config.clock_batch
+                timed = sweep[size] if swept else measure({name: _whole(each, self._batch(size))}, self._budget)
                 highest = timed[name].images_per_second
                 found[name] = server(each.engine, self._images, bound, highest, seconds, self._config.seed, size)
         return found
@@ -149,11 +181,13 @@ class Passes:
                 continue
             self._say(f"energy of {source}: {name}")
             count, begin = 0, time.perf_counter()
-            with self._absent_if_it_fails(name):
+            with self._lacking_if_it_fails(name, "energy"):
                 while time.perf_counter() - begin < self._config.seconds:
                     each.infer(batch)
                     count += len(batch)
             after, _ = joules(each.device)
+            if "energy" in self.failed.get(name, ()):
+                continue
             if count and after is not None and after >= before:  # RAPL's counter begins anew at its end
                 found[name] = 1000 * (after - before) / count
         return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -77,6 +78,13 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
         )
     images = times * len(tiles)
     return Peer(command, labels, (images - 1) / beyond, start, bool(beyond < _CLEAR * jitter), images, seconds, starts)
+
+
+def require_program(command: str) -> None:
+    """InputError where a peer's command is none, or its program is not there: before anything is measured."""
+    program = _words(command)[0]
+    if not shutil.which(program):
+        raise InputError(f"The peer {command!r} can't be started: there is no program {program!r} that may be run. Check the command.")
 
 
 def _save(path: Path, tiles: NDArray[np.unsignedinteger]) -> None:

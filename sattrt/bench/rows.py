@@ -29,12 +29,13 @@ def accuracy(
     probabilities: NDArray[np.float32],
     labels: NDArray[np.integer],
     classes: tuple[str, ...],
-    reference: NDArray[np.float32],
+    reference: NDArray[np.float32] | None,
     tiles: list[Tile],
 ) -> Row:
-    """Everything that is counted on the test split; reference: the logits that flips and errors are held against."""
+    """Everything that is counted on the test split; reference: the logits that flips and errors are held against, None where there
+    are none but its own: then both are None."""
     answers = logits.argmax(1)
-    references = reference.argmax(1)
+    references = None if reference is None else reference.argmax(1)
     score = evaluate(answers, labels, classes, references)
     confidence, right = probabilities.max(1), answers == labels
     return {
@@ -57,10 +58,12 @@ def accuracy(
         "ece": expected_calibration_error(probabilities, labels),
         "reliability": reliability_curve(probabilities, labels),
         "selective": selective_curve(confidence, right),
-        "flips": [tiles[i].name for i in score.flips or []],
-        "flip_answers": [[classes[labels[i]], classes[answers[i]], classes[references[i]]] for i in score.flips or []],
+        "flips": None if references is None else [tiles[i].name for i in score.flips or []],
+        "flip_answers": []
+        if references is None
+        else [[classes[labels[i]], classes[answers[i]], classes[references[i]]] for i in score.flips or []],
         "wrong": [tiles[i].name for i in np.flatnonzero(~right)],
-        "largest_logit_error": float(np.abs(logits - reference).max()),
+        "largest_logit_error": None if reference is None else float(np.abs(logits - reference).max()),
     }
 
 
@@ -92,8 +95,9 @@ def engine_row(
     energy: float | None,
     ceilings: Ceilings,
     work: Work | None,
+    failed: dict[str, str],
 ) -> Row:
-    """One engine's part of the document."""
+    """One engine's part of the document. failed: why it lacks a figure, by the figure."""
     best = max(offline, key=lambda size: offline[size].images_per_second) if offline else None
     single = streams.get("single-stream")
     # ONNX Runtime computes fp16 graphs in fp32 on a CPU, and on CUDA int8 ones, whose kernels it lacks
@@ -125,6 +129,7 @@ def engine_row(
         "fraction_of_matrix_rate": of_matrix,
         "fraction_of_memory_rate": read / ceilings.memory if read and ceilings.memory else None,
         "verdict": verdict(clocks, of_matrix) if clocks else None,
+        "failed": failed,
     }
 
 
@@ -175,6 +180,7 @@ def warnings(document: Row) -> list[str]:
         found.append(
             f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {', '.join(unsure[:3])}, ..."
         )
+    found += [f"{row['engine']}, {what}: {reason}" for row in engines for what, reason in row.get("failed", {}).items()]
     scores = [row["accuracy"] for row in engines]
     half = max((high - low) / 2 for low, high in (score["interval"] for score in scores))
     if half > _DIGIT:
@@ -222,6 +228,7 @@ def _server(found: ServerRate | None) -> Row | None:
     latency = found.latency
     return {
         "rate": found.rate,
+        "lowest_tried": found.lowest_tried,
         "at_least": found.at_least,
         "bound_ms": 1e3 * found.bound,
         "p99_ms": latency.milliseconds(99) if latency else None,

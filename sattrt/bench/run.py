@@ -7,9 +7,10 @@ report.document["engines"][0]["accuracy"]["accuracy"]
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,15 @@ def bench(
     config: BenchConfig = BenchConfig(),
     peers: tuple[str, ...] = (),
     on_progress: Callable[[str], None] = lambda what: None,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> Report:
     """Measure every engine of the bundles that runs here, torch eager, and foreign programs, on the dataset's test split.
 
     Raises ContractError where no bundle fits the dataset, InputError for an empty test split or an engine that no bundle has, BackendError
     where none runs here.
-    What fails on the way becomes a line of document["absent"]; the others are measured.
+    refused: bundles that could not be opened, by path, and why: they are among what was not measured.
+    What can't be opened, or gives no answers, becomes a line of document["absent"]; the others are measured. Of one that fails later only
+    that figure is empty, and a warning says why.
     """
     called = names(bundles)
     reasons = [misfit(bundle.spec, dataset) for bundle in bundles]
@@ -63,6 +67,7 @@ def bench(
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts, config.engine_names)
+    contenders.absent.update(refused)
     throttled: set[str] = set()
 
     def between(what: str) -> None:  # two measurements: the GPU is still as the first one left it
@@ -72,9 +77,8 @@ def bench(
     try:
         passes = Passes(contenders, images, config, between)
         answers = passes.answers()
-        if config.engine_names and TORCH not in config.engine_names:
-            contenders.set_torch_aside()
-        with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores()) as some:
+        contenders.set_aside(torch=bool(config.engine_names) and TORCH not in config.engine_names)
+        with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores(), config.clock_batch) as some:
             clocks = passes.clocks(some)
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
         offline, callers = passes.offline() if config.wants("offline") else ({}, {})
@@ -90,14 +94,15 @@ def bench(
     engines = []
     references = _references(contenders, answers)
     for name, (logits, probabilities) in answers.items():
-        if name in contenders.absent:  # it failed on the way
+        if name in contenders.absent:  # it was the reference alone
             continue
         contender = contenders.present[name]
         reference = references[contender.bundle.digest]
+        against = None if contender.engine and name == reference else answers[reference][0]  # torch's row is what the trained network says
         engines.append(
             rows.engine_row(
                 contender,
-                rows.accuracy(logits, probabilities, labels, dataset.classes, answers[reference][0], tiles),
+                rows.accuracy(logits, probabilities, labels, dataset.classes, against, tiles),
                 reference,
                 clocks.get(name),
                 {scenario: timings[scenario].get(name) for scenario in timings},
@@ -107,6 +112,7 @@ def bench(
                 energy.get(name),
                 best[contender.device],
                 work[contender.bundle.digest],
+                passes.failed.get(name, {}),
             )
         )
     if not engines:
@@ -165,9 +171,11 @@ def _ceilings(contenders: Contenders) -> dict[str, Ceilings]:
 
 
 def _references(contenders: Contenders, answers: dict[str, Any]) -> dict[str, str]:
-    """By bundle digest: whose answers flips are counted against, torch's where it is there."""
+    """By bundle digest: whose answers flips are counted against: torch's where it is there, else an fp32 engine's, else the first one's."""
     found: dict[str, str] = {}
-    for name in answers:
+    for name in sorted(
+        answers, key=lambda name: (contenders.present[name].engine is not None, contenders.present[name].precision != "fp32")
+    ):
         found.setdefault(contenders.present[name].bundle.digest, name)
     return found
 

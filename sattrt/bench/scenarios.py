@@ -23,7 +23,8 @@ Tiles = NDArray[np.unsignedinteger]
 QUERY = {"single-stream": 1, "multi-stream": 8}  # tiles a query
 FEWEST = {"single-stream": 100, "multi-stream": 1000}  # queries, so that ten lie beyond the percentile that it is judged by
 _MOST_QUERIES = 64  # different ones, so that no cache makes the work easier than it is
-_TRIALS, _STEP = 6, 1.3  # of the search for a rate; from one that is held to the next that is tried
+_TRIALS, _STEP = 9, 1.3  # of the search for a rate, at most; from one that is held to the next that is tried
+_CLOSE = 1.05  # how far the lowest rate that failed may lie above the highest that was held when the search ends
 _FEWEST_ARRIVALS, _MOST_ARRIVALS = 200, 20_000
 _CONFIRMING = 1000  # arrivals, at least, of the trial that confirms a rate: ten of them lie beyond the 99th percentile
 _LONGEST_TRIAL = 4  # times `seconds`, so that a slow rate has some arrivals
@@ -76,14 +77,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class ServerRate:
-    """The highest rate found at which 99 % are answered within `bound` seconds, 0 where none was; every trial of the search.
+    """The highest rate found at which 99 % are answered within `bound` seconds, 0 where none was: then it is below every one that was tried.
 
-    The last trial at that rate confirms it.
+    trials: all of the search. The last one at that rate confirms it.
     """
 
     rate: float
     bound: float
     trials: list[Trial]
+
+    @property
+    def lowest_tried(self) -> float:
+        """The lowest rate that was tried; where none was held, it is above what the engine can answer in time."""
+        return min(trial.rate for trial in self.trials)
 
     @property
     def at_least(self) -> bool:
@@ -103,17 +109,19 @@ class ServerRate:
 
 
 def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: float, seed: int, max_batch: int = 64) -> ServerRate:
-    """Search the rate by bisection, below `highest` (images a second) or, where that is answered in time, above it; tiles are gathered
-    into batches of `max_batch` by a `Batcher`. What was found is confirmed by a longer trial, and the next lower rate by another where it fails.
+    """Search the rate by bisection on a logarithmic scale, between a tile in each `bound` and `highest` (images a second) or, where that
+    is answered in time, above it, until two rates lie 5 % apart; tiles are gathered into batches of `max_batch` by a `Batcher`. What was
+    found is confirmed by a longer trial, and the next lower rate by another where it fails.
 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
     for power in range((max_batch - 1).bit_length() + 1):  # the first call at a batch size is never typical
         engine.infer(np.ascontiguousarray(np.resize(tiles, (min(2**power, max_batch), *tiles.shape[1:]))))
-    low, high, trials = 0.0, math.inf, []
-    for number in range(_TRIALS):
-        rate = highest * _STEP**number if high == math.inf else (low + high) / 2
-        trials.append(_trial(engine, tiles, bound, rate, seconds, seed + number, max_batch))
+    low, high = min(1 / bound, highest / 2), math.inf  # at the lowest no tile has to wait for many others
+    trials: list[Trial] = []
+    while len(trials) < _TRIALS and high > _CLOSE * low:
+        rate = highest * _STEP ** len(trials) if high == math.inf else math.sqrt(low * high)
+        trials.append(_trial(engine, tiles, bound, rate, seconds, seed + len(trials), max_batch))
         low, high = (rate, high) if trials[-1].held else (low, rate)
     for rate in sorted((trial.rate for trial in trials if trial.held), reverse=True):
         trials.append(_trial(engine, tiles, bound, rate, seconds, seed + len(trials), max_batch, _CONFIRMING))

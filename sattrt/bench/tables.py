@@ -24,7 +24,7 @@ def cells(row: Row, reference: str) -> tuple[str, ...]:
         row["engine"],
         row["device"],
         f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
-        str(len(found["flips"])),
+        "" if found["flips"] is None else str(len(found["flips"])),
         reference,
         _latencies(single),
         f"{speed(row):,.0f} ({row['best_batch']})" if row["best_batch"] else "",
@@ -55,6 +55,8 @@ def references(document: Row) -> dict[str, str]:
 
 def said_of_flips(document: Row) -> str:
     """What a flip is, and against whom."""
+    if all(row["accuracy"]["flips"] is None for row in document["engines"]):
+        return "Flips are not counted: nothing else that answers for this network is here to hold it against."
     [name, *others] = dict.fromkeys(row["reference"] for row in document["engines"])
     return f"Flips: top-1 answers that differ from {'those of the engine they are held against' if others else name}."
 
@@ -65,7 +67,7 @@ def flips(document: Row, most: int | None = None) -> tuple[tuple[str, ...], list
     columns = ("engine", "tile", "class", "its answer", "against", "that one's answer")
     shown = []
     for row in document["engines"]:
-        names = row["accuracy"]["flips"]
+        names = row["accuracy"]["flips"] or []
         answers = row["accuracy"].get("flip_answers") or [("", "", "")] * len(names)
         for name, (truth, own, other) in list(zip(names, answers, strict=True))[:most]:
             shown.append(tuple((text, text) for text in (row["engine"], name, truth, own, row["reference"], other)))
@@ -85,6 +87,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
         "matrix %",
         "memory %",
         "J per 1,000",
+        "ECE %",
     )
     shown = [
         (
@@ -95,6 +98,7 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
             (share, "> 100") if (share := row["fraction_of_matrix_rate"] or 0) > 1 else number(row["fraction_of_matrix_rate"], 0, 100),
             number(row["fraction_of_memory_rate"], 0, 100),
             number(row["joules_per_1000_images"], 1),
+            number(row["accuracy"]["ece"], 2, 100),
         )
         for row in rows
     ]
@@ -104,7 +108,8 @@ def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
 
 def said_of_details(document: Row) -> str:
     """What has to be said above the second table."""
-    text = "Tiles a second by each clock; eight tiles a query, p50/p90/p99; percent of the rate of a large matrix product and of memory."
+    text = "Tiles a second by each clock; eight tiles a query, p50/p90/p99; percent of the rate of a large matrix product and of memory. "
+    text += "ECE: expected calibration error, how far the share of right answers lies from the probability that was given."
     read = next((row["clocks"]["decoding"]["images_per_second"] for row in document["engines"] if row["clocks"]), None)
     return f"{text} Reading and decoding alone: {read:,.0f} tiles a second." if read else text
 
@@ -127,7 +132,9 @@ def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
 
 
 def rate(served: Row) -> str:
-    """What the server scenario found, marked where it is indicative, or a lower bound."""
+    """What the server scenario found, marked where it is indicative, or a lower bound; where no rate was held, below which it must lie."""
+    if not served["rate"] and (lowest := served.get("lowest_tried")):  # reports of an older sattrt lack it
+        return f"below {lowest:,.0f}" if lowest >= 10 else f"below {lowest:.2g}"
     return f"{INDICATIVE * served['indicative']}{AT_LEAST * served['at_least']}{served['rate']:,.0f}"
 
 
@@ -196,7 +203,7 @@ def to_markdown(document: Row) -> str:
         "",
         *_markdown(columns, _texts(shown)),
     ]
-    if sizes := list(engines[0]["offline"]):
+    if sizes := sorted({size for row in engines for size in row["offline"]}, key=int):  # one may lack a size at which it failed
         sweep = [
             (row["engine"], *[f"{row['offline'][size]['images_per_second']:,.0f}" if size in row["offline"] else "" for size in sizes])
             for row in engines
@@ -219,7 +226,7 @@ def _flips(document: Row) -> list[str]:
     if not shown:
         return ["None."]
     lines = _markdown(columns, _texts(shown))
-    if longer := [row["engine"] for row in document["engines"] if len(row["accuracy"]["flips"]) > _MOST_FLIPS]:
+    if longer := [row["engine"] for row in document["engines"] if len(row["accuracy"]["flips"] or []) > _MOST_FLIPS]:
         lines += ["", f"The first {_MOST_FLIPS} of {', '.join(longer)}; all are in bench.html and bench.json."]
     return lines
 

@@ -123,7 +123,9 @@ def test_speeds_follow_from_the_raw_samples(report: Report) -> None:
         engine, host, whole, decode = (1 / found["images_per_second"] for found in clocks.values())
         parts = {"engine": engine, "copy": max(0, host - engine), "decode": decode, "host": max(0, whole - host - decode)}
         assert row["clocks"]["shares"] == pytest.approx({name: min(1, seconds / whole) for name, seconds in parts.items()})
-        assert row["verdict"].startswith(f"Bound by {NAMES[max(row['clocks']['shares'], key=row['clocks']['shares'].get)]}")
+        assert row["verdict"].startswith("The clocks disagree") or row["verdict"].startswith(
+            f"Bound by {NAMES[max(row['clocks']['shares'], key=row['clocks']['shares'].get)]}"
+        )
         assert (row["server"] is None) == (row["backend"] == "torch")
 
 
@@ -255,6 +257,22 @@ def test_without_dali_pillow_decodes_the_same(dataset: Dataset, monkeypatch: pyt
                     np.testing.assert_array_equal(labels, same_labels)
 
 
+def test_all_three_clocks_have_batches_of_one_size(bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    read = TileReader.__iter__
+
+    def note(reader: TileReader) -> Any:
+        for images, labels in read(reader):
+            sizes.append(len(images))
+            yield images, labels
+
+    monkeypatch.setattr(TileReader, "__iter__", note)
+    one = only(bundle, "onnxruntime-fp32")
+    document = bench([one], dataset, replace(QUICK, scenarios="offline", batches="1", streams="1", clock_batch=5)).document
+    assert document["engines"][0]["clocks"]["host_to_host"]["images_a_call"] == 5
+    assert max(sizes[-(-len(dataset.tiles("test")) // 64) :]) == 5  # after the pass that accuracy is judged on
+
+
 def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = dataset.tiles("test")
     moved = replace(dataset, source=str(shutil.copytree(dataset.source, tmp_path / "tiles")))
@@ -272,13 +290,30 @@ def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: 
     few = only(bundle, "onnxruntime-fp32")
     report = bench([few], dataset, replace(QUICK, run=str(tmp_path), scenarios="offline"))
     assert "Name it: --set run=PATH" in report.document["absent"]["torch-eager-fp32"]
-    assert engines(report)["onnxruntime-fp32"]["reference"] == "onnxruntime-fp32"
+    alone = engines(report)["onnxruntime-fp32"]
+    assert alone["reference"] == "onnxruntime-fp32"
+    assert (alone["accuracy"]["flips"], alone["accuracy"]["largest_logit_error"]) == (None, None)  # "0" would be of itself
+    jsonschema.validate(
+        json.loads(json.dumps(report.document)), json.loads(resources.files("sattrt.bench").joinpath("schema.json").read_text())
+    )
+    for path in write_report(report, tmp_path / "alone")[1:]:
+        assert "Flips are not counted" in path.read_text()
     other = shutil.copytree(run, tmp_path / "run")
     with open(other / "best.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
     report = bench([few], dataset, replace(QUICK, run=str(other), scenarios="offline"))
     assert "not the checkpoint" in report.document["absent"]["torch-eager-fp32"]
+
+
+def test_without_torch_an_fp32_engine_that_was_not_asked_for_is_the_reference(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    config = replace(QUICK, run=str(tmp_path), scenarios="offline", batches="1", engines="onnxruntime-fp16")
+    document = bench([only(bundle, "onnxruntime-fp32", "onnxruntime-fp16")], dataset, config).document
+    [row] = document["engines"]
+    assert (row["engine"], row["reference"]) == ("onnxruntime-fp16", "onnxruntime-fp32")
+    assert row["accuracy"]["largest_logit_error"] > 0
+    assert isinstance(row["accuracy"]["flips"], list)
+    assert "was not timed" in document["absent"]["onnxruntime-fp32"]
 
 
 def test_several_bundles_and_threads_are_measured_side_by_side(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
@@ -359,7 +394,7 @@ def test_a_damaged_engine_or_run_is_absent_and_the_others_are_there(bundle: Bund
 
 
 def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
-    bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = Engine.infer
 
@@ -376,10 +411,22 @@ def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     report = bench([few], dataset, replace(QUICK, scenarios="offline"))
     message = "It answers with other arrays."
     assert report.document["absent"].get("openvino-fp32", message) == message
-    assert "out of memory" in report.document["absent"]["onnxruntime-fp16"]
     assert "no number" in report.document["absent"]["onnxruntime-int8"]
-    assert set(engines(report)) == {"torch-eager-fp32", "onnxruntime-fp32"}
+    assert set(engines(report)) == {"torch-eager-fp32", "onnxruntime-fp32", "onnxruntime-fp16"}
     assert set(engines(report)["onnxruntime-fp32"]["offline"]) == {"1", "4"}
+    short = engines(report)["onnxruntime-fp16"]  # what it could do is not lost
+    assert (set(short["offline"]), short["best_batch"], short["clocks"]) == ({"1"}, 1, None)
+    assert set(short["failed"]) == {"batches of 4", "host to host", "file to label"}
+    line = "onnxruntime-fp16, batches of 4: It ran out of memory. Choose smaller batches."
+    assert report.document["warnings"].count(line) == 1
+    jsonschema.validate(
+        json.loads(json.dumps(report.document)), json.loads(resources.files("sattrt.bench").joinpath("schema.json").read_text())
+    )
+    _, markdown, html = (path.read_text() for path in write_report(report, tmp_path))
+    sweep = markdown.partition("## Images a second by batch size")[2]
+    assert re.search(r"^\| onnxruntime-fp16 \| [\d,]+ \|  \|$", sweep, re.M)
+    assert line in markdown
+    assert line in html
 
 
 def test_another_split_is_noted(bundle: Bundle, dataset: Dataset) -> None:

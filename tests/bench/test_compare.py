@@ -268,9 +268,10 @@ def test_a_baseline_that_can_not_be_compared_with_is_said_and_nothing_is_lost(da
 def test_a_baseline_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Can't read"):
         read_report(tmp_path)
-    (tmp_path / "bench.json").write_text("{")
-    with pytest.raises(ContractError):
-        read_report(tmp_path)
+    for text, message in (("{", "JSON"), (json.dumps(document() | {"schema": 4}), "has schema 4"), ('{"schema": 5}', "no list of engines")):
+        (tmp_path / "bench.json").write_text(text)
+        with pytest.raises(ContractError, match=message):
+            read_report(tmp_path)
 
 
 @pytest.mark.parametrize("other", [{"digest": "other"}, {"names": "other"}])

@@ -152,6 +152,29 @@ def test_the_cards_say_what_the_tables_say_with_its_marks() -> None:
     assert cards(drawn(document))[-1][0] == "98.1 %"
 
 
+def test_classes_and_confusion_are_of_the_fastest_engine_and_say_how_it_differs() -> None:
+    document = demo()
+    row = document["engines"][-1]
+    assert row["engine"] == "openvino-int8"
+    name = document["dataset"]["classes"][0]
+    row["accuracy"]["per_class"][name] |= {"precision": 0.123, "recall": 0.456, "f1": 0.194}
+    row["accuracy"]["flips"] = ["a", "b"]
+    html = drawn(document)
+    assert "<h2>By class, openvino-int8</h2>" in html
+    assert "<h3>Confusion, openvino-int8</h3>" in html
+    assert html.count("It answers 2 of 260 tiles otherwise than torch-eager-fp32.") == 2
+    table = html.partition('id="classes"')[2].partition("</table>")[0]
+    assert [text in table for text in (">12.3<", ">45.6<", ">19.4<")] == [True] * 3
+
+
+def test_the_calibration_error_stands_in_the_tables() -> None:
+    document = demo()
+    error = f"{100 * document['engines'][-1]['accuracy']['ece']:.2f}"
+    for text in (to_markdown(document), drawn(document)):
+        assert "ECE %" in text
+    assert re.search(rf"^\| openvino-int8 \|.* {error} \|$", to_markdown(document), re.M)
+
+
 def test_without_a_batch_sweep_the_engines_own_clock_is_shown_as_such() -> None:
     document = demo()
     for row in document["engines"]:
