@@ -218,6 +218,8 @@ def bench_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     exported, dataset = read_bundle(folder / "gpu"), Dataset.read(folder)
     # torch eager is measured each time: two for the first, which stays where all of them take too long
     config = bench_config(0 if options.share else (end - time.perf_counter()) / (2 + len(exported.engines) + 1))
+    if options.share:
+        config = replace(config, batches="1,16")
     for engines in ((fastest(exported),), exported.engines):
         measured = bench([replace(exported, engines=engines)], dataset, config, (), say).document
         keep(bench=slim(measured))
