@@ -2,10 +2,13 @@
 
     python benchmarks/gpu.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu.json
 
-Needs torch and torchvision (with numpy and Pillow) for anything; onnx and onnxscript for export, and so for the bench of engines; typer, rich and no network.
-Uses DALI, TensorRT, TensorRT-RTX, OpenVINO, matplotlib and onnxruntime-gpu where it finds them, and says what it did without. Each stage is a process of its own,
-which is killed, with all that it has started, when its share of the time is over. A stage that fails is said, and the next one goes on with what
-there is; the file holds what stands after each of them, and the bench of the engine that should be the fastest before that of all. Without a GPU it runs as well, on a small share of the tiles, to show that it works: `--share 640`.
+Needs torch and torchvision (with numpy and Pillow) for anything; onnx for export, and so for the bench of engines; typer, rich and no network.
+Uses onnxscript, DALI, TensorRT, TensorRT-RTX, OpenVINO, matplotlib and onnxruntime-gpu where it finds them, and says what it did without.
+
+Each stage is a process of its own, which is killed, with all that it has started, when its share of the time is over. A stage that fails is said, and
+the next one goes on with what there is: training that fails with DALI is begun again with torchvision's decoder, and where the export of fp32
+alone fails that of all precisions is tried. The file holds what stands after each stage, and the bench of the engine that should be the fastest
+before that of all. Without a GPU it runs as well, on a small share of the tiles and with short timings, to show that it works: `--share 640`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_training import NEEDED, RUNS, judged, missing, one_run, report
+from gpu_training import LONGEST, NEEDED, RUNS, judged, libraries_read, missing, report, runs_of
 
 if TYPE_CHECKING:
     from sattrt.bench.config import BenchConfig
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from sattrt.runtime.engine import EngineRecord
 
 ENDS = {"training": 4.0, "export": 6.0, "bench": 7.8}  # minutes after the start by which each stage is over
-FOR_EXPORT = ("onnx", "onnxscript")
+FOR_EXPORT = ("onnx",)
 MOST_BYTES = 1_000_000
 # the fastest first, as far as one can say beforehand
 BACKENDS = ("tensorrt", "onnxruntime-tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path, required=True, help="folder or archive of class folders")
     parser.add_argument("--weights", required=True, help="ImageNet weights, or 'none'")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file for the JSON")
-    parser.add_argument("--share", type=int, help="train on this many tiles only, for two epochs")
+    parser.add_argument("--share", type=int, help="train on this many tiles only, for two epochs, and time in short")
     parser.add_argument(
         "--stage", nargs=3, metavar=("NAME", "FOLDER", "SECONDS"), help=argparse.SUPPRESS
     )  # what this program calls itself with
@@ -82,11 +85,23 @@ def main() -> None:
 def without() -> dict[str, str]:
     """What is not there, and what its absence costs."""
     from sattrt.doctor import examine
+    from sattrt.machine import gpu
 
     costs = {name: f"training, export, bench: need {name}" for name in missing(*NEEDED)}
     costs |= {name: f"export: needs {name}" for name in missing(*FOR_EXPORT)}
+    costs |= dict.fromkeys(missing("onnxscript"), "no graphs in bf16; torch's older exporter makes the others")
     costs |= dict.fromkeys(missing("matplotlib"), "no pictures of the run")
-    return costs | {finding.name: finding.cost for finding in examine() if not finding.found}
+    costs |= {finding.name: finding.cost for finding in examine() if not finding.found}
+    return costs | without_rtx(gpu())
+
+
+def without_rtx(found: tuple[str, str] | None) -> dict[str, str]:
+    """What TensorRT-RTX can't do on a GPU (name, compute capability), whether it is installed or not; nothing where it has a target for it."""
+    from sattrt.deploy.config import CAPABILITIES
+
+    if found is None or found[1] in CAPABILITIES:
+        return {}
+    return {"TensorRT-RTX": f"its plans do not run on {found[0]}: it has no target for compute capability {found[1]}"}
 
 
 def surroundings() -> dict[str, Any]:
@@ -143,9 +158,10 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     from sattrt.data.scan import SplitRule, scan
     from sattrt.training.config import RECIPES, TrainConfig
 
-    begin = time.perf_counter()
-    dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
-    scanned = time.perf_counter() - begin
+    with libraries_read():
+        begin = time.perf_counter()
+        dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
+        scanned = time.perf_counter() - begin
     settings = {**RECIPES["quick"], **RUNS["fast"], "weights": options.weights}
     if options.share:
         test = balanced(dataset.tiles("test"), 200)
@@ -153,9 +169,19 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
         dataset = replace(dataset, all_tiles=few)
         settings |= {"epochs": 2, "batch_size": 32, "learning_rate": 0.005}
     dataset.write(folder)
-    if not torch.cuda.is_available():  # on a GPU it takes seconds, and to measure beforehand how long would be among them
+    seconds = None
+    if torch.cuda.is_available():
+        seconds = min(LONGEST["fast"], (end - time.perf_counter()) / 2)  # for a second one
+    else:  # on a GPU it takes seconds, and to measure beforehand how long would be among them
         settings["minutes"] = max(0.1, (end - time.perf_counter()) / 60 - 0.5)
-    run = one_run(folder, TrainConfig.from_dict(settings, "gpu.py").to_dict(), folder / "run")
+    failed: list[dict[str, Any]] = []
+    for run in runs_of(folder, TrainConfig.from_dict(settings, "gpu.py"), folder / "run", seconds):
+        if "failed" in run:
+            failed.append(run)
+            keep(training_failed=failed)
+            say(f"training, decoder {run['config']['decoder']} failed: {run['failed']}")
+    if "failed" in run:
+        raise RuntimeError(run["failed"])
     run |= {"scan_seconds": scanned, "goal": judged("fast", run, scanned)}
     keep(training=run)
     report("training", 0, run)
@@ -164,15 +190,23 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
 def export_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -> None:
     from sattrt.deploy.bundle import export
     from sattrt.deploy.config import ExportConfig
+    from sattrt.errors import SattrtError
 
-    for config in (
-        ExportConfig(precision="fp32", best_effort=True),
-        ExportConfig(best_effort=True),
-    ):  # the first stays, where the others take too long
-        exported = export(folder / "run", folder / "gpu", config, say)
+    failures: dict[str, str] = {}
+    configs = {"fp32": ExportConfig(precision="fp32", best_effort=True), "all": ExportConfig(best_effort=True)}
+    for name, config in configs.items():  # the first stays, where the others take too long
+        try:
+            exported = export(folder / "run", folder / "gpu", config, say)
+        except SattrtError as error:  # as where ONNX Runtime can't use the GPU in fp32: int8 is for the CPU
+            failures[name] = str(error)
+            keep(export_failed=failures)
+            say(f"export, {name} failed: {error}")
+            continue
         verdicts = {engine.name: engine.record.get("validation", {}) for engine in exported.bundle.engines}
         engines = {name: verdict | {"flips": len(verdict.get("flips", []))} for name, verdict in verdicts.items()}
         keep(skipped=exported.skipped, gate=exported.failed, engines=engines)
+    if len(failures) == len(configs):
+        raise RuntimeError(" | ".join(failures.values()))
 
 
 def bench_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -> None:
@@ -183,7 +217,9 @@ def bench_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
 
     exported, dataset = read_bundle(folder / "gpu"), Dataset.read(folder)
     # torch eager is measured each time: two for the first, which stays where all of them take too long
-    config = bench_config((end - time.perf_counter()) / (2 + len(exported.engines) + 1))
+    config = bench_config(0 if options.share else (end - time.perf_counter()) / (2 + len(exported.engines) + 1))
+    if options.share:
+        config = replace(config, batches="1,16")
     for engines in ((fastest(exported),), exported.engines):
         measured = bench([replace(exported, engines=engines)], dataset, config, (), say).document
         keep(bench=slim(measured))
@@ -201,7 +237,9 @@ def fastest(bundle: Bundle) -> EngineRecord:
     from sattrt.errors import BackendError
     from sattrt.runtime.ort import this_place
 
-    on_cuda = this_place()["provider"] == "cuda"  # ONNX Runtime, whatever GPU there is
+    on_cuda = False  # ONNX Runtime, whatever GPU there is
+    with contextlib.suppress(BackendError):  # it is not installed
+        on_cuda = this_place()["provider"] == "cuda"
 
     def rank(engine: EngineRecord) -> tuple[int, bool, int]:
         on_cpu = on_cuda and (engine.backend, engine.precision) == ("onnxruntime", "int8")

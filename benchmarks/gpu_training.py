@@ -3,14 +3,16 @@
     python benchmarks/gpu_training.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu-training.json
 
 `fast` is to reach 97 % within 15 s, `quick` 98.57 % within 60 s, both at 20,000 images/s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
-A run that fails is recorded with its reason, and the file is written anew after each of them, so nothing that was measured is lost.
-Before them a small network trains one step in a process of its own, so that CUDA's libraries (some gigabytes) are read from the disk once, and in no run's time.
+Each run is a process of its own; on a GPU it is killed after two minutes (`fast`), three (`quick`) or seven (`full`). A run that fails is recorded with
+its reason, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the first run
+and anew after each of them, so nothing that was measured is lost. While the tiles are scanned a ResNet-50 trains one step in a process of its own, so
+that CUDA's libraries (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most.
 
 Needs torch and torchvision (with numpy and Pillow); where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
 decodes; without matplotlib a run has no pictures; safetensors, which checkpoints are, has a stand-in under benchmarks/bare. Each run is
-`sattrt train` itself in a fresh process; a run's clock starts when the process has imported torch and torchvision (the first import is not
+`sattrt train` itself; a run's clock starts when the process has imported torch and torchvision (the first import is not
 counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. The
-scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is held against its goal. Without a GPU it runs as well, on a small share of
+scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is held against its goal; it is that of `sattrt data`. Without a GPU it runs as well, on a small share of
 the tiles, to show that it works: `--share 640`.
 """
 
@@ -21,14 +23,19 @@ import contextlib
 import importlib.util
 import json
 import multiprocessing
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sattrt.training.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a bare machine has the checkout, and sattrt not installed
 sys.path.append(str(Path(__file__).parent / "bare"))  # last: what is installed is taken
@@ -49,6 +56,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "quick": {"recipe": "quick", "epochs": 14, **_LARGE_BATCHES},
     "full": {"recipe": "full"},
 }
+LONGEST = {"fast": 120.0, "quick": 180.0, "full": 420.0}  # seconds of a run on a GPU, after which it is killed
+FOR_LIBRARIES = 60.0  # seconds that are waited for them at most, once the tiles are scanned
 
 
 def missing(*modules: str) -> list[str]:
@@ -56,17 +65,88 @@ def missing(*modules: str) -> list[str]:
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
-def read_libraries() -> None:
-    """One training step of a convolution, so that what CUDA loads when it is first used has been read."""
-    import torch
-    import torchvision  # noqa: F401 - what a run imports after torch
+def has_dali() -> bool:
+    with contextlib.suppress(ImportError):  # of the package that it is in
+        return not missing("nvidia.dali")
+    return False
 
-    if torch.cuda.is_available():
-        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 7), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10))
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = layers.cuda()(torch.rand(64, 3, 64, 64, device="cuda")).square().mean()
-        loss.backward()
-        torch.cuda.synchronize()
+
+def read_libraries() -> None:
+    """A training step of 64 tiles in bf16, so that what CUDA loads for it when it is first used has been read."""
+    with contextlib.suppress(Exception):  # what is wrong with a GPU is recorded by the runs
+        import torch
+        import torchvision
+
+        if torch.cuda.is_available():
+            network = torchvision.models.resnet50(num_classes=10).cuda().to(memory_format=torch.channels_last)
+            optimizer = torch.optim.Adam(network.parameters(), fused=True)
+            tiles = torch.rand(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = network(tiles).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def libraries_read(seconds: float = FOR_LIBRARIES) -> Iterator[None]:
+    """Meanwhile the libraries are read, in a process beside this one; at the end it is waited for, so many seconds at most."""
+    process = multiprocessing.get_context("spawn").Process(target=read_libraries)
+    process.start()
+    try:
+        yield
+        process.join(seconds)
+    finally:
+        process.kill()
+        process.join()
+
+
+def apart(seconds: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a fresh process, which is killed after so many seconds. RuntimeError that says how it failed."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, work, *arguments))
+    process.start()
+    sender.close()  # here, so that a process that dies is noticed
+    try:
+        if not receiver.poll(seconds):
+            raise RuntimeError(f"it took longer than {seconds:g} s")
+        try:
+            found, failure = receiver.recv()
+        except EOFError:
+            process.join(5)
+            raise RuntimeError(f"its process ended with exit code {process.exitcode}") from None
+        process.join(5)  # to end by itself
+    finally:
+        process.kill()
+        process.join()
+    if failure:
+        raise RuntimeError(failure)
+    return found
+
+
+def _answer(sender: Connection, work: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        sender.send((work(*arguments), None))
+    except Exception as error:  # as text: not every exception can be sent
+        sender.send((None, f"{type(error).__name__}: {error}"))
+
+
+def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float | None) -> Iterator[dict[str, Any]]:
+    """A run on the dataset of a folder, in a process that is killed after so many seconds; once more without DALI where it failed and DALI is there.
+
+    Each as `one_run` has it, or {"config": ..., "failed": why}.
+    """
+    for decoder in (config.decoder, *(["torchvision"] if has_dali() else [])):
+        settings = replace(config, decoder=decoder).to_dict()
+        shutil.rmtree(out, ignore_errors=True)  # what the first left
+        try:
+            run = apart(seconds, one_run, folder, settings, out)
+        except RuntimeError as error:
+            yield {"config": settings, "failed": str(error)}
+        else:
+            yield run
+            return
 
 
 def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -85,14 +165,16 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
     class Watch(Observer):
         def __init__(self) -> None:
             self.plan: Plan | None = None
-            self.speeds: list[float] = []
+            self.windows: list[tuple[int, float]] = []
+            self.step = 0
             self.epochs: list[dict[str, float]] = []
 
         def started(self, plan: Plan) -> None:
             self.plan = plan
 
         def stepped(self, row: Row, plan: Plan) -> None:
-            self.speeds.append(row.images_per_second)
+            self.windows.append((row.step - self.step, row.images_per_second))
+            self.step = row.step
 
         def noted(self, what: str) -> None:
             print(what, flush=True)
@@ -110,7 +192,7 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
         "seconds": time.perf_counter() - begin,
         "best_valid_accuracy": result.accuracy,
         "epochs": watch.epochs,
-        "images_per_second": statistics.median(watch.speeds[len(watch.speeds) // 4 :]),
+        "images_per_second": speed_of(watch.windows),
         "seconds_to": {
             percent(goal): next((each["seconds"] for each in watch.epochs if each["valid_accuracy"] >= goal), None) for goal in GOALS
         },
@@ -118,6 +200,13 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
         "calibration": json.loads((out / "spec.json").read_text())["training"]["calibration"],
         "calibration_symmetries": json.loads((out / "spec.json").read_text())["training"]["calibration_symmetries"],
     }
+
+
+def speed_of(windows: list[tuple[int, float]]) -> float:
+    """Images a second, of (steps, images a second) by window: the median over whole windows, not those that an epoch's end cut short; the first quarter left out."""
+    longest = max(steps for steps, _ in windows)
+    whole = [speed for steps, speed in windows if steps == longest]
+    return statistics.median(whole[len(whole) // 4 :])
 
 
 def percent(share: float) -> str:
@@ -151,6 +240,8 @@ def main() -> None:
         print(json.dumps(document), flush=True)
         sys.exit(document["failed"])
 
+    import torch
+
     from sattrt.cores import cores
     from sattrt.data.dataset import balanced
     from sattrt.data.scan import SplitRule, scan
@@ -159,35 +250,37 @@ def main() -> None:
     from sattrt.training.config import RECIPES, TrainConfig
 
     surroundings = environment()
-    begin = time.perf_counter()
-    dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
-    scanned = time.perf_counter() - begin
+    with libraries_read():
+        begin = time.perf_counter()
+        dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
+        scanned = time.perf_counter() - begin
     if options.share:
         few = (*balanced(dataset.tiles("train"), options.share), *balanced(dataset.tiles("valid"), options.share // 4))
         dataset = replace(dataset, all_tiles=few)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.runs}
     document = {"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": surroundings}
-    # what is wrong with a GPU is recorded by the runs
-    with contextlib.suppress(Exception), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(read_libraries).result()
+
+    def write() -> None:
+        if options.out:
+            write_bytes(options.out, json.dumps(document).encode() + b"\n")
+
+    write()
     with tempfile.TemporaryDirectory() as folder:
         dataset.write(Path(folder))
         for name, taken in found.items():
+            longest = LONGEST[name] if torch.cuda.is_available() else None
             for seed in range(options.seeds):
                 settings = {**RECIPES[RUNS[name]["recipe"]], **RUNS[name], "weights": options.weights, "seed": seed}
                 if options.share:
                     settings |= {"epochs": 2, "batch_size": 32, "image_size": 0}
-                config = TrainConfig.from_dict(settings, name)
-                try:
-                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        run = pool.submit(one_run, Path(folder), config.to_dict(), Path(folder, f"{name}-{seed}")).result()
-                    taken.append(run | {"goal": judged(name, run, scanned)})
-                    report(name, seed, taken[-1])
-                except Exception as error:  # of any kind, its process killed among them: the others are worth having
-                    taken.append({"config": config.to_dict(), "failed": f"{type(error).__name__}: {error}"})
-                    print(f"{name}, seed {seed} failed: {taken[-1]['failed']}", flush=True)
-                if options.out:
-                    write_bytes(options.out, json.dumps(document).encode() + b"\n")
+                for run in runs_of(Path(folder), TrainConfig.from_dict(settings, name), Path(folder, f"{name}-{seed}"), longest):
+                    taken.append(run)
+                    if "failed" in run:  # of any kind, its process killed among them: the others are worth having
+                        print(f"{name}, seed {seed}, decoder {run['config']['decoder']} failed: {run['failed']}", flush=True)
+                    else:
+                        run["goal"] = judged(name, run, scanned)
+                        report(name, seed, run)
+                    write()
     print(json.dumps(document))
 
 

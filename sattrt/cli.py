@@ -48,7 +48,7 @@ app = typer.Typer(
     help="Labelled satellite tiles in, a fast, checked inference engine out.",
 )
 
-_OF_TRAIN = ("torch", "torchvision", "safetensors", "onnx", "onnxscript", "matplotlib", "tensorboard")  # what no command takes for granted
+_OF_TRAIN = ("torch", "torchvision", "safetensors", "onnx", "matplotlib", "tensorboard")  # what no command takes for granted
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's; newer typer has a click of its own, under another name
 DatasetFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt data` wrote.", show_default=False)]
 Signed = Annotated[

@@ -31,7 +31,7 @@ _PACKAGES = (
         "pip install 'sattrt[train]'",
     ),
     ("ONNX", ("onnx",), "no export", "pip install 'sattrt[train]'"),
-    ("onnxscript", ("onnxscript",), "no export", "pip install 'sattrt[train]'"),
+    ("onnxscript", ("onnxscript",), "no graphs in bf16; torch's older exporter makes the others", "pip install 'sattrt[train]'"),
     ("matplotlib", ("matplotlib",), "runs, bundles and reports without pictures", "pip install 'sattrt[train]'"),
     ("TensorBoard", ("tensorboard",), "runs without events for TensorBoard", "pip install 'sattrt[train]'"),
     ("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "no ONNX Runtime engine, no export in int8", "pip install 'sattrt[cpu]'"),

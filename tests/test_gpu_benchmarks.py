@@ -1,6 +1,8 @@
 """What the benchmarks for a GPU do where something goes wrong; what they measure needs one."""
 
+import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_tiles
+from conftest import running, write_tiles
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +22,7 @@ from sattrt.runtime import Bundle
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
-from gpu_training import judged  # noqa: E402
+from gpu_training import apart, has_dali, judged, speed_of  # noqa: E402
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) -> None:
@@ -38,9 +40,41 @@ def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) ->
     found = json.loads((tmp_path / "found.json").read_text())
     assert found == json.loads(done.stdout.splitlines()[-1])
     assert found["environment"]["cores"] > 0
+    decoders = ["auto", "torchvision"] if has_dali() else ["auto"]  # it might be DALI that failed
     for name in ("fast", "quick"):
-        [run] = found["runs"][name]
-        assert "absent.safetensors is not a file" in run["failed"]
+        assert [run["config"]["decoder"] for run in found["runs"][name]] == decoders
+        assert all("absent.safetensors is not a file" in run["failed"] for run in found["runs"][name])
+
+
+def test_what_is_known_of_the_machine_is_in_the_file_before_the_first_run(tmp_path: Path) -> None:
+    tiles, out, end = write_tiles(tmp_path / "tiles"), tmp_path / "found.json", time.monotonic() + 120
+    command = [sys.executable, str(BENCHMARKS / "gpu_training.py"), "--tiles", str(tiles), "--weights", "none", "--share", "48"]
+    with running([*command, "--out", str(out)], env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "CUDA_VISIBLE_DEVICES": ""}):
+        while not out.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        found = json.loads(out.read_text())
+    assert found["runs"] == {"fast": [], "quick": [], "full": []}
+    assert found["scan_seconds"] > 0
+    assert found["environment"]["cores"] > 0
+
+
+def test_a_process_of_its_own_is_ended_in_time_and_its_failure_said() -> None:
+    assert apart(60, math.sqrt, 4.0) == 2.0
+    for seconds, says, work, argument in (
+        (0.5, r"^it took longer than 0.5 s$", time.sleep, 600),
+        (60, r"^ValueError: ", math.sqrt, -1.0),
+        (None, r"^its process ended with exit code 3$", os._exit, 3),  # as where a library ends it
+    ):
+        begin = time.monotonic()
+        with pytest.raises(RuntimeError, match=says):
+            apart(seconds, work, argument)
+        assert time.monotonic() - begin < 60
+
+
+def test_speed_is_that_of_whole_windows_once_it_runs() -> None:
+    assert speed_of([(20, 5.0), (20, 100.0), (4, 900.0), (16, 1.0), (20, 110.0), (20, 105.0)]) == 105.0
+    assert speed_of([(1, 5.0), (1, 7.0), (1, 8.0), (1, 9.0)]) == 8.0
+    assert speed_of([(3, 7.0)]) == 7.0
 
 
 def test_a_run_is_held_against_an_accuracy_in_time_and_a_speed_at_the_size_of_the_tiles() -> None:
@@ -144,6 +178,7 @@ def test_what_nothing_works_without_is_said_in_a_line_and_in_the_file(tmp_path: 
 
 # all but torch, torchvision, numpy, Pillow, typer, rich and onnx, with what those need
 NOT_ON_A_BARE_MACHINE = ("safetensors", "nvidia.dali", "matplotlib", "tensorboard", "onnxruntime", "onnxscript", "openvino", "tensorrt_rtx")
+NOT_ON_A_BARE_MACHINE += ("onnx_ir", "tensorrt", "tensorrt_lean", "tensorrt_rtx_bindings")
 NOT_ON_A_BARE_MACHINE += ("timm", "rasterio", "h5py", "distributed", "cryptography", "scipy", "huggingface_hub")
 
 
@@ -192,17 +227,52 @@ for spoilt in (content[:5], content[:40], content[:-1], b"", content[:8] + b"[" 
         assert torch.equal(found[name], expected), name
 
 
-def test_without_onnxscript_and_matplotlib_it_trains_and_says_what_it_left_out(tmp_path: Path) -> None:
-    done, found = run_without(tmp_path, "gpu.py", "onnxscript", "matplotlib", share=48)
+def test_with_onnxruntime_a_bare_machine_trains_exports_and_benches(tmp_path: Path) -> None:
+    hidden = [name for name in NOT_ON_A_BARE_MACHINE if name != "onnxruntime"]
+    done, found = run_without(tmp_path, "gpu.py", *hidden, share=48)
     assert done.returncode == 0, done.stderr
-    assert found["without"] | {"onnxscript": "export: needs onnxscript", "matplotlib": "no pictures of the run"} == found["without"]
+    left_out = {"onnxscript": "no graphs in bf16; torch's older exporter makes the others", "matplotlib": "no pictures of the run"}
+    assert found["without"] | left_out == found["without"]
+    assert found["failed"] == {}, done.stdout + done.stderr
     assert len(found["training"]["epochs"]) == 2
-    assert found["failed"] == {"export": "needs onnxscript: pip install onnxscript", "bench": "there is no bundle to measure"}
+    assert {"onnxruntime-fp32", "onnxruntime-fp16"} <= found["engines"].keys()
+    assert all(verdict["passed"] for verdict in found["engines"].values())
+    assert "export_failed" not in found
+    assert "tensorrt is not installed" in found["skipped"]["tensorrt-fp32"]
+    assert {"onnxruntime-fp32", "onnxruntime-fp16"} <= {row["engine"] for row in found["bench"]["engines"]}
     assert "The run's pictures were left out: matplotlib is not installed" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == found
+
+
+def test_the_export_goes_on_where_fp32_fails(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sattrt.deploy.gate.FP32_ERROR", 0.0)  # no engine sums in quite the order of torch
+    (tmp_path / "run").symlink_to(run)
+    found: dict[str, Any] = {}
+    gpu.export_it(tmp_path, argparse.Namespace(), 0.0, lambda **what: found.update(what))
+    assert found["export_failed"].keys() == {"fp32"}
+    assert "No engine is left" in found["export_failed"]["fp32"]
+    assert "onnxruntime-fp16" in found["engines"]
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where they are not installed
+    with pytest.raises(RuntimeError, match=r"No engine can be judged here.* \| No engine can be judged here"):
+        gpu.export_it(tmp_path, argparse.Namespace(), 0.0, lambda **what: found.update(what))
+
+
+def test_a_gpu_that_tensorrt_rtx_has_no_target_for_is_said() -> None:
+    assert gpu.without_rtx(("NVIDIA H200", "9.0")) == {
+        "TensorRT-RTX": "its plans do not run on NVIDIA H200: it has no target for compute capability 9.0"
+    }
+    assert gpu.without_rtx(("NVIDIA L4", "8.9")) == gpu.without_rtx(None) == {}
 
 
 def test_the_fastest_engine_is_one_that_opens_here(bundle: Bundle) -> None:
     found = gpu.fastest(bundle)
     bundle.open(found.name).close()
     assert (found.backend, found.precision) == ("onnxruntime", "int8") or machine.gpu()
+
+
+def test_without_onnxruntime_the_fastest_engine_is_another(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    found = gpu.fastest(bundle)
+    assert found.backend != "onnxruntime"
+    bundle.open(found.name).close()

@@ -22,7 +22,7 @@ _COARSE = SIDE // 4
 _LEAST_DETAIL = 0.01  # of the brightness: of a calm sea one tile is like another, which says nothing
 _ALIKE, _SAME = 0.85, 0.7  # correlations: of what is looked at closely, and of the details of one and the same ground
 _SHIFT = SIDE // 8  # at most so far apart
-_AT_ONCE, _ROWS = 2048, 256
+_AT_ONCE, _ROWS = 128, 256  # what is at work on few of them stays in a core's cache
 
 
 class Pair(NamedTuple):
@@ -49,7 +49,7 @@ def near_duplicates(tiles: Sequence[Tile], thumbnails: NDArray[np.uint16]) -> li
     """
     coarse = np.empty((len(tiles), _COARSE**2), np.float32)
     has_detail = np.empty(len(tiles), np.bool_)
-    for start in range(0, len(tiles), _AT_ONCE):  # in parts: as floats they would take a gigabyte where a dataset is large
+    for start in range(0, len(tiles), _AT_ONCE):  # as floats all would take a gigabyte where a dataset is large
         part = slice(start, start + _AT_ONCE)
         brightness = thumbnails[part].astype(np.float32)
         has_detail[part] = _strength(_detail(brightness)) > _LEAST_DETAIL * brightness.mean((1, 2))
@@ -62,7 +62,8 @@ def near_duplicates(tiles: Sequence[Tile], thumbnails: NDArray[np.uint16]) -> li
     for number in range(1, len(SPLITS)):  # valid against train, test against both
         mine, others = judged[split[judged] == number], judged[split[judged] < number]
         for start in range(0, len(mine), _ROWS):
-            rows, columns = np.nonzero(coarse[mine[start : start + _ROWS]] @ coarse[others].T > _ALIKE)
+            alike = coarse[mine[start : start + _ROWS]] @ coarse[others].T > _ALIKE
+            rows, columns = np.divmod(np.flatnonzero(alike), max(len(others), 1))  # faster than to look in two dimensions
             pairs = np.stack([mine[start + rows], others[columns]], 1)
             for first in range(0, len(pairs), _AT_ONCE):
                 few = pairs[first : first + _AT_ONCE]

@@ -1,12 +1,16 @@
 """The trained network as ONNX: NHWC tiles in, logits and probabilities out, everything else inside.
 
 write_onnx(model, spec, Path("model.fp16.onnx"), "fp16")
+
+torch.export makes the graph, for which torch wants onnxscript. Where that is not installed torch's older exporter does, by tracing: the same
+weights under the same names, the same answers; it knows no opset that has bf16 convolutions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import logging
@@ -16,18 +20,20 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
-from ..errors import ParityError
+from ..errors import BackendError, ParityError
 from ..model import TileClassifier, resized, symmetries
 from ..spec import ModelSpec
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OPSETS = {"bf16": 22}  # the first with bf16 convolutions
 _OPSET = 20
+_LAST_TRACED = 20  # the last that the older exporter knows
 MAX_BATCH = 4096
 
 
@@ -80,26 +86,15 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
     """Export to one ONNX file with a dynamic batch and check it with onnx's own checker.
 
     precision: "fp32", "fp16" or "bf16", of weights and activations; input, logits and probabilities stay as they are.
-    Raises ParityError where the exporter made a graph that is not valid.
+    Raises ParityError where the exporter made a graph that is not valid; BackendError for a bf16 graph where onnxscript is not installed.
     """
     deployed = DeployedClassifier(model, spec.temperature, DTYPES[precision]).eval()
-    example = torch.zeros(2, spec.height, spec.width, len(spec.bands), dtype=getattr(torch, spec.dtype))
+    opset = _OPSETS.get(precision, _OPSET)
     with quiet():
-        program = torch.onnx.export(
-            deployed,
-            (example,),
-            dynamo=True,
-            input_names=["input"],
-            output_names=["logits", "probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
-            opset_version=_OPSETS.get(precision, _OPSET),
-            external_data=False,
-        )
-    assert program is not None
-    made = program.model_proto
+        made = _exported(deployed, spec, opset) if importlib.util.find_spec("onnxscript") else _traced(deployed, spec, opset)
     for node in made.graph.node:
         del node.metadata_props[:]  # where in which file on this machine it was traced: nobody else's affair
-    onnx.helper.set_model_props(made, _said_of(spec))
+    helper.set_model_props(made, _said_of(spec))
     onnx.save(made, path)
     try:
         onnx.checker.check_model(made, full_check=True)
@@ -107,6 +102,47 @@ def write_onnx(model: TileClassifier, spec: ModelSpec, path: Path, precision: st
         raise ParityError(
             f"torch {torch.__version__} exported an invalid {precision} graph ({error}). Use another torch version."
         ) from None
+
+
+def _exported(deployed: DeployedClassifier, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+    example = torch.zeros(2, spec.height, spec.width, len(spec.bands), dtype=getattr(torch, spec.dtype))
+    program = torch.onnx.export(
+        deployed,
+        (example,),
+        dynamo=True,
+        input_names=["input"],
+        output_names=["logits", "probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+        opset_version=opset,
+        external_data=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _traced(deployed: DeployedClassifier, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+    """What torch makes with onnx alone. BackendError where the opset is beyond it."""
+    if opset > _LAST_TRACED:
+        raise BackendError(
+            f"Without onnxscript torch writes ONNX of opset {_LAST_TRACED} at most, and this graph wants {opset}. "
+            "Install it with: pip install 'sattrt[train]'"
+        )
+    buffer, names = io.BytesIO(), ["logits", "probabilities"]
+    torch.onnx.export(
+        deployed,
+        (torch.zeros(2, spec.height, spec.width, len(spec.bands), dtype=torch.uint8),),  # it knows no uint16
+        buffer,  # type: ignore[arg-type]
+        dynamo=False,
+        input_names=["input"],
+        output_names=names,
+        dynamic_axes={name: {0: "batch"} for name in ("input", *names)},
+        opset_version=opset,
+    )
+    made = onnx.load_from_string(buffer.getvalue())
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8 if spec.dtype == "uint8" else TensorProto.UINT16  # cast at once
+    for output in made.graph.output:  # of which it may not know how many classes there are
+        output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, ["batch", len(spec.classes)]))
+    return made
 
 
 def _said_of(spec: ModelSpec) -> dict[str, str]:
