@@ -142,9 +142,7 @@ def adapted_to_bands(filters: Tensor, bands: Sequence[str]) -> Tensor:
     return torch.stack([of_colour.get(COLOURS.get(name, ""), mean) for name in bands], 1)
 
 
-def check_state(
-    own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, way_out: str, optional: tuple[str, ...] = ()
-) -> None:
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], name: str | Path, way_out: str, optional: tuple[str, ...] = ()) -> None:
     """ContractError that names the first key that is missing, unknown or of another shape, and the way out."""
     wanted = [key for key in own if not any(part in key for part in optional)]
     if missing := [key for key in wanted if key not in state]:
