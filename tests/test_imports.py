@@ -71,6 +71,7 @@ def test_who_may_import_whom(path: Path) -> None:
         "settings": {"errors", "spec"},
         "training": {
             *BASE,
+            "accuracy",
             "cores",
             "settings",
             "machine",

@@ -82,7 +82,7 @@ def test_tensors_that_hold_no_common_numbers_are_named(model: TileClassifier, tm
     with pytest.raises(ContractError, match=f"'conv1.weight' is a {kind} tensor. Save all as dense float32"):
         load_weights(model, str(path))
     with pytest.raises(ContractError, match=kind):
-        check_state(model.backbone.state_dict(), state, path)
+        check_state(model.backbone.state_dict(), state, path, "Give others.")
 
 
 def test_files_that_are_no_weights_are_named(model: TileClassifier, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .hardware import choose_precision
 from .optimizer import MovingAverage
 
-_OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json"}
+_OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json", "curves.png", "curves.svg"}
 
 
 def config_of(run: Path) -> TrainConfig:

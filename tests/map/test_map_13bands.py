@@ -27,7 +27,7 @@ def spectral(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     """The bundle's network behind a graph that takes 13 bands of digital numbers, and shows it a hundredth of three."""
     folder = tmp_path_factory.mktemp("spectral")
     record = dataclasses.asdict(bundle.engine(ENGINE))
-    files = {name: bundle.files[name] for name in (record["file"], "spec.json")}
+    files = {name: bundle.files[name] for name in (record["file"], "spec.json", "labels.txt")}
     for name in (MANIFEST, *files):
         shutil.copy(bundle.path / name, folder)
     ones = [1.0] * 13
