@@ -100,9 +100,8 @@ def engine_row(
     """One engine's part of the document. failed: why it lacks a figure, by the figure."""
     best = max(offline, key=lambda size: offline[size].images_per_second) if offline else None
     single = streams.get("single-stream")
-    # ONNX Runtime computes fp16 graphs in fp32 on a CPU, and on CUDA int8 ones, whose kernels it lacks
-    in_fp32 = {("cpu", "fp16"), ("cuda", "int8")} if contender.backend == "onnxruntime" else {("cpu", "fp16")}
-    precision = "fp32" if (contender.device, contender.precision) in in_fp32 else contender.precision
+    # a CPU computes fp16 graphs in fp32
+    precision = "fp32" if (contender.device, contender.precision) == ("cpu", "fp16") else contender.precision
     rate = ceilings.matrix.get(precision)
     images = offline[best].images_per_second if best else clocks.engine.images_per_second if clocks else None
     of_matrix = images * work.operations / rate if images and work and rate else None
