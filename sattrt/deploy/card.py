@@ -151,7 +151,7 @@ def _calibration(engines: list[EngineRecord]) -> list[str]:
     lines = [
         "",
         "## Calibration",
-        "Ranges of activations by several methods, from train tiles; the one that came nearest to the network on other train tiles was kept.",
+        "Ranges of activations by several methods, from train tiles; the one that came nearest to the network on train tiles (on others, where the run has enough) was kept.",
     ]
     for file, found in notes.items():
         tried = "; ".join(f"{name} {each['mean_error']:.3f} ({100 * each['agreement']:.2f} %)" for name, each in found["tried"].items())

@@ -38,7 +38,7 @@ _BETTER = """
 # what is judged and kept: a moving average of the weights
 # ema = 0.998
 # Nothing is to be done for normalisation (the train tiles' own mean and deviation are taken off inside the network), nor for what
-# is kept (the epoch of the best validation accuracy, not the last one).
+# is kept (the last epoch within one standard error of the best validation accuracy).
 # All of these together are sattrt's defaults: `sattrt train dataset --out better --epochs 1`, without this file.
 """
 

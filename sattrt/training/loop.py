@@ -401,7 +401,6 @@ class _Run:
             "valid_accuracy": self.best,
             "valid_loss": loss,
             "valid_tiles": len(self.dataset.tiles("valid")),
-            "valid_accuracy_highest": self.highest,
             "epoch": self.best_epoch,
             "epochs": self.plan.epochs,
             "train_tiles": self.plan.tiles,

@@ -104,7 +104,7 @@ def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: 
     assert result.epoch == last == state["best_epoch"]
     assert result.accuracy == watch.seen[last - 1][0] == state["best_accuracy"]
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["highest_accuracy"] == highest
-    assert lower or len({accuracy for accuracy, _ in watch.seen}) == 1  # not only what is higher
+    assert lower  # not only what is higher
     assert not all(kept for _, kept in watch.seen)
 
 
