@@ -35,6 +35,7 @@ EXTRA = $(if $(GPU),gpu,cpu)
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip
 	.venv/bin/pip install --quiet --editable '.[train,$(EXTRA),openvino,tensorrt-rtx]'
+	$(if $(GPU),.venv/bin/pip install --quiet --editable '.[tensorrt]' 2>/dev/null || echo "without TensorRT; to see why: .venv/bin/pip install tensorrt")
 	touch $@
 
 .venv/installed-for-tests: .venv/installed

@@ -158,10 +158,10 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     from sattrt.data.scan import SplitRule, scan
     from sattrt.training.config import RECIPES, TrainConfig
 
-    with libraries_read():
-        begin = time.perf_counter()
-        dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
-        scanned = time.perf_counter() - begin
+    libraries_read()
+    begin = time.perf_counter()
+    dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
+    scanned = time.perf_counter() - begin
     settings = {**RECIPES["quick"], **RUNS["fast"], "weights": options.weights}
     if options.share:
         test = balanced(dataset.tiles("test"), 200)

@@ -4,9 +4,9 @@
 
 `fast` is to reach 97 % within 15 s, `quick` 98.57 % within 60 s, both at 20,000 images/s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
 Each run is a process of its own; on a GPU it is killed after two minutes (`fast`), three (`quick`) or seven (`full`). A run that fails is recorded with
-its reason, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the first run
-and anew after each of them, so nothing that was measured is lost. While the tiles are scanned a ResNet-50 trains one step in a process of its own, so
-that CUDA's libraries (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most.
+its reason and the epochs that it came to, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the
+first run and anew after each of them, so nothing that was measured is lost. At first a ResNet-50 trains one step in a process of its own, so
+that the libraries of CUDA and DALI (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most.
 
 Needs torch and torchvision (with numpy and Pillow); where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
 decodes; without matplotlib a run has no pictures; safetensors, which checkpoints are, has a stand-in under benchmarks/bare. Each run is
@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import importlib.util
+import io
 import json
 import multiprocessing
 import shutil
@@ -57,7 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "full": {"recipe": "full"},
 }
 LONGEST = {"fast": 120.0, "quick": 180.0, "full": 420.0}  # seconds of a run on a GPU, after which it is killed
-FOR_LIBRARIES = 60.0  # seconds that are waited for them at most, once the tiles are scanned
+FOR_LIBRARIES = 60.0  # seconds that are waited for them at most
 
 
 def missing(*modules: str) -> list[str]:
@@ -72,7 +74,7 @@ def has_dali() -> bool:
 
 
 def read_libraries() -> None:
-    """A training step of 64 tiles in bf16, so that what CUDA loads for it when it is first used has been read."""
+    """A training step of 64 tiles in bf16 and a decoded tile, so that what CUDA and DALI load when they are first used has been read."""
     with contextlib.suppress(Exception):  # what is wrong with a GPU is recorded by the runs
         import torch
         import torchvision
@@ -86,15 +88,24 @@ def read_libraries() -> None:
             loss.backward()
             optimizer.step()
             torch.cuda.synchronize()
+            with contextlib.suppress(Exception):  # a tile on the GPU, as training has it: DALI alone is some 370 MB
+                import numpy as np
+                from PIL import Image
+
+                from sattrt.data.dali import DaliDecoder
+
+                file = io.BytesIO()
+                Image.new("RGB", (64, 64)).save(file, "JPEG")
+                list(DaliDecoder(lambda _: file.getvalue(), torch.device("cuda", 0), 1, 1).batches([np.array([0])]))
+            with contextlib.suppress(Exception):
+                import torch.utils.tensorboard
 
 
-@contextlib.contextmanager
-def libraries_read(seconds: float = FOR_LIBRARIES) -> Iterator[None]:
-    """Meanwhile the libraries are read, in a process beside this one; at the end it is waited for, so many seconds at most."""
+def libraries_read(seconds: float = FOR_LIBRARIES) -> None:
+    """Let the libraries be read in a process of its own, which is waited for, so many seconds at most."""
     process = multiprocessing.get_context("spawn").Process(target=read_libraries)
     process.start()
     try:
-        yield
         process.join(seconds)
     finally:
         process.kill()
@@ -135,7 +146,7 @@ def _answer(sender: Connection, work: Callable[..., Any], *arguments: Any) -> No
 def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float | None) -> Iterator[dict[str, Any]]:
     """A run on the dataset of a folder, in a process that is killed after so many seconds; once more without DALI where it failed and DALI is there.
 
-    Each as `one_run` has it, or {"config": ..., "failed": why}.
+    Each as `one_run` has it, or {"config": ..., "failed": why, "epochs": those that came to an end, by the run's own clock}.
     """
     for decoder in (config.decoder, *(["torchvision"] if has_dali() else [])):
         settings = replace(config, decoder=decoder).to_dict()
@@ -143,10 +154,18 @@ def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float | None)
         try:
             run = apart(seconds, one_run, folder, settings, out)
         except RuntimeError as error:
-            yield {"config": settings, "failed": str(error)}
+            yield {"config": settings, "failed": str(error), "epochs": ended(out)}
         else:
             yield run
             return
+
+
+def ended(run: Path) -> list[dict[str, float]]:
+    """The epochs that the log of a run has."""
+    with contextlib.suppress(OSError):
+        rows = list(csv.DictReader(io.StringIO((run / "log.csv").read_text())))
+        return [{key: float(row[key]) for key in ("seconds", "valid_accuracy")} for row in rows if row["valid_accuracy"]]
+    return []
 
 
 def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -168,11 +187,14 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
             self.windows: list[tuple[int, float]] = []
             self.step = 0
             self.epochs: list[dict[str, float]] = []
+            self.stages: dict[str, float] = {}
 
         def started(self, plan: Plan) -> None:
             self.plan = plan
+            self.stages["set up"] = time.perf_counter() - begin
 
         def stepped(self, row: Row, plan: Plan) -> None:
+            self.stages.setdefault("first report", time.perf_counter() - begin)
             self.windows.append((row.step - self.step, row.images_per_second))
             self.step = row.step
 
@@ -190,6 +212,7 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
         "plan": vars(watch.plan),
         "import_seconds": begin - first,
         "seconds": time.perf_counter() - begin,
+        "seconds_until": watch.stages,
         "best_valid_accuracy": result.accuracy,
         "epochs": watch.epochs,
         "images_per_second": speed_of(watch.windows),
@@ -250,10 +273,10 @@ def main() -> None:
     from sattrt.training.config import RECIPES, TrainConfig
 
     surroundings = environment()
-    with libraries_read():
-        begin = time.perf_counter()
-        dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
-        scanned = time.perf_counter() - begin
+    libraries_read()
+    begin = time.perf_counter()
+    dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
+    scanned = time.perf_counter() - begin
     if options.share:
         few = (*balanced(dataset.tiles("train"), options.share), *balanced(dataset.tiles("valid"), options.share // 4))
         dataset = replace(dataset, all_tiles=few)

@@ -136,44 +136,23 @@ def data(
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
     from .accuracy import wilson
-    from .bands import parse_bands
-    from .cores import cores
-    from .data.cache import write_cache
-    from .data.download import EUROSAT, fetch
-    from .data.scan import SplitRule, scan
-    from .errors import InputError
-    from .spec import MOST_OFFSET, require_writable
+    from .data.prepare import prepare
 
-    require_writable(out / "dataset.json")
-    rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
-    if gsd is not None and not 0 < gsd <= 1e6:
-        raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
-    if offset is not None and not 0 <= offset <= MOST_OFFSET:
-        raise InputError(f"--offset is {offset}; give 0 to {MOST_OFFSET:,} digital numbers.")
-    wanted = parse_bands(bands) if bands is not None and bands != "all" else None
-    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-        raise InputError(f"--out {out} lies in {source}, where each folder is a class. Choose one outside of it.")
     with progress_bar("files") as bar:
-        if source == "eurosat" and not Path(source).exists():
-            path = fetch(EUROSAT, out, updater(bar, f"Downloading {EUROSAT.name} (MB)", 1e-6))
-            gsd = gsd or EUROSAT.gsd
-        else:
-            path = Path(source)
-        dataset = scan(path, rule, cores(), updater(bar, f"Scanning {path.name}"), wanted, gsd=gsd, offset=offset)
-    print_left_out(dataset)
-    if strict and dataset.left_out:
-        name, reason = next(iter(dataset.left_out.items()))
-        raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
-    if split is not None and dataset.split == "folders":
-        raise InputError(
-            f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."
+        dataset = prepare(
+            source,
+            out,
+            split=split,
+            seed=seed,
+            bands=bands,
+            gsd=gsd,
+            offset=offset,
+            strict=strict,
+            progress=lambda task: updater(bar, task),
+            scanned=print_left_out,
         )
-    if dataset.dtype != "uint8":
-        with progress_bar("tiles") as bar:
-            dataset = write_cache(dataset, out, cores(), updater(bar, "Decoding"))
-    written = dataset.write(out)
     print_dataset(dataset, wilson)
-    print(f"{written}  ({dataset.width}x{dataset.height}, {len(dataset.all_tiles)} tiles, {len(dataset.left_out)} left out)")
+    print(f"{out / 'dataset.json'}  ({dataset.width}x{dataset.height}, {len(dataset.all_tiles)} tiles, {len(dataset.left_out)} left out)")
 
 
 @app.command()

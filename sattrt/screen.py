@@ -50,10 +50,10 @@ def progress_bar(unit: str = "") -> Progress:
     )
 
 
-def updater(bar: Progress, description: str, scale: float = 1) -> Callable[[int, int], None]:
+def updater(bar: Progress, description: str) -> Callable[[int, int], None]:
     """A new task of the bar, as a function of (done, total)."""
     task = bar.add_task(description, total=None)
-    return lambda done, total: bar.update(task, completed=int(done * scale), total=int(total * scale) or None)
+    return lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def observer(bar: Progress) -> Observer:

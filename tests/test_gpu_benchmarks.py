@@ -22,7 +22,7 @@ from sattrt.runtime import Bundle
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
-from gpu_training import apart, has_dali, judged, speed_of  # noqa: E402
+from gpu_training import apart, ended, has_dali, judged, speed_of  # noqa: E402
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) -> None:
@@ -44,6 +44,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) ->
     for name in ("fast", "quick"):
         assert [run["config"]["decoder"] for run in found["runs"][name]] == decoders
         assert all("absent.safetensors is not a file" in run["failed"] for run in found["runs"][name])
+        assert all(run["epochs"] == [] for run in found["runs"][name])
 
 
 def test_what_is_known_of_the_machine_is_in_the_file_before_the_first_run(tmp_path: Path) -> None:
@@ -69,6 +70,14 @@ def test_a_process_of_its_own_is_ended_in_time_and_its_failure_said() -> None:
         with pytest.raises(RuntimeError, match=says):
             apart(seconds, work, argument)
         assert time.monotonic() - begin < 60
+
+
+def test_of_a_run_that_fails_late_its_epochs_are_known(run: Path, tmp_path: Path) -> None:
+    [epoch] = ended(run)
+    state = json.loads((run / "best.json").read_text())
+    assert epoch["valid_accuracy"] == pytest.approx(state["best_accuracy"], abs=1e-6)
+    assert epoch["seconds"] > 0
+    assert ended(tmp_path) == []
 
 
 def test_speed_is_that_of_whole_windows_once_it_runs() -> None:
@@ -189,6 +198,7 @@ def test_it_trains_on_a_machine_that_has_hardly_more_than_torch(tmp_path: Path) 
     assert "failed" not in run, run
     assert len(run["epochs"]) == 2
     assert run["images_per_second"] > 0
+    assert 0 < run["seconds_until"]["set up"] < run["seconds_until"]["first report"] < run["epochs"][0]["seconds"]
 
 
 def test_the_stand_in_for_safetensors_reads_what_the_library_wrote_and_the_other_way_round(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_who_may_import_whom(path: Path) -> None:
         "lock": set(),
         "figure": {"spec"},
         "checkpoint": {"errors", "spec"},
-        "data": {"bands", "errors", "raster", "spec", "data"},
+        "data": {"bands", "cores", "errors", "raster", "spec", "data"},
         "model": {"bands", "errors", "spec"},
         "trained": {"errors", "spec", "checkpoint", "model"},
         "calibration": set(),

@@ -20,7 +20,7 @@ from ..spec import ModelSpec
 
 _SIDE, _SIDE_ON_GPU = 2048, 8192
 _SECONDS, _CALLS = 0.5, 3  # that a product is timed for, at least
-_COPIED = 256 * 2**20  # bytes: more than any cache holds
+_COPIED, _COPIED_ON_GPU = 256 * 2**20, 2 * 2**30  # bytes: more than any cache holds, and long enough that a launch does not count
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,10 @@ def matrix_rate(precision: str, device: str = "cpu") -> float:
 
     if precision == "int8":
         a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device) for _ in range(2))
-        taken = [seconds(lambda: torch._int_mm(a, b))]
+        right = b if device == "cpu" else b.t()  # by columns: cuBLAS refuses the other on newer GPUs
+        taken = [seconds(lambda: torch._int_mm(a, right))]
         if device == "cpu":
             taken += [seconds(product) for product in _quantised(side)]
-        else:  # cuBLAS is faster where the right side lies by columns
-            taken.append(seconds(lambda: torch._int_mm(a, b.t())))
         return 2 * side**3 / min(taken)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     x, y = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -104,7 +103,8 @@ def matrix_rate(precision: str, device: str = "cpu") -> float:
 def _memory_rate(device: str) -> float:
     import torch
 
-    source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+    size = _COPIED_ON_GPU if device == "cuda" else _COPIED
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def copy() -> None:
@@ -112,7 +112,7 @@ def _memory_rate(device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return 2 * _COPIED / fastest(copy)
+    return 2 * size / fastest(copy)
 
 
 def _quantised(side: int) -> Iterator[Callable[[], object]]:

@@ -33,10 +33,9 @@ from .peer import run_peer
 from .power import gpu_state, joules, throttles
 from .report import Report
 from .scenarios import QUERY
-from .tiles import TileReader
+from .tiles import TileReader, for_a_pass
 
 _WORST_TILES = 24
-_PASS = 1024  # tiles that file to label is timed on, at most: of a large split every second, third, ... tile
 
 
 def bench(
@@ -78,7 +77,7 @@ def bench(
         passes = Passes(contenders, images, config, between)
         answers = passes.answers()
         contenders.set_aside(torch=bool(config.engine_names) and TORCH not in config.engine_names)
-        with TileReader(dataset, tiles[:: -(-len(tiles) // _PASS)], cores(), config.clock_batch) as some:
+        with TileReader(dataset, for_a_pass(tiles, config.clock_batch), cores(), config.clock_batch) as some:
             clocks = passes.clocks(some)
         timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
         offline, callers = passes.offline() if config.wants("offline") else ({}, {})

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 Batch = tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]
 
 
+_PASS = 1024  # tiles that file to label is timed on, at most
+
+
+def for_a_pass(tiles: list[Tile], batch_size: int) -> list[Tile]:
+    """Of many tiles every second, third, ... one; whole batches, where there is one: libraries on a GPU prepare another size anew, amid the pass."""
+    some = tiles[:: -(-len(tiles) // _PASS)]
+    return some[: len(some) // batch_size * batch_size or len(some)]
+
+
 class TileReader:
     """Reads, checks and decodes tiles in order, on the CPU: engines take host arrays. Use it as a context manager: the source stays open.
 

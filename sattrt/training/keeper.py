@@ -33,15 +33,17 @@ class Keeper:
     def __init__(self, out: Path, patience: float = PATIENCE, interval: float = SECONDS_BETWEEN_CHECKPOINTS) -> None:
         self._out, self._patience, self._interval = out, patience, interval
         self._best: tuple[dict[str, torch.Tensor], dict[str, Any], ModelSpec] | None = None
-        self._written_at, self._took = time.perf_counter(), 0.0
+        self._written_at, self._took, self._bytes = time.perf_counter(), 0.0, 0
 
     def require_space(self, model: TileClassifier, moments: int, averaged: bool, samples: int = 0) -> None:
         """InputError unless the disk has room for best, last, and a new last beside the old one. moments: tensors of the optimizer a parameter.
         samples: bytes of what else is to be written."""
         weights = 4 * sum(tensor.numel() for tensor in model.state_dict().values())
         trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        last = weights * (1 + averaged) + moments * trained
         there = sum(path.stat().st_size for path in self._out.glob("*.safetensors"))
-        require_space(self._out, samples + max(0, weights + 2 * (weights * (1 + averaged) + moments * trained) - there))
+        require_space(self._out, samples + max(0, weights + 2 * last - there))
+        self._bytes = weights + last
 
     def is_due(self, epoch_ends: bool) -> bool:
         """Whether a checkpoint is to be written now."""
@@ -62,8 +64,12 @@ class Keeper:
 
     def write(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write what waits, then everything that is needed to go on. InputError where the disk is full."""
-        begin = time.perf_counter()
+        begin, written = (
+            time.perf_counter(),
+            sum(value.nbytes for part in (tensors, self._best[0] if self._best else {}) for value in part.values()),
+        )
         self.write_best()
         checkpoint.save(self._out / "last.safetensors", tensors, state)
         self._written_at = time.perf_counter()
-        self._took = self._written_at - begin
+        # a run's first has neither the optimizer's moments nor a best network: the others will take longer
+        self._took = (self._written_at - begin) * max(1.0, self._bytes / max(1, written))

@@ -21,6 +21,7 @@ from sattrt.cores import cores
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import BackendError, ContractError, InputError
+from sattrt.model import TileClassifier
 from sattrt.spec import ModelSpec, atomic_path
 from sattrt.trained import load_trained
 from sattrt.training import loop
@@ -145,6 +146,14 @@ def test_a_checkpoint_is_due_at_the_end_of_an_epoch_once_writing_it_pays(tmp_pat
         keeper.write({"a": torch.ones(4)}, {"step": 1})
     assert (patient.is_due(epoch_ends=True), hasty.is_due(epoch_ends=True), hasty.is_due(epoch_ends=False)) == (False, True, False)
     assert Keeper(tmp_path, patience=1e9, interval=0).is_due(epoch_ends=False)
+
+
+def test_a_first_checkpoint_is_reckoned_to_take_as_long_as_the_larger_ones_after_it(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, patience=1)
+    keeper.require_space(TileClassifier(3, (0.5,) * 3, (0.2,) * 3), moments=2, averaged=True)
+    keeper.write({"a": torch.ones(4)}, {"step": 0})  # 16 bytes of some 470 MB: as if it had taken minutes
+    time.sleep(0.05)
+    assert not keeper.is_due(epoch_ends=True)
 
 
 def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
