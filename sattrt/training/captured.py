@@ -19,7 +19,9 @@ from ..data.dataset import Dataset
 
 # images (N, H, W, bands) and labels to the loss and the norm of the gradient, which is left in the parameters; no step is made
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_DIFFERENCE = 0.05  # of all gradients together, relative: bf16 kernels add up in another order each time
+# How far a replay may lie from the passes. Where one kernel of the forward pass rounds in another way, the bf16 gradients of an ImageNet network are a quarter to
+# three quarters of their norm off (the loss 0.3 %, the norm 20 %), on a CPU, batches of 64; those of another batch are 1.4 times it off
+_LOSS, _NORM, _NEARER = 0.02, 0.4, 0.6
 
 
 def captured(gradient: Gradient, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Gradient, str]:
@@ -66,9 +68,9 @@ class _Graph:
             torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
         ):
             self._loss, self._norm = gradient(self._images, self._labels)
-        for batch, as_before in zip(batches, expected, strict=True):
-            if not (apart := _difference(_outcome(self, model, batch, labels), as_before)) <= _DIFFERENCE:
-                raise RuntimeError(f"its gradients are {apart:.1%} off")
+        for batch, own, other in zip(batches, expected, expected[::-1], strict=True):
+            if fault := fault_of(_outcome(self, model, batch, labels), own, other):
+                raise RuntimeError(fault)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self._images.copy_(images)
@@ -83,9 +85,17 @@ def _outcome(gradient: Gradient, model: nn.Module, images: Tensor, labels: Tenso
     return [*loss_and_norm, *(each.grad.clone() for each in model.parameters() if each.grad is not None)]
 
 
-def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest relative difference of loss, norm, and all gradients together."""
+def fault_of(found: list[Tensor], expected: list[Tensor], other: list[Tensor]) -> str:
+    """What is wrong with loss, norm and gradients of a replay, beside those of the passes, and those of another batch; "" where nothing is."""
     total = torch.nn.utils.get_total_norm
-    pairs = [(a - b, b) for a, b in zip(found, expected, strict=True)]
-    parts = (pairs[:1], pairs[1:2], pairs[2:])
-    return max(float(total([d for d, _ in part]) / total([b for _, b in part])) for part in parts)
+
+    def apart(a: list[Tensor], b: list[Tensor]) -> float:
+        return float(total([x - y for x, y in zip(a, b, strict=True)]) / total(b))
+
+    loss, norm = (apart(found[i : i + 1], expected[i : i + 1]) for i in (0, 1))
+    own, others = apart(found[2:], expected[2:]), apart(found[2:], other[2:])
+    if not loss <= _LOSS:
+        return f"its loss is {loss:.1%} off"
+    if not norm <= _NORM:
+        return f"the norm of its gradients is {norm:.1%} off"
+    return "" if own <= _NEARER * others else f"its gradients are {own:.1%} off"

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+import torch.nn.functional as F
+from conftest import SMALL, WEIGHTS
 
 from sattrt.data.dataset import Dataset
+from sattrt.model import TileClassifier, load_weights
 from sattrt.training import loop
-from sattrt.training.captured import captured
+from sattrt.training.captured import captured, fault_of
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
 from sattrt.training.observer import Observer, Plan
@@ -31,6 +33,40 @@ def test_where_nothing_can_be_recorded_the_passes_stay_and_the_network_too() -> 
     assert passes[1] > 0  # the passes before the recording moved it
     assert model[0].running_mean.eq(0).all()
     assert model[0].num_batches_tracked == 0
+
+
+@pytest.mark.skipif(
+    not WEIGHTS.exists(), reason="a network of random weights is thrown off by any rounding: ../shared/data has trained ones"
+)
+def test_a_replay_that_rounds_otherwise_is_taken_and_one_that_is_wrong_is_not() -> None:
+    torch.manual_seed(0)
+    model = TileClassifier(10, (0.3, 0.4, 0.4), (0.2, 0.2, 0.2)).to(memory_format=torch.channels_last).train()
+    load_weights(model, str(WEIGHTS))
+    images, labels = torch.randint(0, 256, (64, 64, 64, 3)).float(), torch.arange(64) % 10
+
+    def outcome(images: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+        return [loss.detach(), torch.nn.utils.get_total_norm(gradients), *gradients]
+
+    expected, other = outcome(images), outcome(images.flip(0))
+    assert fault_of(expected, expected, other) == ""
+    twice = [*expected[:1], *(2 * each for each in expected[1:])]  # as where gradients add up
+    assert fault_of(twice, expected, other) == "the norm of its gradients is 100.0% off"
+    assert fault_of([*expected[:2], *other[2:]], expected, other).startswith("its gradients are 1")  # left from another batch
+    assert fault_of([*expected[:2], *(torch.zeros_like(each) for each in expected[2:])], expected, other) == "its gradients are 100.0% off"
+    assert fault_of([1.1 * expected[0], *expected[1:]], expected, other) == "its loss is 10.0% off"
+    assert fault_of([each * torch.nan for each in expected], expected, other) == "its loss is nan% off"
+    with torch.no_grad():
+        for each in model.parameters():
+            each *= 1 + 1e-7 * torch.randn(each.shape)  # other roundings all the way
+    again = outcome(images)
+    gradients = [a - b for a, b in zip(again[2:], expected[2:], strict=True)]
+    assert torch.nn.utils.get_total_norm(gradients) > 0.1 * expected[1]
+    assert fault_of(again, expected, other) == ""
 
 
 @needs_gpu
