@@ -158,11 +158,12 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     from sattrt.data.scan import SplitRule, scan
     from sattrt.training.config import RECIPES, TrainConfig
 
-    libraries_read()
+    if torch.cuda.is_available():
+        libraries_read()
     begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
     scanned = time.perf_counter() - begin
-    settings = {**RECIPES["quick"], **RUNS["fast"], "weights": options.weights}
+    settings = {**RECIPES[RUNS["fast"]["recipe"]], **RUNS["fast"], "weights": options.weights}
     if options.share:
         test = balanced(dataset.tiles("test"), 200)
         few = (*balanced(dataset.tiles("train"), options.share), *balanced(dataset.tiles("valid"), options.share // 4), *test)

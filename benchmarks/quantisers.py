@@ -54,8 +54,7 @@ PARTS = {
 
 def ways(source: Path, tiles: np.ndarray) -> dict[str, Callable[[Path], None]]:
     """Every way to quantise the graph `source`, by name: a function of the file to write."""
-    calibration = Calibration(source, tiles)
-    found = {f"onnxruntime, {method}": partial(by_onnxruntime, source, calibration, method) for method in METHODS["int8"]}
+    found = {f"onnxruntime, {method}": partial(by_onnxruntime, source, tiles, method) for method in METHODS["int8"]}
     for method, some in (("max", tiles), ("entropy", tiles[:FEW])):
         found[f"ModelOpt, {method}, {len(some)} tiles"] = partial(by_modelopt, source, some, method, {})
         found[f"ModelOpt, {method}, {len(some)} tiles, convolutions alone"] = partial(
@@ -64,8 +63,8 @@ def ways(source: Path, tiles: np.ndarray) -> dict[str, Callable[[Path], None]]:
     return found
 
 
-def by_onnxruntime(source: Path, calibration: Calibration, method: str, target: Path) -> None:
-    quantise(source, target, "int8", calibration.ranges(method))
+def by_onnxruntime(source: Path, tiles: np.ndarray, method: str, target: Path) -> None:
+    quantise(source, target, "int8", Calibration(source, tiles).ranges(method))
 
 
 def by_modelopt(source: Path, tiles: np.ndarray, method: str, options: dict[str, Any], target: Path) -> None:

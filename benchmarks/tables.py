@@ -236,7 +236,9 @@ def settings(name: str) -> str:
     rows = []
     for each, default in defaults.items():
         others = [f"{recipe} {toml(values[each])}" for recipe, values in RECIPES.items() if kind is TrainConfig and each in values]
-        rows.append((f"`{each}`", "; ".join([toml(default), *others]), meanings[each].strip().rstrip(";.").replace("|", "\\|")))
+        rows.append(
+            (f"`{each}`", "; ".join(filter(None, [toml(default), *others])), meanings[each].strip().rstrip(";.").replace("|", "\\|"))
+        )
     return markdown(("setting", "default", "what it is"), rows)
 
 

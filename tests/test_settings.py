@@ -75,8 +75,8 @@ def test_a_recipe_gives_way_to_a_file_a_file_to_an_assignment_and_both_to_an_opt
     config = TrainConfig.from_toml(tmp_path / "c.toml", ["ema=0.6", "symmetries=false"], epochs=3)
     assert (config.recipe, config.image_size) == ("full", RECIPES["full"]["image_size"])
     assert (config.batch_size, config.ema, config.symmetries, config.epochs) == (32, 0.6, False, 3)
-    quick = TrainConfig.from_toml(tmp_path / "c.toml", ["recipe=quick"])
-    assert (quick.recipe, quick.epochs, quick.image_size, quick.ema) == ("quick", RECIPES["quick"]["epochs"], 0, 0.5)
+    short = TrainConfig.from_toml(tmp_path / "c.toml", ["recipe=short"])
+    assert (short.recipe, short.epochs, short.image_size, short.ema) == ("short", RECIPES["short"]["epochs"], 0, 0.5)
 
 
 def test_a_file_is_named_where_it_is_wrong(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def matrix_rate(precision: str, device: str = "cpu") -> float:
 def _memory_rate(device: str) -> float:
     import torch
 
-    size = _COPIED_ON_GPU if device == "cuda" else _COPIED
+    size = min(_COPIED_ON_GPU, torch.cuda.mem_get_info()[0] // 4) if device == "cuda" else _COPIED
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 

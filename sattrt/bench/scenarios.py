@@ -115,8 +115,9 @@ def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: 
 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
-    for power in range((max_batch - 1).bit_length() + 1):  # the first call at a batch size is never typical
-        engine.infer(np.ascontiguousarray(np.resize(tiles, (min(2**power, max_batch), *tiles.shape[1:]))))
+    sizes = [min(2**power, max_batch) for power in range((max_batch - 1).bit_length() + 1)]
+    for size in sizes if engine.device == "cpu" else [min(max_batch, engine.max_batch)]:  # the first call at a batch size is never typical
+        engine.infer(np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:]))))
     low, high = min(1 / bound, highest / 2), math.inf  # at the lowest no tile has to wait for many others
     trials: list[Trial] = []
     while len(trials) < _TRIALS and high > _CLOSE * low:

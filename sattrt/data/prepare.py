@@ -37,7 +37,7 @@ def prepare(
     tiles, by comma. gsd: metres a pixel of tiles without coordinates. offset: digital numbers to take off tiles whose tags don't say it.
     strict: a file that can't be used is an error. progress: for the name of a piece of work, what is told how much is done of how much.
     scanned: is shown the dataset before anything of it is refused or written.
-    Raises InputError for what can't be read or divided so, before anything is written.
+    Raises InputError for what can't be read or divided so, before dataset.json is written.
     """
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)

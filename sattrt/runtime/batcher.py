@@ -147,8 +147,9 @@ class _Queue:
 
     def _filled(self, tiles: Tiles) -> Tiles:
         """On a GPU always a full batch, which takes about as long as a tile: its libraries prepare each size anew, ONNX Runtime every convolution."""
-        size = 0 if self._engine.device == "cpu" else min(self._max_batch, self._engine.max_batch)
-        return np.concatenate([tiles, np.repeat(tiles[-1:], max(0, size - len(tiles)), 0)])
+        if self._engine.device == "cpu":
+            return tiles
+        return np.concatenate([tiles, np.repeat(tiles[-1:], -len(tiles) % min(self._max_batch, self._engine.max_batch), 0)])
 
     def _next(self) -> list[_Request]:
         """The next batch; none once it is closed and all is answered."""

@@ -21,7 +21,7 @@ SCHEDULES = ("one-cycle", "exponential", "step", "constant")
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "short": {"epochs": 4, "ema": 0.99},
-    "quick": {"epochs": 10, "ema": 0.997},
+    "quick": {"minutes": 80.0},
     "full": {"epochs": 60, "batch_size": 256, "learning_rate": 0.002, "image_size": 128, "ema": 0.999},
 }
 

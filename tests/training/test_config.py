@@ -79,10 +79,10 @@ def test_precision_is_what_the_hardware_has(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_recipe_gives_way_to_a_file_and_a_file_to_options(tmp_path: Path) -> None:
-    assert TrainConfig.from_toml(None, recipe="quick").epochs == RECIPES["quick"]["epochs"]
-    (tmp_path / "c.toml").write_text("recipe = 'quick'\nema = 0.5\n")
+    assert TrainConfig.from_toml(None, recipe="quick").minutes == RECIPES["quick"]["minutes"]
+    (tmp_path / "c.toml").write_text("recipe = 'short'\nema = 0.5\n")
     config = TrainConfig.from_toml(tmp_path / "c.toml", epochs=3)
-    assert (config.recipe, config.ema, config.epochs) == ("quick", 0.5, 3)
+    assert (config.recipe, config.ema, config.epochs) == ("short", 0.5, 3)
     for name, settings in RECIPES.items():
         assert TrainConfig.from_dict({"recipe": name, **settings}, name).recipe == name
 
