@@ -137,10 +137,15 @@ def _graph(feed: _Feed, on_gpu: bool, encoded: bool) -> Any:
         files = fn.external_source(source=feed, batch=True, dtype=DALIDataType.UINT8, ndim=1)
         device = "mixed" if on_gpu else "cpu"
         # fancy: the chroma of 4:2:0 is interpolated, as Pillow does; on a CPU DALI does so in any case, on a GPU only when told to
-        # nvJPEG sets memory aside for each thread, by default for photographs; it takes more where a tile needs it
-        memory = {"device_memory_padding": 2**20, "host_memory_padding": 2**20} if on_gpu else {}
         return fn.decoders.image(
-            files, device=device, output_type=DALIImageType.RGB, adjust_orientation=False, jpeg_fancy_upsampling=True, **memory
+            files,
+            device=device,
+            output_type=DALIImageType.RGB,
+            adjust_orientation=False,
+            jpeg_fancy_upsampling=True,
+            # nvJPEG, on a GPU, sets this aside for each thread, by default enough for photographs; it takes more where a tile needs it
+            device_memory_padding=2**20,
+            host_memory_padding=2**20,
         )
     pixels = fn.external_source(source=feed, batch=True, dtype=DALIDataType.INT16, ndim=3, layout="HWC")
     return pixels.gpu() if on_gpu else pixels
