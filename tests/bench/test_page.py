@@ -21,7 +21,7 @@ from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
 from sattrt.bench.tables import table, to_markdown
 
-DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-eurosat-demo-4epochs-epyc-zen5-2core-2026-11-29.json"
+DEMO = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-eurosat-demo-4epochs-epyc-zen5-2core-2026-11-25.json"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")  # beside $CHROME and the one that playwright installs
 
 
