@@ -158,8 +158,7 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     from sattrt.data.scan import SplitRule, scan
     from sattrt.training.config import RECIPES, TrainConfig
 
-    if torch.cuda.is_available():
-        libraries_read()
+    libraries_read()
     begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
     scanned = time.perf_counter() - begin

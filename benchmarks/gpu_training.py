@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import importlib.util
 import io
 import json
@@ -79,30 +78,33 @@ def read_libraries() -> None:
         import torch
         import torchvision
 
-        if torch.cuda.is_available():
-            network = torchvision.models.resnet50(num_classes=10).cuda().to(memory_format=torch.channels_last)
-            optimizer = torch.optim.Adam(network.parameters(), fused=True)
-            tiles = torch.rand(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = network(tiles).float().square().mean()
-            loss.backward()
-            optimizer.step()
-            torch.cuda.synchronize()
-            with contextlib.suppress(Exception):  # a tile on the GPU, as training has it: DALI alone is some 370 MB
-                import numpy as np
-                from PIL import Image
+        network = torchvision.models.resnet50(num_classes=10).cuda().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(network.parameters(), fused=True)
+        tiles = torch.rand(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = network(tiles).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        torch.cuda.synchronize()
+    with contextlib.suppress(Exception):  # a tile on the GPU, as training has it: DALI alone is some 370 MB
+        import numpy as np
+        from PIL import Image
 
-                from sattrt.data.dali import DaliDecoder
+        from sattrt.data.dali import DaliDecoder
 
-                file = io.BytesIO()
-                Image.new("RGB", (64, 64)).save(file, "JPEG")
-                list(DaliDecoder(lambda _: file.getvalue(), torch.device("cuda", 0), 1, 1).batches([np.array([0])]))
-            with contextlib.suppress(Exception):
-                import torch.utils.tensorboard
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(file, "JPEG")
+        list(DaliDecoder(lambda _: file.getvalue(), torch.device("cuda", 0), 1, 1).batches([np.array([0])]))
+    with contextlib.suppress(Exception):
+        import torch.utils.tensorboard
 
 
 def libraries_read(seconds: float = FOR_LIBRARIES) -> None:
-    """Let the libraries be read in a process of its own, which is waited for, so many seconds at most."""
+    """Where there is a GPU, let the libraries be read in a process of its own, which is waited for, so many seconds at most."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
     process = multiprocessing.get_context("spawn").Process(target=read_libraries)
     process.start()
     try:
@@ -160,11 +162,13 @@ def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float | None)
             return
 
 
-def ended(run: Path) -> list[dict[str, float]]:
-    """The epochs that the log of a run has."""
-    with contextlib.suppress(OSError):
-        rows = list(csv.DictReader(io.StringIO((run / "log.csv").read_text())))
-        return [{key: float(row[key]) for key in ("seconds", "valid_accuracy")} for row in rows if row["valid_accuracy"]]
+def ended(run: Path) -> list[dict[str, Any]]:
+    """The epochs that the log of a run has; none where there is no log yet."""
+    from sattrt.errors import SattrtError
+    from sattrt.training.log import read_log
+
+    with contextlib.suppress(SattrtError):
+        return [{key: row[key] for key in ("seconds", "valid_accuracy")} for row in read_log(run / "log.csv") if row["valid_accuracy"]]
     return []
 
 
@@ -273,8 +277,7 @@ def main() -> None:
     from sattrt.training.config import RECIPES, TrainConfig
 
     surroundings = environment()
-    if torch.cuda.is_available():
-        libraries_read()
+    libraries_read()
     begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
     scanned = time.perf_counter() - begin

@@ -33,7 +33,7 @@ from sattrt.runtime import Bundle, EngineRecord, open_engine, read_bundle
 from sattrt.trained import read_samples
 
 TILES = 512
-FEW = 64  # which ModelOpt's entropy takes a minute for; with 200 it was not done after nine
+FEW = 64  # for ModelOpt's entropy
 PARTS = {
     "onnxruntime": ("onnxruntime",),
     "ModelOpt": (

@@ -64,10 +64,8 @@ class Keeper:
 
     def write(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write what waits, then everything that is needed to go on. InputError where the disk is full."""
-        begin, written = (
-            time.perf_counter(),
-            sum(value.nbytes for part in (tensors, self._best[0] if self._best else {}) for value in part.values()),
-        )
+        begin = time.perf_counter()
+        written = sum(value.nbytes for part in (tensors, self._best[0] if self._best else {}) for value in part.values())
         self.write_best()
         checkpoint.save(self._out / "last.safetensors", tensors, state)
         self._written_at = time.perf_counter()

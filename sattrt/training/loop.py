@@ -263,7 +263,7 @@ class _Run:
             if self.config.mixup or self.config.cutmix:
                 labels = F.one_hot(labels, len(self.dataset.classes)).float()
             with tuned_convolutions(self.tunes):
-                self.gradient, self.slower = captured(self._gradient, self.model, images, labels)
+                self.gradient, self.slower = captured(self._gradient, self.model, images, labels, self.precision)
 
     @property
     def judged(self) -> TileClassifier:

@@ -52,7 +52,10 @@ def test_threads_get_the_answer_to_their_own_tile(engine: Engine) -> None:
     for i, answer in enumerate(answers):
         np.testing.assert_allclose(answer.logits, expected.logits[i : i + 1], atol=1e-3)
         assert (answer.names, answer.labels.tolist()) == ([expected.names[i]], [int(expected.labels[i])])
-    assert sum(sizes) == 40 or engine.device != "cpu"
+    if engine.device == "cpu":
+        assert sum(sizes) == 40
+    else:
+        assert set(sizes) == {16}
     assert max(sizes) <= 16
     assert len(sizes) < 40  # they came in batches
 

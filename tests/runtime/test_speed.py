@@ -27,8 +27,9 @@ def test_engines_are_timed_in_the_order_they_are_named(bundle: Bundle) -> None:
             devices.append((name, engine.device))
     assert [(each.engine, each.device) for each in speeds] == devices
     for each in speeds:
-        # a tile alone takes about what it takes among others: or a batch does, so the units are right, on a machine that may be busy
-        assert 0.003 < each.images_per_second * each.milliseconds / 1e3 < 300
+        # a tile alone takes about what it takes among others (on a GPU what the whole batch does): so the units are right, on a machine that may be busy
+        most = 30 if each.device == "cpu" else 64 * 30
+        assert 0.003 < each.images_per_second * each.milliseconds / 1e3 < most
     assert time_engines(bundle, []) == []
 
 

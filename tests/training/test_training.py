@@ -187,6 +187,14 @@ def test_every_choice_trains(dataset: Dataset, tmp_path: Path, changes: dict) ->
     assert np.mean(losses[-per_epoch:]) < np.mean(losses[:per_epoch])
 
 
+def test_a_bound_in_which_all_of_it_fits_changes_no_bit(dataset: Dataset, tmp_path: Path) -> None:
+    for name, minutes in (("bounded", 60.0), ("free", None)):
+        train(dataset, tmp_path / name, replace(SMALL, epochs=1, minutes=minutes))
+    bounded, free = (checkpoint.load(tmp_path / name / "best.safetensors")[0] for name in ("bounded", "free"))
+    assert bounded.keys() == free.keys()
+    assert all(torch.equal(bounded[key], free[key]) for key in free)
+
+
 def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "fit_in_time", lambda *given, **named: (1, 33))
     given: list[list[Tile]] = []
