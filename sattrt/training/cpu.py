@@ -152,14 +152,17 @@ def _reaching(phase: int, stride: int, padding: int, taps: int) -> list[tuple[in
 def _weight_gradient(gradient: Tensor, input: Tensor, weight: Tensor, stride: Sides, padding: Sides) -> Tensor:
     outputs, inputs, rows, columns = weight.shape
     of_output, seen = gradient.permute(0, 2, 3, 1), input.permute(0, 2, 3, 1)
-    of_weight = weight.new_zeros(outputs, rows, columns, inputs)
+    of_weight = weight.new_empty(outputs, rows, columns, inputs)
     for row in range(rows):
         down, high = _joined(row, stride[0], padding[0], seen.shape[1], of_output.shape[1])
         for column in range(columns):
             across, wide = _joined(column, stride[1], padding[1], seen.shape[2], of_output.shape[2])
             left, right = of_output[:, down, across].reshape(-1, outputs), seen[:, high, wide].reshape(-1, inputs)
+            of_tap = of_weight[:, row, column]
             if len(left):
-                torch.mm(left.T, right, out=of_weight[:, row, column])
+                torch.mm(left.T, right, out=of_tap)
+            else:
+                of_tap.zero_()
     return of_weight.permute(0, 3, 1, 2)
 
 

@@ -197,6 +197,8 @@ class _Run:
             window.add(rate, *self._step(images, labels, rate), len(labels) * self.rank.world)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0 or self.step == self.plan.steps
+            if self.average:
+                self.average.update(self.step, self.step - epoch * self.plan.steps_per_epoch, ends)
             told = self.rank.world == 1 and self.stop.asked  # several ranks look together
             if ends or told or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
                 rows, stop = self._report(epoch, window)
@@ -240,8 +242,6 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average:
-            self.average.update(self.step + 1)
         return loss, norm
 
     def _gradient(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,8 @@ from torch.optim.sgd import sgd as sgd_step
 from ..model import STAGES, TileClassifier
 from .config import TrainConfig
 
+STEPS_BETWEEN_LOOKS = 8  # of the moving average
+
 
 def make_optimizer(model: TileClassifier, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD, AdamW or Adam over the trainable parameters, grouped by stage of the network and by whether weight decay applies."""
@@ -114,6 +116,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class MovingAverage:
     """Exponential moving average of weights and BatchNorm statistics, in a network of its own: `model`.
 
+    It looks at the network at every STEPS_BETWEEN_LOOKS-th step of an epoch and at its last, with the decay of all steps since: a look reads
+    and writes every weight, and an average over hundreds of steps is no other for it (torchvision's reference training looks at every 32nd).
     Early steps use a smaller decay, computed from the step, so that the start is not held on to.
     """
 
@@ -122,11 +126,13 @@ class MovingAverage:
         self._pairs = [(own, other) for own, other in zip(_floats(self.model), _floats(model), strict=True)]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take the network's state after optimizer step `step` (from 1) in."""
-        keep = min(self._decay, step / (9 + step))
-        averaged, current = map(list, zip(*self._pairs, strict=True))
-        torch._foreach_lerp_(averaged, current, 1 - keep)
+    def update(self, step: int, of_epoch: int, ends: bool) -> None:
+        """Optimizer step `step` of the run and `of_epoch` of the epoch, both from 1, is done; `ends`: the epoch too."""
+        since = (of_epoch - 1) % STEPS_BETWEEN_LOOKS + 1
+        if ends or since == STEPS_BETWEEN_LOOKS:
+            keep = min(self._decay, step / (9 + step)) ** since
+            averaged, current = map(list, zip(*self._pairs, strict=True))
+            torch._foreach_lerp_(averaged, current, 1 - keep)
 
 
 def _floats(model: nn.Module) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 
 from sattrt.model import TileClassifier, set_trainable
 from sattrt.training.config import OPTIMIZERS, TrainConfig
-from sattrt.training.optimizer import MemoryOrderAdam, MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
+from sattrt.training.optimizer import STEPS_BETWEEN_LOOKS, MemoryOrderAdam, MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
 from sattrt.training.resume import collect, restore
 
 
@@ -46,11 +46,27 @@ def test_the_average_follows_the_weights(model: TileClassifier) -> None:
     start = bias.detach().clone()
     with torch.no_grad():
         bias += 1
-    average.update(1)  # at the first step a tenth is kept
+    average.update(1, of_epoch=1, ends=True)  # at the first step a tenth is kept
     torch.testing.assert_close(average.model.backbone.fc.bias, start + 0.9)
-    average.update(1000)
+    average.update(1001, of_epoch=1, ends=True)
     torch.testing.assert_close(average.model.backbone.fc.bias, start + 0.95)
     assert not average.model.backbone.fc.bias.requires_grad
+
+
+def test_the_average_looks_seldom_and_counts_the_steps_between(model: TileClassifier) -> None:
+    average = MovingAverage(model, 0.9)
+    bias, averaged = model.backbone.fc.bias, average.model.backbone.fc.bias
+    start = bias.detach().clone()
+    with torch.no_grad():
+        bias += 1
+    for done in range(1, STEPS_BETWEEN_LOOKS):
+        average.update(1000 + done, of_epoch=done, ends=False)
+    assert torch.equal(averaged, start)
+    average.update(1000 + STEPS_BETWEEN_LOOKS, of_epoch=STEPS_BETWEEN_LOOKS, ends=False)
+    torch.testing.assert_close(averaged, start + 1 - 0.9**STEPS_BETWEEN_LOOKS)
+    for done in range(STEPS_BETWEEN_LOOKS + 1, STEPS_BETWEEN_LOOKS + 4):  # an epoch that ends between two looks
+        average.update(1000 + done, of_epoch=done, ends=done == STEPS_BETWEEN_LOOKS + 3)
+    torch.testing.assert_close(averaged, start + 1 - 0.9 ** (STEPS_BETWEEN_LOOKS + 3))
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
