@@ -115,8 +115,8 @@ def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: 
 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
-    sizes = [min(2**power, max_batch) for power in range((max_batch - 1).bit_length() + 1)]
-    for size in sizes if engine.device == "cpu" else [min(max_batch, engine.max_batch)]:  # the first call at a batch size is never typical
+    counts = {count for count in (1, 2, 4, *range(8, max_batch, 8), max_batch) if count <= max_batch}
+    for size in sorted({engine.filled(count, max_batch) for count in counts}):  # the first call at a batch size is never typical
         engine.infer(np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:]))))
     low, high = min(1 / bound, highest / 2), math.inf  # at the lowest no tile has to wait for many others
     trials: list[Trial] = []

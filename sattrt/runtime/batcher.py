@@ -146,10 +146,8 @@ class _Queue:
             request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
 
     def _filled(self, tiles: Tiles) -> Tiles:
-        """On a GPU always a full batch, which takes about as long as a tile: its libraries prepare each size anew, ONNX Runtime every convolution."""
-        if self._engine.device == "cpu":
-            return tiles
-        return np.concatenate([tiles, np.repeat(tiles[-1:], -len(tiles) % min(self._max_batch, self._engine.max_batch), 0)])
+        missing = self._engine.filled(len(tiles), self._max_batch) - len(tiles)
+        return np.concatenate([tiles, np.repeat(tiles[-1:], missing, 0)]) if missing else tiles
 
     def _next(self) -> list[_Request]:
         """The next batch; none once it is closed and all is answered."""

@@ -43,11 +43,12 @@ class Backend(Protocol):
     """What one inference library does for an engine: `run` for at most `max_batch` tiles, and where it really runs.
 
     `run` may be called from several threads at once. tile, dtype: (H, W, bands) that the file takes, "uint8" or "uint16". classes: how
-    many it knows.
+    many it knows. sizes: the batch sizes, ascending, to fill a batch up to, of a library that prepares each size anew; else none.
     """
 
     device: str
     max_batch: int
+    sizes: tuple[int, ...]
     tile: tuple[int, ...]
     dtype: str
     classes: int
@@ -158,6 +159,13 @@ class Engine:
     def max_batch(self) -> int:
         """How many tiles it takes at once; more are divided."""
         return self._backend.max_batch
+
+    def filled(self, count: int, most: int) -> int:
+        """How many tiles to send in place of `count`, in batches of at most `most`: a batch of a size that comes again and again may be
+        answered sooner than a smaller one that has to be prepared for."""
+        most = min(most, self.max_batch)
+        full, rest = divmod(count, most)
+        return full * most + (min(next((size for size in self._backend.sizes if size >= rest), rest), most) if rest else 0)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[Backend]:

@@ -17,7 +17,9 @@ from .engine import Outputs, Tiles
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 TYPED = "typed"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
-# primitives that OpenVINO keeps prepared, some 55 a batch size: a Batcher's sizes come again. By itself it keeps those of every size that it ever saw
+# OpenVINO prepares some 55 primitives for each batch size, which takes it as long as some 30 tiles. By itself it keeps those of every size that it ever
+# saw; 512 are those of a Batcher, which sends these sizes up to its own of 64
+_SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _KEPT = 512
 
 
@@ -30,7 +32,7 @@ class OpenVinoBackend:
     """
 
     device = "cpu"
-    max_batch = 256
+    max_batch, sizes = 256, _SIZES
 
     def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
         try:

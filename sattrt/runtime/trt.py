@@ -92,6 +92,7 @@ class TensorRTBackend:
                 f"{device.compute_capability}. {way_out}, or use an onnxruntime engine."
             )
         self.device = device.name
+        self.sizes: tuple[int, ...] = (self.max_batch,)  # which takes about as long as a tile
         self._memory, self._turn = Memory(device), threading.Lock()
         try:
             with self._memory.current():

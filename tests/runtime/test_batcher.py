@@ -60,13 +60,18 @@ def test_threads_get_the_answer_to_their_own_tile(engine: Engine) -> None:
     assert len(sizes) < 40  # they came in batches
 
 
-def test_on_a_gpu_every_batch_is_a_full_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prepared", "sent"), [((128,), 16), ((1, 2, 4, 8, 16), 8), ((2, 4), 5), ((), 5)])
+def test_a_batch_is_filled_up_to_a_size_that_is_prepared(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, prepared: tuple[int, ...], sent: int
+) -> None:
     images = tiles(5)
     expected = engine.predict(images)
-    monkeypatch.setattr(engine._backend, "device", "cuda")  # it computes where it did
-    with watched_sizes(engine) as sizes, Batcher(engine, latency=0.2, max_batch=16) as batcher:
-        answers = [request.result() for request in [batcher.submit(image) for image in images]]
-    assert set(sizes) == {16}
+    monkeypatch.setattr(engine._backend, "sizes", prepared)
+    with watched_sizes(engine) as sizes, Batcher(engine, latency=3600, max_batch=16) as batcher:
+        requests = [batcher.submit(image) for image in images]
+        batcher.close()
+        answers = [request.result() for request in requests]
+    assert sizes == [sent]
     for i, answer in enumerate(answers):
         assert answer.logits.shape == (1, len(engine.classes))
         np.testing.assert_allclose(answer.logits, expected.logits[i : i + 1], atol=1e-3)
