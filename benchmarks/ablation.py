@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tables import ablation_of
+
 from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
+from sattrt.deploy.gate import torch_logits
 from sattrt.machine import environment
-from sattrt.spec import ModelSpec, sha256_file, write_json
+from sattrt.model import views_of
+from sattrt.spec import sha256_file, write_json
+from sattrt.trained import load_trained, read_samples
 from sattrt.training.config import TrainConfig
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
@@ -61,33 +65,18 @@ def one_run(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         train(dataset, Path(folder) / "run", config)
         last = read_log(Path(folder) / "run" / "log.csv")[-1]
-        spec = ModelSpec.read(Path(folder) / "run" / "spec.json")
-    plain, views = spec.training["calibration"], spec.training["calibration_symmetries"]
+        model, spec = load_trained(Path(folder) / "run")
+        samples = read_samples(Path(folder) / "run", spec)
+        model.views = views_of(model, spec.height, spec.width)
+        over_views = torch_logits(model, samples.valid).argmax(1) == samples.valid_labels
+    plain = spec.training["calibration"]
     return {
         "accuracy": 100 * last["valid_accuracy"],
-        "accuracy_eight_views": 100 * views["valid_accuracy"],
+        "accuracy_eight_views": 100 * float(over_views.mean()),
         "ece": 100 * plain["ece"],
         "ece_calibrated": 100 * plain["ece_calibrated"],
         "seconds": time.perf_counter() - begin,
     }
-
-
-def table(runs: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: mean and standard deviation over seeds of each change, and its mean difference from the base, paired by seed."""
-    lines = ["| change | runs | accuracy % | to base | over eight views % | ECE % | seconds |", "|---|---|---|---|---|---|---|"]
-    for name, seeds in runs.items():
-        column = {key: [run[key] for run in seeds.values()] for key in next(iter(seeds.values()))}
-        differences = [run["accuracy"] - runs["base"][seed]["accuracy"] for seed, run in seeds.items() if seed in runs["base"]]
-        lines.append(
-            f"| {name} | {len(seeds)} | {_spread(column['accuracy'])} | {'' if name == 'base' else _spread(differences, '+')} "
-            f"| {_spread(column['accuracy_eight_views'])} | {statistics.mean(column['ece']):.1f} | {statistics.mean(column['seconds']):.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def _spread(values: list[float], sign: str = "") -> str:
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def main() -> None:
@@ -113,7 +102,7 @@ def main() -> None:
             runs[name][str(seed)] = one_run(dataset, TrainConfig(**{**base, "seed": seed, **change}))
             print(f"seed {seed}, {name}: {runs[name][str(seed)]['accuracy']:.2f} % in {runs[name][str(seed)]['seconds']:.0f} s", flush=True)
             write_json(options.out, {"settings": settings, "runs": runs, "environment": environment()})
-    print(table(runs))
+    print(ablation_of(runs))
     print(json.dumps(json.loads(options.out.read_text())))
 
 

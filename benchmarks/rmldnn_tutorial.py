@@ -111,12 +111,12 @@ def state_of(weights: Path) -> dict[str, np.ndarray]:
 
 
 def write_configurations(out: Path, epochs: int) -> None:
-    transforms = [{"resize": [64, 64]}]
+    transforms, interval = [{"resize": [64, 64]}], 5 if epochs >= 5 else 1
     train = {
         "num_epochs": epochs,
         "outfile": "out_classifier.txt",
         "layers": "./layers.json",
-        "checkpoints": {"load": "./model_resnet50_imagenet.h5", "save": "model_checkpoints_save/", "interval": 5 if epochs >= 5 else 1},
+        "checkpoints": {"load": "./model_resnet50_imagenet.h5", "save": "model_checkpoints_save/", "interval": interval},
         "data": {
             "input_type": "images",
             "target_type": "labels",
@@ -132,7 +132,7 @@ def write_configurations(out: Path, epochs: int) -> None:
     }
     test = {
         "layers": "./layers.json",
-        "checkpoints": {"load": f"./model_checkpoints_save/model_checkpoint_{epochs}.pt"},
+        "checkpoints": {"load": f"./model_checkpoints_save/model_checkpoint_{epochs // interval * interval}.pt"},
         "data": {"input_type": "images", "test_input_path": "./data/test/", "test_output_path": "./predictions/", "transforms": transforms},
     }
     for name, network in (("train", train), ("test", test)):

@@ -166,13 +166,17 @@ def bands(name: str) -> str:
 
 
 def ablation(name: str) -> str:
-    """What one setting changed brings, the best first: mean and spread over seeds, the difference from the base paired by seed."""
-    runs = read(name)["runs"]
+    """What one setting changed brings."""
+    return ablation_of(read(name)["runs"])
+
+
+def ablation_of(runs: dict[str, dict[str, dict[str, float]]]) -> str:
+    """By change and seed, the best first: mean and spread over seeds, the difference from the base paired by seed."""
     base = {seed: run["accuracy"] for seed, run in runs["base"].items()}
     rows = []
     for change, found in sorted(runs.items(), key=lambda each: -statistics.mean(run["accuracy"] for run in each[1].values())):
         column = {key: [run[key] for run in found.values()] for key in ("accuracy", "accuracy_eight_views")}
-        differences = [run["accuracy"] - base[seed] for seed, run in found.items()]
+        differences = [run["accuracy"] - base[seed] for seed, run in found.items() if seed in base]
         rows.append(
             (
                 f"**{change}**" if change == "base" else change,

@@ -5,8 +5,8 @@
 The plain loop: ImageFolder, DataLoader with 2 workers, flips, fp32, NCHW, no autocast, AdamW. timm: its dataset, loader (2 workers),
 transforms, network, loss, optimizer and moving average of the weights, with autocast and channels_last, put together as its training script does. sattrt:
 `sattrt train` by the default recipe, log included in the timed steps, checkpoints not. timm has that recipe's AdamW, layer decay and average too, the plain
-loop its AdamW alone. All three train the same tiles in batches of 64 with
-ResNet-50. Each turn is a fresh process, in turns, so that neither a drifting machine nor one side's settings favour the other.
+loop its AdamW alone. All three train the same tiles in batches of 64 with ResNet-50. sattrt decodes all tiles once, before the steps that are timed; the others decode each
+batch. Each turn is a fresh process, and a ratio is taken within each round, whose three turns are in a drawn order, so that neither a drifting machine nor one side's settings favour the other.
 The ceiling is the fastest large matrix product in the precision that sattrt trains in, as `sattrt bench` measures it; useful operations are counted by torch on the
 network itself.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import statistics
 import tempfile
 import time
@@ -124,8 +125,8 @@ def timm_loop(folder: Path, precision: str) -> list[float]:
     return rates[WARM_UP:]
 
 
-def sattrt_loop(dataset: Dataset) -> tuple[list[float], str]:
-    """Images a second of each timed step of `sattrt train`, and the precision it chose."""
+def sattrt_loop(dataset: Dataset) -> list[float]:
+    """Images a second of each timed step of `sattrt train`."""
     from sattrt.training.config import TrainConfig
     from sattrt.training.log import Row
     from sattrt.training.loop import train
@@ -133,10 +134,6 @@ def sattrt_loop(dataset: Dataset) -> tuple[list[float], str]:
 
     class Watch(Observer):
         rates: list[float] = []  # noqa: RUF012 - one watch a process
-        precision = ""
-
-        def started(self, plan: Plan) -> None:
-            self.precision = plan.precision
 
         def stepped(self, row: Row, plan: Plan) -> None:
             if row.step > WARM_UP:
@@ -145,7 +142,16 @@ def sattrt_loop(dataset: Dataset) -> tuple[list[float], str]:
     watch = Watch()
     with tempfile.TemporaryDirectory() as run:
         train(dataset, Path(run), TrainConfig(weights="none", epochs=1, batch_size=BATCH), watch)
-    return watch.rates, watch.precision
+    return watch.rates
+
+
+def precision_of(device: str) -> str:
+    """What `sattrt train` takes there."""
+    import torch
+
+    from sattrt.training.hardware import choose_precision
+
+    return choose_precision("auto", torch.device(device))
 
 
 def loader_alone(dataset: Dataset) -> float:
@@ -182,6 +188,11 @@ def speed_of(turns: list[list[float]]) -> float:
     return statistics.median(statistics.harmonic_mean(rates) for rates in turns)
 
 
+def ratios(ours: list[list[float]], theirs: list[list[float]]) -> list[float]:
+    """How much faster ours were, by round."""
+    return [statistics.harmonic_mean(a) / statistics.harmonic_mean(b) for a, b in zip(ours, theirs, strict=True)]
+
+
 def in_fresh_process(function, *arguments):  # type: ignore[no-untyped-def]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -196,7 +207,9 @@ def main() -> None:
     # the plain loop needs loose files; both loops see the same tiles
     tiles = balanced(dataset.tiles("train"), BATCH * (STEPS + WARM_UP))
     share = replace(dataset, all_tiles=(*tiles, *balanced(dataset.tiles("valid"), BATCH)))
-    plain, timms, ours, ceilings, precision, device = [], [], [], [], "fp32", "cuda" if gpu() else "cpu"
+    device = "cuda" if gpu() else "cpu"
+    precision = in_fresh_process(precision_of, device)
+    plain, timms, ours, ceilings = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         with open_source(options.tiles) as source:
             for tile in tiles:
@@ -204,10 +217,15 @@ def main() -> None:
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(source.read(tile.name))
         for turn in range(options.rounds):
-            plain.append(in_fresh_process(plain_loop, Path(folder)))
-            rates, precision = in_fresh_process(sattrt_loop, share)
-            ours.append(rates)
-            timms.append(in_fresh_process(timm_loop, Path(folder), precision))
+            turns = {
+                "plain": lambda: in_fresh_process(plain_loop, Path(folder)),
+                "timm": lambda: in_fresh_process(timm_loop, Path(folder), precision),
+                "sattrt": lambda: in_fresh_process(sattrt_loop, share),
+            }
+            rates = {name: turns[name]() for name in random.Random(turn).sample(list(turns), len(turns))}
+            plain.append(rates["plain"])
+            timms.append(rates["timm"])
+            ours.append(rates["sattrt"])
             ceilings.append(in_fresh_process(matrix_rate, precision, device))
             print(
                 f"turn {turn + 1}, images/s: plain {statistics.harmonic_mean(plain[-1]):.1f}, timm {statistics.harmonic_mean(timms[-1]):.1f}, "
@@ -215,13 +233,15 @@ def main() -> None:
                 flush=True,
             )
     speed, of_plain, of_timm = (speed_of(turns) for turns in (ours, plain, timms))
+    to_plain, to_timm = ratios(ours, plain), ratios(ours, timms)
     ceiling, loader = statistics.median(ceilings), in_fresh_process(loader_alone, dataset)
     print(f"loader alone {loader:.0f} images/s; matrix product in {precision} {ceiling / 1e9:.0f} GFLOP/s")
     print(
         json.dumps(
             {
-                "ratio_plain": speed / of_plain,
-                "ratio_timm": speed / of_timm,
+                "ratio_plain": statistics.median(to_plain),
+                "ratio_timm": statistics.median(to_timm),
+                "ratios": {"plain": to_plain, "timm": to_timm},
                 "images_per_second": speed,
                 "fraction_of_ceiling": speed * in_fresh_process(useful_operations) / ceiling,
                 "plain_images_per_second": of_plain,

@@ -17,6 +17,17 @@ Floats = NDArray[np.floating]
 _LOWEST, _HIGHEST = math.log(0.25), math.log(10.0)
 
 
+def calibration(logits: Floats, labels: NDArray[np.integer]) -> dict[str, float]:
+    """The temperature that fits logits (N, classes), their accuracy, and their calibration error without it and with it, 0..1."""
+    temperature = fit_temperature(logits, labels)
+    return {
+        "valid_accuracy": float((logits.argmax(1) == labels).mean()),
+        "temperature": temperature,
+        "ece": expected_calibration_error(softmax(logits), labels),
+        "ece_calibrated": expected_calibration_error(softmax(logits / temperature), labels),
+    }
+
+
 def softmax(logits: Floats) -> NDArray[np.float64]:
     """Probabilities (N, classes) of logits (N, classes), in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))

@@ -30,3 +30,11 @@ class BackendError(SattrtError):
 
 class ParityError(SattrtError):
     """An exported model whose answers differ from those of the network it was made from."""
+
+
+def by_reason(said: dict[str, str]) -> dict[str, list[str]]:
+    """The names that share a reason, by reason. said: the reason of each."""
+    found: dict[str, list[str]] = {}
+    for name, reason in said.items():
+        found.setdefault(reason, []).append(name)
+    return found

@@ -110,6 +110,11 @@ def symmetries(values: Tensor) -> list[Tensor]:
     return flips + [view.transpose(2, 3) for view in flips] if values.shape[2] == values.shape[3] else flips
 
 
+def views_of(model: TileClassifier, height: int, width: int) -> int:
+    """How many symmetries the network sees of tiles of this size."""
+    return len(symmetries(resized(torch.empty(1, 1, height, width), model.size)))
+
+
 def load_weights(model: TileClassifier, weights: str, bands: Sequence[str] = RGB) -> None:
     """Load pretrained weights in place: "imagenet" (torchvision's V1), "none", or the path of a state dict.
 

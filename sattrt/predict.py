@@ -174,7 +174,7 @@ def _predicted(
 ) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
     """Name, class and probabilities of each tile; one that gets no numbers is left out, alone."""
     try:
-        result = engine.predict(tiles, reject)
+        result = engine.predict(tiles, reject, _BATCH)
     except NoNumbersError as error:
         if len(tiles) == 1:
             left_out[names[0]] = str(error)

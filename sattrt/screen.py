@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from .errors import by_reason
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -133,9 +135,9 @@ def _shown(name: str) -> str:
 def print_trained(result: Result, dataset: Path, out: Path) -> None:
     """What a training came to, or how it goes on. dataset, out: its folders."""
     if result.stopped:
-        print(
-            f"stopped after step {result.steps}; go on with: {shlex.join(['sattrt', 'train', str(dataset), '--out', str(out), '--resume'])}"
-        )
+        launcher = " by the same launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        command = shlex.join(["sattrt", "train", str(dataset), "--out", str(out), "--resume"])
+        print(f"stopped after step {result.steps}; go on{launcher} with: {command}")
     else:
         print(f"validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
 
@@ -254,8 +256,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 def print_reasons(said: dict[str, str]) -> None:
     """A line for each reason, with the names that share it."""
-    for reason in dict.fromkeys(said.values()):
-        print(f"{', '.join(name for name in said if said[name] == reason)}: {reason}")
+    for reason, names in by_reason(said).items():
+        print(f"{', '.join(names)}: {reason}")
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

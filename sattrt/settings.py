@@ -37,8 +37,8 @@ class Settings:
         given = {key: value for key, value in options.items() if value is not None}
         if both := [key for key in assigned if key in given]:
             raise InputError(f"{cls.option(both[0])} and --set {both[0]} are one setting. Give one of them.")
-        values = {**cls._checked(read_toml(path), str(path)), **assigned, **given}
-        return cls.from_dict({**cls.behind(values), **values}, "The command line")
+        values = {**cls._checked(read_toml(path), str(path)), **assigned, **cls._checked(given, "The command line")}
+        return cls(**{**cls.behind(values), **values})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], name: str) -> Self:

@@ -201,8 +201,12 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
 
     A killed process leaves the old file or the new one, never half. InputError where the folder can't be
     written or the disk is full; the old file is still there then. setting: where `path` came from, for that error; "" where it can't be chosen.
+    What a link leads to is replaced, not the link. A device or a pipe, as /dev/stdout, is not replaced but written to.
     """
-    path = Path(os.path.abspath(path))
+    if _is_written_to(path):
+        yield path
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +219,11 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _is_written_to(path: Path) -> bool:
+    """Whether it is a device or a pipe, which no file takes the place of."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def remove_temporaries(*paths: Path, seconds: float = 0) -> None:
@@ -240,6 +249,8 @@ def atomic_folder(path: Path, setting: str = "--out") -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another {setting}.")
     path, token = Path(os.path.realpath(path)), secrets.token_hex(_TOKEN_BYTES)  # what a link leads to is replaced, not the link
+    if os.path.ismount(path):
+        raise InputError(f"{path} is a mount point, which can't be replaced as a whole. Choose a folder in it: {setting} {path / 'NAME'}")
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     if path.exists():  # else what a killed process put aside may be all that there is of it
         remove_temporaries(path, seconds=A_DAY)
@@ -284,6 +295,8 @@ def require_space(path: Path, size: int) -> None:
 
 def require_writable(path: Path, setting: str = "--out") -> None:
     """InputError where `path` can't be made, for what lies in the way of its folder or for want of a right: better now than after the work."""
+    if _is_written_to(path):
+        return
     place = _nearest(path.absolute().parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another {setting}.")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from sattrt.errors import ContractError, InputError
-from sattrt.model import TileClassifier, check_state, load_weights, set_trainable, set_training_mode
+from sattrt.model import TileClassifier, check_state, load_weights, set_trainable, set_training_mode, views_of
 
 
 @pytest.fixture
@@ -19,6 +19,17 @@ def test_normalisation_is_inside(model: TileClassifier) -> None:
     by_hand = (tiles.permute(0, 3, 1, 2) / 255 - torch.tensor([0.3, 0.4, 0.5]).view(-1, 1, 1)) / 0.2
     model.eval()
     torch.testing.assert_close(model(tiles), model.backbone(by_hand), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "tile", "views"), [(0, (64, 64), 8), (0, (32, 48), 4), (32, (32, 48), 8)])
+def test_a_square_has_eight_symmetries_and_so_has_what_is_made_one(size: int, tile: tuple[int, int], views: int) -> None:
+    model = TileClassifier(3, (0.3, 0.4, 0.5), (0.2, 0.2, 0.2), size).eval()
+    assert views_of(model, *tile) == views
+    tiles = torch.randint(0, 256, (2, *tile, 3), dtype=torch.uint8)
+    plain = model(tiles)
+    model.views = views
+    assert not torch.allclose(model(tiles), plain)
+    torch.testing.assert_close(model(tiles.flip(2)), model(tiles))
 
 
 def test_what_each_tune_trains(model: TileClassifier) -> None:

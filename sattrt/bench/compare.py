@@ -25,6 +25,7 @@ from .measure import tells, turns
 SCHEMA = 5
 Row = dict[str, Any]
 _RESAMPLES = 400
+_ACCURACY = "accuracy, %"
 _JUDGED = {"single_stream": 90, "multi_stream": 99}  # scenario to the percentile that it is judged by
 _STUDENT = (math.inf, 63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17)  # Student's t, 99 % two-sided, by degrees of freedom
 _METHOD = ("seconds", "clock_batch", "latency_bound", "streams")
@@ -51,7 +52,8 @@ class Change:
         return abs(self.percent) > self.noise
 
     def __str__(self) -> str:
-        return f"{self.engine}: {self.figure} {self.old:.4g} -> {self.new:.4g}, {self.percent:+.1f} % (noise {self.noise:.1f} %)"
+        unit = "points" if self.figure == _ACCURACY else "%"
+        return f"{self.engine}: {self.figure} {self.old:.4g} -> {self.new:.4g}, {self.percent:+.1f} {unit} (noise {self.noise:.1f} {unit})"
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,8 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
         lost, gained = len(wrong_after - wrong_before), len(wrong_before - wrong_after)
         points = 100 * (after["accuracy"] - before["accuracy"])
         sure = lost + gained > 0 and mcnemar(lost, gained) < 0.05
-        found.append(Change(name, "accuracy, points", before["accuracy"], after["accuracy"], points, 0.0 if sure else math.inf))
+        shares = (100 * before["accuracy"], 100 * after["accuracy"])
+        found.append(Change(name, _ACCURACY, *shares, points, 0.0 if sure else math.inf))
     return found
 
 

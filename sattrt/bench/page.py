@@ -5,8 +5,6 @@ html = to_html(report.document, report.worst)
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
@@ -18,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .rows import PERCENTILES, by_reason
+from ..errors import by_reason
+from ..html import definitions, facts, figure, source
+from ..html import document as whole
+from .rows import PERCENTILES
 from .tables import (
     AT_LEAST,
     INDICATIVE,
@@ -43,6 +44,7 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
     """The page, without its charts where matplotlib is missing. worst: the tiles of document["worst_tiles"], uint8 (N, H, W, 3)."""
     charts = _matplotlib()
     names = ", ".join(bundle["name"] for bundle in document["bundles"])
+    worst_of = document["worst_tiles"][0]["engine"]
     parts = [
         f"<h1>{escape(names)}: speed and accuracy</h1>",
         f"<p class=faint>{escape(_subtitle(document))}</p>",
@@ -59,20 +61,13 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         _speed(document, charts),
         "<h2>Accuracy</h2>",
         _accuracy(document, charts),
-        f"<h2>The {len(worst)} tiles that are hardest for {escape(document['engines'][0]['reference'])}</h2>",
+        f"<h2>The {len(worst)} tiles that are hardest for {escape(worst_of)}</h2>",
         _worst(document, worst),
         _flips(document),
         "<h2>How this was measured</h2>",
         _method(document),
     ]
-    script, style = (_data(f"page.{kind}") for kind in ("js", "css"))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n<title>{escape(names)}: sattrt bench</title>\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
-    )
+    return whole(f"{names}: sattrt bench", parts, resources.files(__package__).joinpath("page.js").read_text(encoding="utf-8"))
 
 
 def _matplotlib() -> ModuleType | None:
@@ -100,28 +95,26 @@ def _fastest(document: Document) -> dict[str, Any]:
 
 def _facts(document: Document) -> str:
     """The figures that are looked for first, as the tables have them; of engines, torch's row is what they are compared with."""
-    torch = next((row for row in document["engines"] if row["backend"] == "torch"), None)
-    engines = [row for row in document["engines"] if row is not torch] or document["engines"]
-    facts = []
-    fastest = _fastest(document)
+    fastest, listed = _fastest(document), []
+    engines = [row for row in document["engines"] if row["backend"] != "torch"] or document["engines"]
+    alike = [row for row in document["engines"] if all(row[key] == fastest[key] for key in ("bundle", "threads"))]
+    torch = next((row for row in alike if row["backend"] == "torch"), None)
     if speed(fastest):
         size = f"batches of {fastest['best_batch']}" if fastest["best_batch"] else "by its own clock"
         times = f", {speed(fastest) / speed(torch):.1f} times PyTorch" if torch and torch is not fastest and speed(torch) else ""
-        facts.append((f"{speed(fastest):,.0f}", f"images a second: {fastest['engine']}, {size}{times}"))
+        listed.append((f"{speed(fastest):,.0f}", f"images a second: {fastest['engine']}, {size}{times}"))
     if quick := [row for row in engines if row["single_stream"]]:
         first = min(quick, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
-        facts.append((f"{percentile(first['single_stream'], 'p90', 2)[1]} ms", f"for one tile, nine times of ten: {first['engine']}"))
+        listed.append((f"{percentile(first['single_stream'], 'p90', 2)[1]} ms", f"for one tile, nine times of ten: {first['engine']}"))
     if served := [row for row in engines if row["server"]]:
         first = max(served, key=lambda row: row["server"]["rate"])
         within = f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}"
-        facts.append((f"{rate(first['server'])}/s", within))
+        listed.append((f"{rate(first['server'])}/s", within))
     score = fastest["accuracy"]
     low, high = score["interval"]
     of = f"of {score['tiles']:,} test tiles right ({100 * low:.1f} to {100 * high:.1f}, 95 %): {fastest['engine']}"
-    facts.append((percent(score), of))
-    return (
-        "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
-    )
+    listed.append((percent(score), of))
+    return facts(listed)
 
 
 def _engines(document: Document) -> str:
@@ -278,14 +271,11 @@ def _differs(row: dict[str, Any]) -> str:
 def _worst(document: Document, worst: NDArray[np.uint8]) -> str:
     figures = []
     for tile, image in zip(document["worst_tiles"], worst, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        source = base64.b64encode(buffer.getvalue()).decode()
         kind = "" if tile["class"] == tile["answer"] else " class=wrong"
         caption = f"{escape(tile['class'])} {100 * tile['probability']:.0f} %" + ("" if not kind else f"<br>said {escape(tile['answer'])}")
         name = escape(tile["tile"], quote=True)
         figures.append(
-            f'<figure{kind}><img src="data:image/png;base64,{source}" alt="{name}" title="{name}"><figcaption>{caption}</figcaption></figure>'
+            f'<figure{kind}><img src="{source(Image.fromarray(image))}" alt="{name}" title="{name}"><figcaption>{caption}</figcaption></figure>'
         )
     return f"<div class=tiles>{''.join(figures)}</div>"
 
@@ -313,8 +303,7 @@ def _method(document: Document) -> str:
     for device, found in document["ceilings"].items():
         rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in found["operations_per_second"].items())
         entries[f"ceiling, {device}"] = f"{rates}; memory {found['memory_bytes_per_second'] / 1e9:.1f} GB/s"
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in entries.items())
-    return f"<p>{escape(text)}</p><dl>{listed}</dl>"
+    return f"<p>{escape(text)}</p>{definitions(entries)}"
 
 
 def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:
@@ -334,16 +323,9 @@ def _cell(cell: Cell, kind: str) -> str:
 
 
 def _charts(drawn: list[tuple[str, str, str]]) -> str:
-    figures = "".join(
-        f"<figure><h3>{escape(title)}</h3>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for title, svg, caption in drawn
-    )
-    return f"<div class=charts>{figures}</div>"
+    return f"<div class=charts>{''.join(figure(*each) for each in drawn)}</div>"
 
 
 def _list(lines: Iterable[str]) -> str:
     items = "".join(f"<li>{escape(line).replace(' %', '&nbsp;%')}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
-
-
-def _data(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -177,7 +177,7 @@ def warnings(document: Row) -> list[str]:
         )
     if unsure := sorted(f"{name} {percentile}" for name, timed in latencies.items() for percentile in timed["indicative"]):
         found.append(
-            f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {', '.join(unsure[:3])}, ..."
+            f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {', '.join(unsure[:3])}{', ...' * (len(unsure) > 3)}"
         )
     found += [f"{row['engine']}, {what}: {reason}" for row in engines for what, reason in row.get("failed", {}).items()]
     scores = [row["accuracy"] for row in engines]
@@ -250,11 +250,3 @@ def _clocks(clocks: Clocks | None) -> Row | None:
 
 def _raw(samples: Samples) -> list[float]:
     return [round(seconds, 7) for seconds in samples.seconds]
-
-
-def by_reason(absent: dict[str, str]) -> dict[str, list[str]]:
-    """The names that share a reason, by reason."""
-    found: dict[str, list[str]] = {}
-    for name, reason in absent.items():
-        found.setdefault(reason, []).append(name)
-    return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import compress
 from typing import Any
 
-from .rows import PERCENTILES, by_reason
+from ..errors import by_reason
+from .rows import PERCENTILES
 
 Row = dict[str, Any]
 Cell = tuple[Any, str]  # the value that is sorted by, and its text
@@ -116,7 +117,7 @@ def said_of_details(document: Row) -> str:
 
 def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """Columns and rows of what differs from the baseline; no row without one."""
-    columns = ("engine", "figure", "baseline", "now", "better by %", "noise %", "beyond the noise")
+    columns = ("engine", "figure", "baseline", "now", "better by % (accuracy: points)", "noise %", "beyond the noise")
     return columns, [
         (
             (change["engine"], change["engine"]),

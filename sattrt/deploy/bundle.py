@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..accuracy import evaluate
+from ..calibration import calibration
 from ..errors import BackendError, ContractError, InputError, ParityError
+from ..model import views_of
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
 from ..runtime.bundle import EXTERNAL, LABELS, label_lines
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
@@ -85,11 +87,13 @@ def export(
     if sha256_file(run / "best.safetensors") != checkpoint:
         raise InputError(f"{run} got a better network while it was read: its training goes on. Export it again.")
     if config.symmetries:
-        spec = _with_symmetries(spec, run)
-        model.views = spec.views
+        model.views = views_of(model, spec.height, spec.width)
     samples = read_samples(run, spec)
     on_progress("the trained network's answers to the validation tiles")
-    expected = torch_logits(model, samples.valid, spec.temperature)
+    expected = torch_logits(model, samples.valid)
+    if config.symmetries:
+        spec = _with_symmetries(spec, model.views, expected, samples.valid_labels)
+    expected /= spec.temperature
     with atomic_folder(out) as folder:
         spec.write(folder / "spec.json")
         graphs = Graphs(folder, model, spec, samples, config, on_progress)
@@ -295,12 +299,10 @@ def _older(out: Path) -> Bundle | None:
         return None
 
 
-def _with_symmetries(spec: ModelSpec, run: Path) -> ModelSpec:
-    try:
-        found = spec.training["calibration_symmetries"]
-        return dataclasses.replace(spec, views=int(found["views"]), temperature=float(found["temperature"]))
-    except (LookupError, TypeError, ValueError):
-        raise ContractError(f"{run} {_uncalibrated(spec)}. Until it has a temperature for the symmetries, leave --tta out.") from None
+def _with_symmetries(spec: ModelSpec, views: int, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> ModelSpec:
+    """The contract of a network that answers with the mean of several views, with a temperature of its own."""
+    found = calibration(logits, labels)
+    return dataclasses.replace(spec, views=views, temperature=found["temperature"], training={**spec.training, "calibration": found})
 
 
 def _uncalibrated(spec: ModelSpec) -> str:

@@ -164,7 +164,7 @@ def _calibration(engines: list[EngineRecord]) -> list[str]:
 
 
 def _confidence(spec: ModelSpec) -> list[str]:
-    found = spec.training.get("calibration" if spec.views == 1 else "calibration_symmetries")
+    found = spec.training.get("calibration")
     if not found:
         return []
     views = "" if spec.views == 1 else f", the logits averaged over {spec.views} symmetries of a tile"

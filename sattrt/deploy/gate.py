@@ -55,9 +55,10 @@ class Verdict:
 
 
 @torch.inference_mode()
-def torch_logits(model: TileClassifier, tiles: NDArray[np.unsignedinteger], temperature: float, batch: int = 64) -> NDArray[np.float32]:
+def torch_logits(model: TileClassifier, tiles: NDArray[np.unsignedinteger], temperature: float = 1.0) -> NDArray[np.float32]:
     """Logits of the trained network in fp32, over the temperature: float32 (N, classes)."""
-    parts = [model(torch.from_numpy(tiles[start : start + batch])) for start in range(0, len(tiles), batch)]
+    batch, device = max(1, 64 // model.views), model.mean.device
+    parts = [model(torch.from_numpy(tiles[start : start + batch]).to(device)).cpu() for start in range(0, len(tiles), batch)]
     return (torch.cat(parts) / temperature).numpy()
 
 
@@ -96,7 +97,9 @@ def judge(
     assert score.flips is not None
     error = np.abs(logits - expected)
     lost, gained = int((fp32_right & ~right).sum()), int((right & ~fp32_right).sum())
-    if engine.precision == "fp32" and (error.max() > FP32_ERROR * largest or score.flips):
+    first, second = np.sort(expected)[:, :-3:-1].T
+    undecided = first - second <= 2 * FP32_ERROR * largest  # two classes are as likely, to the error that is allowed
+    if engine.precision == "fp32" and (error.max() > FP32_ERROR * largest or not undecided[score.flips].all()):
         raise ParityError(
             f"{engine.name} differs from the trained network: {len(score.flips)} of {len(tiles)} top-1 answers, largest logit error "
             f"{error.max():.3g} (allowed {FP32_ERROR * largest:.2g}). Use another torch or backend version."

@@ -23,6 +23,8 @@ from .gate import torch_logits
 from .onnx_export import write_onnx
 from .precision import METHODS, Calibration, quantise
 
+_BATCH = 64
+
 
 class Graphs:
     """Makes `model.KIND.onnx` in a folder for the kinds "fp32", "fp16", "bf16", "int8", "int8-cpu" and "fp8"."""
@@ -100,7 +102,7 @@ class Graphs:
         for backend in ("openvino", "onnxruntime") if kind == "int8" and cpu_has_int8() else ("onnxruntime", "openvino"):
             try:
                 with open_engine(EngineRecord(kind, backend, kind.removesuffix("-cpu"), file, {}), self._folder, self._spec) as engine:
-                    return engine.infer(tiles)[0]
+                    return np.concatenate([engine.infer(tiles[i : i + _BATCH])[0] for i in range(0, len(tiles), _BATCH)])
             except BackendError as error:
                 reasons.append(str(error))
         raise BackendError(f"Nothing here can run the {kind} graph to judge it: {' | '.join(reasons)}")

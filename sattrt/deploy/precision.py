@@ -30,7 +30,7 @@ METHODS = {"int8": _INT8_METHODS, "int8-cpu": _INT8_METHODS, "fp8": ("max",)}  #
 KINDS = {"int8": ["Conv"], "int8-cpu": ["Conv", "Relu", "Add", "MaxPool"], "fp8": ["Conv"]}
 # E4M3 has three bits of mantissa: in the first layers dark tiles of little contrast, forests and lakes, would lose what tells them apart
 _FLOAT_IN_FP8 = ("backbone.conv1.", "backbone.layer1.")
-_HISTOGRAM_BINS, _ENTROPY_BINS, _BATCH = 1024, 512, 32
+_HISTOGRAM_BINS, _ENTROPY_BINS, _BATCH, _BATCH_PIXELS = 1024, 512, 32, 32 * 128**2
 _E4M3_LARGEST = 448.0
 
 Ranges = dict[str, tuple[Any, ...]]
@@ -52,8 +52,10 @@ class Calibration:
                 quantization.CalibrationMethod.Entropy,
                 extra_options={"num_bins": _HISTOGRAM_BINS, "num_quantized_bins": 128},
             )
-            for start in range(0, len(tiles), _BATCH):  # in pieces: it keeps all activations of what it is given at once
-                calibrator.collect_data(_Batches(tiles[start : start + _BATCH]))
+            # in pieces: it keeps all activations of what it is given at once
+            batch = max(1, min(_BATCH, _BATCH_PIXELS // (tiles.shape[1] * tiles.shape[2])))
+            for start in range(0, len(tiles), batch):
+                calibrator.collect_data(_Batches(tiles[start : start + batch]))
         self._collector = calibrator.collector
         self._found: dict[str, Ranges] = {}
 

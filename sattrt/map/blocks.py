@@ -80,7 +80,7 @@ def _answers(plan: Plan, engine: Engine, block: Block, pixels: Pixels, valid: ND
 
     probabilities = np.zeros((len(tops), len(lefts), len(engine.classes)), np.float32)
     for batch, tiles in zip(batches, ahead(partial(gather, batch) for batch in batches), strict=True):
-        probabilities[batch[:, 0], batch[:, 1]] = engine.infer(tiles)[1]
+        probabilities[batch[:, 0], batch[:, 1]] = engine.infer(tiles, plan.batch_size)[1]
     return Answers(probabilities, held_cells(valid, grid, block, plan.valid))
 
 

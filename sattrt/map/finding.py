@@ -16,7 +16,7 @@ from ..spec import ModelSpec
 from .config import MapConfig
 from .fitting import Found, fit
 from .geo import alpha_bands, open_raster
-from .plausible import check_named, name_13_bands
+from .plausible import check_named, misnamed, name_13_bands
 from .safe import is_product, read_product
 from .scene import Band, Scene
 
@@ -56,13 +56,16 @@ def _file(path: Path, config: MapConfig) -> Found:
         alpha = alpha_bands(dataset)
         indexes = [index for index in dataset.indexes if index not in alpha]
         names = _names(path, dataset, indexes, config)
-    said = ["bands named in the config"] if config.bands else []
+    said = []
     if names is None:
         names = name_13_bands(path, indexes)
         said = [f"13 bands without names, in {'EuroSAT' if names[-1] == 'B8A' else 'ESA'}'s order by their statistics"]
-    if double := [name for name in names if name and names.count(name) > 1]:
+    elif double := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"{path} has several bands named {double[0]}. Name them: --set bands=B01,B02,...")
-    if not config.bands:
+    elif config.bands:
+        fault = misnamed(path, names, indexes)
+        said = [f"bands named in the config{f' as they can hardly be: {fault}' if fault else ''}"]
+    else:
         check_named(path, names, indexes)
     bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
     kind = f"raster of {len(indexes)} band{'s' * (len(indexes) > 1)}"

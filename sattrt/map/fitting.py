@@ -6,6 +6,7 @@ scene = fit(path, found, ("B04", "B03", "B02"), engine.spec, MapConfig())
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .config import MapConfig
 from .geo import has_mask, nodata_of, open_raster
 from .plausible import check_values, sample
 from .scene import Band, Scene, converted
+
+_SAME_PLACE = 0.05  # of the finest band's pixel, which two grids may lie apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +153,9 @@ class Shape:
         factor = round(self.width / other.width)
         fits = (factor * other.width, factor * other.height) == (self.width, self.height)
         if fits and self.transform and other.transform:
-            reach = factor * abs(self.transform[0]) / 2  # half a pixel of the coarser
-            fits = other.crs == self.crs and all(abs(self.transform[i] - other.transform[i]) < reach for i in (2, 5))
-            fits = fits and abs(other.transform[0] / factor - self.transform[0]) < reach / self.width
+            near = _SAME_PLACE * math.hypot(self.transform[0], self.transform[3])
+            sides = [max(self.width, self.height) * abs(other.transform[i] / factor - self.transform[i]) for i in (0, 1, 3, 4)]
+            fits = other.crs == self.crs and max(*sides, *(abs(self.transform[i] - other.transform[i]) for i in (2, 5))) < near
         if not fits:
             raise InputError(f"{name} lies on a grid that doesn't fit the finest band's. Bring all to one grid with gdalwarp -te -tr.")
         return factor

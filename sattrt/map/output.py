@@ -61,11 +61,10 @@ def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.
                 file.update_tags(1, **layout.band_tags)
                 for top, row in enumerate(rows):
                     file.write(row[:, None], window=rasterio.windows.Window(0, top, layout.width, 1))
-            # the mode: a mean of class numbers means nothing
             options = {
                 "compress": "deflate",
                 "blocksize": _TILE,
-                "overview_resampling": "mode",
+                "overview_resampling": "mode" if layout.colours else "average",  # a mean of class numbers means nothing
                 "bigtiff": "no" if layout.colours else "if_safer",
             }
             rasterio.shutil.copy(plain, path, driver="COG", **options)

@@ -5,14 +5,12 @@ html = to_html(map, statistics, *scene_picture(scene), map_picture(path, colours
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
-from importlib import resources
 
 import numpy as np
 from PIL import Image
 
+from ..html import definitions, document, facts, figure, source
 from .colours import Colour
 from .mapfile import MapFile, Statistics
 
@@ -21,21 +19,19 @@ _WIDE, _HIGH, _BARS = 1060, 150, 20
 
 def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption: str, drawn: Image.Image, colours: list[Colour]) -> str:
     """The page. scene, caption: a picture of the scene, and what it shows. drawn: that of the map. colours: of the classes, in index order."""
-    name = escape(found.path.name)
-    style = resources.files("sattrt").joinpath("bench/page.css").read_text(encoding="utf-8")  # one style for all pages
     parts = [
         f"<h1>{escape(found.made['scene'])}: land cover</h1>",
         f"<p class=faint>{escape(_subtitle(found))}</p>",
         _facts(found, statistics),
         "<div class=charts>",
-        _figure("The scene", _picture(scene, "the scene"), caption),
-        _figure("The map", _picture(drawn, "the map"), "Grey: no data."),
+        figure("The scene", _picture(scene, "the scene"), caption),
+        figure("The map", _picture(drawn, "the map"), "Grey: no data."),
         "</div>",
         "<h2>Area by class</h2>",
         _areas(found, statistics, colours),
         f"<p class=faint>{escape(_of_areas(found))}</p>",
         "<h2>Confidence</h2>",
-        _figure(
+        figure(
             "Area by confidence",
             _histogram(found, statistics),
             "Confidence is the mean probability of the class that won; not the chance to be right.",
@@ -43,13 +39,7 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption:
         "<h2>How this was made</h2>",
         _made(found),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n<title>{name}: sattrt map</title>\n'
-        f"<style>\n{style}figure img {{ width: 100%; display: block; border-radius: 4px; image-rendering: pixelated; }}\n</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{found.path.name}: sattrt map", parts)
 
 
 def _subtitle(found: MapFile) -> str:
@@ -60,20 +50,18 @@ def _subtitle(found: MapFile) -> str:
 
 def _facts(found: MapFile, statistics: Statistics) -> str:
     mapped = float(statistics.area.sum())
-    facts = [(f"{mapped:,.0f}", f"{_unit(found)} mapped, {statistics.nothing:,.0f} without data")]
+    listed = [(f"{mapped:,.0f}", f"{_unit(found)} mapped, {statistics.nothing:,.0f} without data")]
     if mapped:
         first = int(statistics.area.argmax())
         percents = np.arange(101)
         confidence = float((statistics.histogram * percents).sum() / mapped)
         weak = float(statistics.histogram[:50].sum() / mapped)
-        facts += [
+        listed += [
             (f"{100 * statistics.area[first] / mapped:.1f} %", f"of it {found.classes[first]}, the largest class"),
             (f"{confidence:.0f} %", "mean confidence"),
             (f"{100 * weak:.1f} %", "of the area with a confidence below 50 %"),
         ]
-    return (
-        "<div class=facts>" + "".join(f"<div class=fact><b>{escape(figure)}</b>{escape(text)}</div>" for figure, text in facts) + "</div>"
-    )
+    return facts(listed)
 
 
 def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str:
@@ -114,14 +102,14 @@ def _histogram(found: MapFile, statistics: Statistics) -> str:
 def _made(found: MapFile) -> str:
     made = found.made
     settings = ", ".join(f"{name} {value}" for name, value in made["settings"].items() if value not in (None, ""))
-    entries = {
+    entries: dict[str, object] = {
         "engine": f"{made['engine']} on {made['device']}",
         "bundle": made["bundle"],
         "windows": f"{made['tile'][1]} x {made['tile'][0]} pixels, {made['stride']} apart; a cell is {made['stride']} x {made['stride']} pixels",
         "settings": settings,
         "CRS": found.crs.split('"')[1] if '"' in found.crs else "none",
     }
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(text))}</dd>" for name, text in entries.items()) + "</dl>"
+    return definitions(entries)
 
 
 def _unit(found: MapFile) -> str:
@@ -129,10 +117,4 @@ def _unit(found: MapFile) -> str:
 
 
 def _picture(image: Image.Image, what: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{what}">'
-
-
-def _figure(title: str, content: str, caption: str) -> str:
-    return f"<figure><h3>{escape(title)}</h3>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f'<img src="{source(image)}" alt="{what}">'

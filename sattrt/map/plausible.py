@@ -69,16 +69,20 @@ def name_13_bands(path: Path, indexes: list[int]) -> list[str]:
 
 def check_named(path: Path, names: list[str], indexes: list[int]) -> None:
     """InputError where the pixels of a uint16 raster show that the names of its bands, B10 among them, are wrong."""
+    if fault := misnamed(path, names, indexes):
+        raise InputError(f"{path} has band descriptions that can't be right: {fault}. Name them: --set bands=B01,B02,...")
+
+
+def misnamed(path: Path, names: list[str], indexes: list[int]) -> str | None:
+    """Why these can't be the names of the bands of a uint16 raster, B10 among them; None where nothing denies them."""
     with open_raster(path) as dataset:
         nodata, size, dtypes = nodata_of(dataset), (dataset.height, dataset.width), set(dataset.dtypes)
     if "B10" not in names or len(names) < 3 or dtypes != {"uint16"}:
-        return
+        return None
     values = sample(_unnamed(path, indexes, size, nodata))
     if values.size and names[darkest := int(np.argmin(np.median(values, axis=1)))] != "B10":
-        raise InputError(
-            f"{path} has band descriptions that can't be right: B10 must be the darkest band, and what is called {names[darkest]} is. "
-            "Name them: --set bands=B01,B02,..."
-        )
+        return f"B10 must be the darkest band, and what is called {names[darkest]} is"
+    return None
 
 
 def _unnamed(path: Path, indexes: list[int], size: tuple[int, int], nodata: int | None) -> Scene:

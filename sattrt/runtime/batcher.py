@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, SattrtError
 from .engine import Engine, NoNumbersError, Prediction, Tiles
 
 
@@ -112,6 +112,8 @@ class _Queue:
 
     def _work(self) -> None:
         batch: list[_Request] = []
+        with contextlib.suppress(SattrtError):  # the requests will get it
+            self._engine.prepare(self._max_batch)
         try:
             while batch := self._next():
                 self._answer([request for request in batch if request.answer.set_running_or_notify_cancel()])
@@ -128,7 +130,7 @@ class _Queue:
             return
         begin = time.monotonic()
         try:
-            found = self._engine.predict(self._filled(np.concatenate([request.tile for request in batch])), self._reject)
+            found = self._engine.predict(np.concatenate([request.tile for request in batch]), self._reject, self._max_batch)
         except NoNumbersError as error:  # of one tile, which is no reason to fail the others
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
@@ -144,10 +146,6 @@ class _Queue:
         for i, request in enumerate(batch):
             one = slice(i, i + 1)
             request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
-
-    def _filled(self, tiles: Tiles) -> Tiles:
-        missing = self._engine.filled(len(tiles), self._max_batch) - len(tiles)
-        return np.concatenate([tiles, np.repeat(tiles[-1:], missing, 0)]) if missing else tiles
 
     def _next(self) -> list[_Request]:
         """The next batch; none once it is closed and all is answered."""

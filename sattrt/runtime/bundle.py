@@ -112,6 +112,7 @@ def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: in
     tile = (spec.height, spec.width, len(spec.bands))
     backend = _backend(record, path, tile, threads, spinning)
     if (backend.tile, backend.dtype, backend.classes) != (tile, spec.dtype, len(spec.classes)):
+        backend.close()
         raise ContractError(
             f"{path} takes {backend.dtype} tiles of {backend.tile} and knows {backend.classes} classes; {folder / 'spec.json'} promises "
             f"{spec.dtype}, {tile} and {len(spec.classes)}. Export the bundle again."

@@ -115,31 +115,47 @@ class Engine:
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ContractError(f"The bundle records no reject threshold for {self.name}. Export it again.") from None
 
-    def predict(self, images: Tiles, reject: bool = False) -> Prediction:
+    def predict(self, images: Tiles, reject: bool = False, batch: int = 0) -> Prediction:
         """Classify tiles of shape (N, height, width, bands) in the contract's dtype, or one of (height, width, bands).
 
-        reject: give the label -1 and the name "rejected" to tiles of less confidence than `reject_threshold`.
+        reject: give the label -1 and the name "rejected" to tiles of less confidence than `reject_threshold`. batch: as in `infer`.
         Raises InputError for another dtype or shape, or no tile at all; else as `infer`.
         """
-        logits, probabilities = self.infer(self.checked(images))
+        logits, probabilities = self.infer(self.checked(images), batch)
         labels = logits.argmax(1)
         if reject:
             labels = np.where(probabilities.max(1) >= self.reject_threshold, labels, -1)  # what is no number is not sure enough
         names = [self.spec.classes[label] if label >= 0 else REJECTED for label in labels]
         return Prediction(labels, probabilities, logits, names)
 
-    def infer(self, tiles: Tiles) -> Outputs:
+    def infer(self, tiles: Tiles, batch: int = 0) -> Outputs:
         """Logits and probabilities of tiles that are known to have the right shape and dtype.
 
-        Raises BackendError where the engine was closed, fails, or answers with what is no number; ContractError where it answers with
+        batch: of a caller whose batches have many sizes, the largest that it sends. Others are then filled up, by repetition, to a size that the
+        library may have prepared for already; it prepares each anew, which on a GPU, and by OpenVINO, takes longer than the tiles. Raises BackendError where the engine was closed, fails, or answers with what is no number; ContractError where it answers with
         other arrays than its contract promises.
         """
-        size = self.max_batch
+        size, count = self.max_batch, len(tiles)
+        if missing := self._missing(count, batch):
+            tiles = np.concatenate([tiles, np.repeat(tiles[-1:], missing, 0)])
         with self._in_use() as backend:
             parts = [self._run(backend, tiles[start : start + size]) for start in range(0, len(tiles), size)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([logits for logits, _ in parts]), np.concatenate([probabilities for _, probabilities in parts])
+        logits, probabilities = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        return logits[:count], probabilities[:count]
+
+    def prepare(self, batch: int) -> None:
+        """Have the library prepare for all that `infer` makes of batches of up to `batch` tiles. Errors as `infer`."""
+        tile = np.zeros((1, self.spec.height, self.spec.width, len(self.spec.bands)), self.spec.dtype)
+        for size in sorted({min(size, batch) for size in self._backend.sizes}):
+            self.infer(np.repeat(tile, size, 0))
+
+    def _missing(self, count: int, batch: int) -> int:
+        """How many tiles the last of the batches that `count` tiles are divided into lacks to the next size that is prepared."""
+        if not batch or not self._backend.sizes:
+            return 0
+        most = min(batch, self.max_batch)
+        rest = count % most
+        return min(next((size for size in self._backend.sizes if size >= rest), most), most) - rest if rest else 0
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
         """The engine alone: a call that runs these tiles (at most a batch), nothing copied, and returns the seconds it took.
@@ -159,13 +175,6 @@ class Engine:
     def max_batch(self) -> int:
         """How many tiles it takes at once; more are divided."""
         return self._backend.max_batch
-
-    def filled(self, count: int, most: int) -> int:
-        """How many tiles to send in place of `count`, in batches of at most `most`: a batch of a size that comes again and again may be
-        answered sooner than a smaller one that has to be prepared for."""
-        most = min(most, self.max_batch)
-        full, rest = divmod(count, most)
-        return full * most + (min(next((size for size in self._backend.sizes if size >= rest), rest), most) if rest else 0)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[Backend]:

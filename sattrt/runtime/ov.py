@@ -17,10 +17,9 @@ from .engine import Outputs, Tiles
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 TYPED = "typed"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
-# OpenVINO prepares some 55 primitives for each batch size, which takes it as long as some 30 tiles. By itself it keeps those of every size that it ever
-# saw; 512 are those of a Batcher, which sends these sizes up to its own of 64
+# what a Batcher sends: OpenVINO prepares some 55 primitives for each batch size, which takes it as long as some 30 tiles
 _SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_KEPT = 512
+_KEPT = 60 * len(_SIZES)  # by itself it keeps those of every size that it ever saw
 
 
 class OpenVinoBackend:

@@ -34,7 +34,7 @@ def fuse_norms(model: nn.Module, dtype: torch.dtype) -> str:
     dtype: of the maps, bf16 under autocast. Parameters and their names stay. Only a plain nn.BatchNorm2d on a CPU is computed so, in bf16 and fp32.
     """
     if _library(dtype) is None:
-        return "BatchNorm by torch, which is slower: no C compiler (cc) that knows torch's OpenMP"
+        return f"BatchNorm by torch, which is slower: no C compiler (cc) that knows torch's OpenMP, or none of its programs may run from {tempfile.gettempdir()}"
     for module in model.modules():
         if type(module) is ResNet:
             module.__class__ = FusedResNet

@@ -12,17 +12,16 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..bands import preview
-from ..calibration import expected_calibration_error, fit_temperature, softmax
+from ..calibration import calibration, softmax
 from ..data.dataset import Dataset
 from ..data.loader import Loader, decode_tiles
-from ..model import TileClassifier, resized, symmetries
+from ..model import TileClassifier
 from ..trained import load_trained
 from .config import TrainConfig
 from .handover import sampled_percentiles
@@ -46,33 +45,20 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
         dataset, tiles, batch_size=batch, device=rank.device, threads=rank.threads, decoder=config.decoder, cache_gb=config.cache_gb
     )
     labels = np.array([tile.label for tile in tiles])
-    found: dict[int, dict[str, Any]] = {}
-    views = len(symmetries(resized(torch.empty(1, 1, dataset.height, dataset.width), model.size)))
-    for model.views in (1, views):
-        logits = _logits(model, loader, rank.device, precision)
-        temperature = fit_temperature(logits, labels)
-        found[model.views] = {
-            "views": model.views,
-            "valid_accuracy": float((logits.argmax(1) == labels).mean()),
-            "temperature": temperature,
-            "ece": expected_calibration_error(softmax(logits), labels),
-            "ece_calibrated": expected_calibration_error(softmax(logits / temperature), labels),
-        }
-        if model.views == 1:
-            plain = logits
+    logits = _logits(model, loader, rank.device, precision)
     loader.close()
-    learned = sampled_percentiles(run, spec.bands)
-    training = {**spec.training, "calibration": found[1], "calibration_symmetries": found[views], "percentiles": learned}
-    replace(spec, temperature=found[1]["temperature"], training=training).write(run / "spec.json")
+    found = calibration(logits, labels)
+    training = {**spec.training, "calibration": found, "percentiles": sampled_percentiles(run, spec.bands)}
+    replace(spec, temperature=found["temperature"], training=training).write(run / "spec.json")
     try:
         from ..figure import contact_sheet
         from . import figures
     except ImportError:
         return NO_PICTURES
-    predicted = plain.argmax(1)
+    predicted = logits.argmax(1)
     figures.curves(read_log(run / "log.csv"), run)
     figures.confusion(predicted, labels, dataset.classes, run)
-    probabilities = softmax(plain / found[1]["temperature"])
+    probabilities = softmax(logits / found["temperature"])
     worst = probabilities[np.arange(len(labels)), labels].argsort()[:WORST_TILES]
     images, _ = decode_tiles(dataset, [tiles[i] for i in worst], config.decoder, rank.threads)
     captions = [
@@ -97,5 +83,5 @@ def _logits(model: TileClassifier, loader: Loader, device: torch.device, precisi
     parts = []
     for images, _ in loader.epoch(0):
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            parts += [model(some).float().cpu() for some in images.chunk(model.views)]
+            parts.append(model(images).float().cpu())
     return torch.cat(parts).numpy()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,7 @@ class _Run:
         self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
         self.plan, tiles = self._plan(saved[1] if saved else None, speed)
         self.train = self._loader(tiles, config.cache_gb - self.valid.kept_gb, config.augmentation)
-        if rank.world > 1:
-            gpu = [rank.device.index] if rank.device.type == "cuda" else None
-            # BatchNorm's statistics are of all ranks already, and equal
-            self.net = DistributedDataParallel(self.model, gpu, broadcast_buffers=False)
+        self.net = self._joined()
 
     def run(self) -> Result:
         if self.rank.is_first:
@@ -213,7 +210,7 @@ class _Run:
             if ends:
                 break
         loss, accuracy, stop = self._validate()
-        last = Row(**{**vars(rows[-1]), "valid_loss": loss, "valid_accuracy": accuracy, "seconds": self._seconds()})
+        last = replace(rows[-1], valid_loss=loss, valid_accuracy=accuracy, seconds=self._seconds())
         if self.rank.is_first:
             self.log.add(*rows[:-1], last)
         self.divergence.validation(last)
@@ -353,10 +350,10 @@ class _Run:
 
     def _speed(self) -> float:
         """Training tiles a second on this rank, measured on a copy of the network."""
-        own = self.model, self.net, self.optimizer, self.average, self.scaler
+        own = self.model, self.net, self.optimizer, self.scaler
         self.scaler = torch.amp.GradScaler(self.rank.device.type, enabled=self.scaler.is_enabled())
-        self.model = self.net = copy.deepcopy(self.model)
-        self.optimizer, self.average = make_optimizer(self.model, self.config), None
+        self.model = copy.deepcopy(self.model)
+        self.net, self.optimizer = self._joined(), make_optimizer(self.model, self.config)
         self._capture()
         images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
         warm_up, timed = (10, 20) if self.rank.device.type == "cuda" else (2, 4)
@@ -365,9 +362,17 @@ class _Run:
             losses = [self._step(images, labels, 1e-3)[0] for _ in range(steps)]
             losses[-1].item()  # waits for the device, once, as training does
             seconds = time.perf_counter() - begin
-        self.model, self.net, self.optimizer, self.average, self.scaler = own
+        self.model, self.net, self.optimizer, self.scaler = own
         del self.gradient  # and what it recorded
         return timed * len(labels) / seconds
+
+    def _joined(self) -> nn.Module:
+        """The network as it is trained: of several ranks, each gradient is the mean of theirs."""
+        if self.rank.world == 1:
+            return self.model
+        gpu = [self.rank.device.index] if self.rank.device.type == "cuda" else None
+        # BatchNorm's statistics are of all ranks already, and equal
+        return DistributedDataParallel(self.model, gpu, broadcast_buffers=False)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

@@ -114,7 +114,7 @@ def _finish(process: BaseProcess, out: Path) -> None:
 def _compare(whole: Path, killed: Path) -> tuple[int, int]:
     """Tensors that are the same bit for bit, and steps. ContractError where one is not."""
     tensors = 0
-    for name in ("last.safetensors", "best.safetensors"):
+    for name in ("best.safetensors", "last.safetensors"):
         (expected, state), (found, _) = checkpoint.load(whole / name), checkpoint.load(killed / name)
         other = [key for key in expected if key not in found or not torch.equal(expected[key], found[key])]
         if other or len(found) != len(expected):

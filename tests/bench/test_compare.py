@@ -59,7 +59,7 @@ def served(rate: float, *trials: float) -> dict[str, Any]:
 def test_a_run_held_against_itself_differs_in_nothing() -> None:
     new = document()
     found = against(document(), new)
-    assert [change.figure for change in found.changes] == [*FIGURES, "accuracy, points"]
+    assert [change.figure for change in found.changes] == [*FIGURES, "accuracy, %"]
     assert new["warnings"] == []
     assert not any(change.real for change in found.changes)
     assert found.regression is None
@@ -88,7 +88,7 @@ def test_two_runs_of_one_engine_seldom_differ(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_difference_beyond_the_noise_is_real() -> None:
     found = against(document(), document(slower=1.2))
-    assert all(change.real for change in found.changes if change.figure != "accuracy, points")
+    assert all(change.real for change in found.changes if change.figure != "accuracy, %")
     assert found.regression is not None
     assert found.regression.percent == pytest.approx(-100 * (1 - 1 / 1.2), abs=0.01)
     assert found.failure(5) == f"worse than the baseline by more than 5 %: {found.regression}"

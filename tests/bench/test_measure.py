@@ -206,7 +206,7 @@ def test_a_rate_that_only_seemed_to_hold_is_not_reported_and_batches_are_warm(bu
     monkeypatch.setattr(scenarios, "_trial", trial)
     tiles = np.load(bundle.path / "golden.npz")["tiles"]
     with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
-        monkeypatch.setattr(Engine, "infer", lambda self, tiles: sizes.append(len(tiles)))
+        monkeypatch.setattr(Engine, "infer", lambda self, tiles, batch=0: sizes.append(len(tiles)))
         found = server(engine, tiles, bound=0.5, highest=1000, seconds=1, seed=0, max_batch=24)
     assert sizes == [1, 2, 4, 8, 16, 24]
     assert {size for _, size in asked} == {24}

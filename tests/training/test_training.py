@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SMALL, jpeg
+from conftest import SMALL
 
 from sattrt import checkpoint
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.loader import decode_tiles
-from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import InputError
 from sattrt.shift import percentiles
 from sattrt.spec import ModelSpec
@@ -45,7 +44,6 @@ def test_a_run_leaves_everything_the_next_stage_needs(run: Path, dataset: Datase
     calibration = spec.training["calibration"]
     assert calibration["temperature"] == spec.temperature
     assert calibration["valid_accuracy"] == pytest.approx(spec.training["valid_accuracy"])
-    assert spec.training["calibration_symmetries"]["views"] == 8
     assert spec.training["data"] == {"source": "tiles", "split": dataset.split_description, "tiles": dataset.counts()}
     with np.load(run / "samples.npz") as samples:
         assert spec.training["percentiles"] == percentiles(samples["train"], dataset.bands)
@@ -62,18 +60,6 @@ def test_the_best_network_scores_what_the_log_says(run: Path, dataset: Dataset) 
         accuracy = (model(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
     # validated in the precision of training, which may be bf16: one tile on the edge may differ
     assert accuracy == pytest.approx(spec.training["valid_accuracy"], abs=1.01 / len(labels))
-
-
-def test_a_network_that_resizes_to_a_square_has_eight_views_of_any_tile(tmp_path: Path) -> None:
-    for index, (name, colour) in enumerate(CLASSES.items()):
-        (tmp_path / "tiles" / name).mkdir(parents=True)
-        for i in range(8):
-            (tmp_path / "tiles" / name / f"{i}.jpg").write_bytes(jpeg(colour, 100 * index + i, (48, 32)))
-    wide = scan(tmp_path / "tiles", SplitRule((60, 20, 20)), workers=1)
-    for image_size, views in ((32, 8), (0, 4)):
-        run = tmp_path / str(image_size)
-        train(wide, run, replace(SMALL, epochs=1, tune="head", image_size=image_size))
-        assert ModelSpec.read(run / "spec.json").training["calibration_symmetries"]["views"] == views
 
 
 def test_it_learns(dataset: Dataset, tmp_path: Path) -> None:
