@@ -119,6 +119,9 @@ def test_a_table_has_a_row_a_file_and_a_column_a_class(bundle: Bundle, tmp_path:
         assert [float(value) for value in row[2:]] == pytest.approx([each["probability"], *each["probabilities"].values()], rel=1e-6)
     done = sattrt("predict", bundle.path, tiles / "Field", "--csv", tmp_path / "o.csv")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/o.csv\n")
+    done = sattrt("predict", bundle.path, tiles / "Field", "--csv", "/dev/stdout")  # a pipe, which no file takes the place of
+    assert (done.returncode, done.stdout) == (0, (tmp_path / "o.csv").read_text() + "/dev/stdout\n")
+    assert Path("/dev/stdout").is_symlink()
 
 
 def test_a_table_that_can_not_be_written_is_refused_before_the_work(bundle: Bundle, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_a_failure_while_writing_keeps_the_old_folder(tmp_path: Path) -> None:
 
 def test_a_folder_replaces_no_file_and_what_a_link_leads_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"/proc is a mount point.*--out"), atomic_folder(Path("/proc")):
+        raise AssertionError("before any work")
     with pytest.raises(InputError, match=r"file is a file.*--out"), atomic_folder(tmp_path / "file"):
         pass
     (tmp_path / "old").mkdir()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,11 @@ def test_a_large_map_has_overviews_of_classes_and_no_transparency(tmp_path: Path
             assert [meaning.name for meaning in file.colorinterp] == ["palette", "undefined"]
             assert file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT", "COG") == "COG"
             assert file.colormap(1)[3] == (7, 8, 9, 255)
+    percents = np.random.default_rng(0).integers(0, 101, (600, 700)).astype(np.uint8)
+    write_cog(tmp_path / "p.tif", tmp_path, replace(layout, bands=("a",), nodata=255, colours={}), (row[None] for row in percents))
+    with rasterio.open(tmp_path / "p.tif", overview_level=0) as file:  # of probabilities the mean means something
+        assert np.abs(file.read(1) - percents.reshape(300, 2, 350, 2).mean((1, 3))).max() <= 0.5
+    (tmp_path / "p.tif").unlink()
     assert b"<Category>c &amp; &lt;d&gt;</Category>" in names_beside(layout)
     assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
 

@@ -125,6 +125,12 @@ def test_an_order_that_can_not_be_is_refused(tmp_path: Path) -> None:
     assert "B10 must be the darkest, and band 5 is" in refusal(write_raster(tmp_path / "odd.tif", pixels))
     pixels[10] = 5
     assert (read(tmp_path / "odd.tif", ("B8A",), bands=",".join(EUROSAT_ORDER)) == noise(13, 70, 70, least=1000, most=1500)[12]).all()
+    for names, said in (
+        (EUROSAT_ORDER, "bands named in the config"),
+        (ESA, "hardly be: B10 must be the darkest band, and what is called B09 is"),
+    ):
+        says = find_scene(tmp_path / "odd.tif", spec(("B04",), "uint16"), MapConfig(bands=",".join(names), offset=0)).says
+        assert any(each.endswith(said) for each in says), says
     write_raster(tmp_path / "esa.tif", pixels)
     assert (read(tmp_path / "esa.tif", ("B8A",)) == pixels[8]).all()
 
@@ -198,6 +204,10 @@ def test_a_folder_of_band_files(tmp_path: Path) -> None:
         find_scene(folder, spec(("B04",), "uint16"), MapConfig(bands="B04"))
     with pytest.raises(InputError, match="doesn't fit"):
         find_scene(folder, spec(("B04", "B12"), "uint16"), MapConfig())
+    for moved in (rasterio.Affine(20, 0, 600_005, 0, -20, 5_300_000), rasterio.Affine(20, 1, 600_000, 0, -20, 5_300_000)):
+        write_raster(folder / "x_B12.tif", coarse, transform=moved)
+        with pytest.raises(InputError, match="doesn't fit"):
+            find_scene(folder, spec(("B04", "B12"), "uint16"), MapConfig())
     (folder / "x_B08.tif").symlink_to(write_raster(tmp_path / "elsewhere.tif", fine))
     with pytest.raises(InputError, match="is a link out of its folder"):
         find_scene(folder, spec(), MapConfig())
