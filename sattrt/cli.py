@@ -178,11 +178,14 @@ def train(
 
     tiles = Dataset.read(dataset)
     options = {"recipe": recipe, "weights": weights, "tune": tune, "epochs": epochs, "minutes": minutes, "cache_gb": cache_gb}
-    also = {"config": config, "set": assignments or None}
-    given = [f"--{name.replace('_', '-')}" for name, value in {**options, **also}.items() if value is not None]
-    if resume and given:
-        raise InputError(f"--resume goes on with the settings the run was begun with; leave {', '.join(given)} out, or start anew.")
-    from .training.config import TrainConfig
+    from .training.config import OF_THE_MACHINE, TrainConfig
+
+    given = TrainConfig.given(assignments, **options)
+    if resume and (others := [*given.keys() - set(OF_THE_MACHINE), *["config"] * (config is not None)]):
+        raise InputError(
+            f"--resume goes on with the settings the run was begun with; leave {', '.join(sorted(others))} out, or start anew. "
+            f"It takes {', '.join(OF_THE_MACHINE)} alone."
+        )
     from .training.loop import train as run_training
 
     if resume and verify_resume:
@@ -198,7 +201,7 @@ def train(
         )
         return
     with progress_bar("steps") as bar:
-        result = run_training(tiles, out, settings, observer(bar))
+        result = run_training(tiles, out, settings, observer(bar), machine=given if resume else {})
     if int(os.environ.get("RANK", 0)) == 0:
         print_trained(result, dataset, out)
     if result.stopped:

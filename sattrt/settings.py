@@ -33,12 +33,17 @@ class Settings:
 
         InputError for an unknown key, a value of the wrong type, or a setting that both an option and an assignment give.
         """
-        assigned = cls._assigned(assignments or ())
-        given = {key: value for key, value in options.items() if value is not None}
-        if both := [key for key in assigned if key in given]:
-            raise InputError(f"{cls.option(both[0])} and --set {both[0]} are one setting. Give one of them.")
-        values = {**cls._checked(read_toml(path), str(path)), **assigned, **cls._checked(given, "The command line")}
+        values = {**cls._checked(read_toml(path), str(path)), **cls.given(assignments, **options)}
         return cls(**{**cls.behind(values), **values})
+
+    @classmethod
+    def given(cls, assignments: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
+        """The settings that the command line itself gives, as `from_toml` has them; the same errors."""
+        assigned = cls._assigned(assignments or ())
+        chosen = {key: value for key, value in options.items() if value is not None}
+        if both := [key for key in assigned if key in chosen]:
+            raise InputError(f"{cls.option(both[0])} and --set {both[0]} are one setting. Give one of them.")
+        return assigned | cls._checked(chosen, "The command line")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], name: str) -> Self:

@@ -125,8 +125,9 @@ def test_train_refuses_what_it_can_not_use(dataset_folder: Path, run: Path, tmp_
     assert "can't be read as weights" in refusal("train", dataset_folder, "--out", out, "--weights", tmp_path / "w.pth")
     assert "tune is 'tail'" in refusal("train", dataset_folder, "--out", out, "--set", "tune=tail")
     assert "Go on with --resume" in refusal("train", dataset_folder, "--out", run)
-    assert "leave --epochs out" in refusal("train", dataset_folder, "--out", run, "--resume", "--epochs", "3")
-    assert "leave --set out" in refusal("train", dataset_folder, "--out", run, "--resume", "--set", "seed=1")
+    assert "leave epochs out" in refusal("train", dataset_folder, "--out", run, "--resume", "--epochs", "3")
+    assert "leave config, seed out" in refusal("train", dataset_folder, "--out", run, "--resume", "--set", "seed=1", "--config", "c.toml")
+    assert "does not exist" in refusal("train", dataset_folder, "--out", out, "--resume", "--set", "decoder=torchvision", "--cache-gb", "0")
     assert "last.safetensors does not exist" in refusal("train", dataset_folder, "--out", out, "--resume")
     assert not out.exists()
 

@@ -17,6 +17,8 @@ from ..settings import Settings
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "adam")
 SCHEDULES = ("one-cycle", "exponential", "step", "constant")
+# of the machine and not of the recipe: what a run that goes on may be given anew
+OF_THE_MACHINE = ("cache_gb", "threads", "decoder")
 # what a recipe sets over the defaults of TrainConfig; docs/training.md says which were measured
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},

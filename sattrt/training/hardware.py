@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Self
@@ -194,11 +194,12 @@ def tuned_convolutions(wanted: bool = True) -> Iterator[None]:
 class StopRequest:
     """While it is open, SIGTERM and the first Ctrl-C set `asked` instead of ending the process; a second Ctrl-C ends it.
 
-    Signals can be caught in the main thread only; elsewhere, and where Ctrl-C is switched off (nohup), nothing changes.
+    Signals can be caught in the main thread only; elsewhere, and where Ctrl-C is switched off (nohup), nothing changes. heard: called with
+    what is to be said of it as a signal comes.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, heard: Callable[[str], object] = lambda said: None) -> None:
+        self.asked, self._heard = False, heard
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -211,6 +212,7 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
+        self._heard("It ends after the step in hand, with a checkpoint; by Ctrl-C, now, at once.")
 
     def close(self) -> None:
         """From here on the signals do what they did before."""

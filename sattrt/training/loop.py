@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,28 +71,34 @@ def train(
     observer: Observer | None = None,
     patience: float = PATIENCE,
     interval: float = SECONDS_BETWEEN_CHECKPOINTS,
+    machine: Mapping[str, Any] = {},
 ) -> Result:
     """Train into the folder `out`; config None goes on from `out/last.safetensors` with the settings it was begun with.
 
     patience: how long the end of an epoch waits with a checkpoint (`keeper.PATIENCE`); interval: seconds between checkpoints; with 0
-    every epoch ends with one, and every step.
+    every epoch ends with one, and every step. machine: settings of `config.OF_THE_MACHINE` that a run which goes on has from here on.
     SIGTERM and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
     Raises InputError for an empty split, a folder that holds another run or that one is at work in, a loss that is not finite or diverges;
     ContractError for a resume with another dataset or weights that don't fit.
     """
     started = time.perf_counter()
     saved, resume = None, config is None
-    config = config or config_of(out)
+    config = config or replace(config_of(out), **machine)
     for split in ("train", "valid"):
         dataset.require_classes(split)
-    with ranks(config.threads, threads_of(out) if resume else 0) as rank, StopRequest() as stop, held(out, rank) as hold:
+    observer = observer or Observer()
+    with (
+        ranks(config.threads, threads_of(out) if resume else 0) as rank,
+        StopRequest((observer if rank.is_first else Observer()).noted) as stop,
+        held(out, rank) as hold,
+    ):
         if resume or (hold.begun_here and (out / "last.safetensors").exists()):  # the launcher repeats the command it was given
             saved = load_last(dataset, out)
-            config = config_of(out)
+            config = replace(config_of(out), **machine)
         else:
             refuse_to_overwrite(out)
         hold.begin()
-        run = _Run(dataset, out, config, rank, started, saved, observer or Observer(), stop, Keeper(out, patience, interval))
+        run = _Run(dataset, out, config, rank, started, saved, observer, stop, Keeper(out, patience, interval))
         del saved  # or it would be kept in memory beside what was made of it
         return run.run()
 

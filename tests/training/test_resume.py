@@ -32,6 +32,7 @@ from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row, read_log
 from sattrt.training.loop import train
 from sattrt.training.observer import Observer, Plan
+from sattrt.training.resume import config_of
 from sattrt.training.verify import _share, verify_resume
 
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -56,8 +57,9 @@ def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         train(dataset, tmp_path / "broken", SMALL, Stop(), interval=0)
     assert steps_done(tmp_path / "broken" / "last.safetensors") == an_epoch + 1
-    result = train(dataset, tmp_path / "broken", None)
+    result = train(dataset, tmp_path / "broken", None, machine={"cache_gb": 0.0})  # where there is less memory
     assert result.steps == 2 * an_epoch
+    assert config_of(tmp_path / "broken") == replace(SMALL, cache_gb=0.0)
     whole, _ = checkpoint.load(tmp_path / "whole" / "last.safetensors")
     resumed, _ = checkpoint.load(tmp_path / "broken" / "last.safetensors")
     assert whole.keys() == resumed.keys()
@@ -288,6 +290,7 @@ def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(data
         process.terminate()
         said, wrong = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, wrong
+    assert "It ends after the step in hand, with a checkpoint" in wrong
     steps = int(read_log(tmp_path / "run" / "log.csv")[-1]["step"])
     assert f"stopped after step {steps}; go on with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"] == steps
