@@ -17,41 +17,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..accuracy import standard_error
 from ..checkpoint import Checkpoint
-from ..data.augment import Augmentation, mix
+from ..data.augment import Augmentation
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader, open_tiles
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
 from .batchnorm import fuse_norms
-from .captured import Gradient, captured, example
 from .config import TrainConfig
 from .cpu import use_products
 from .divergence import Divergence
 from .finish import draw_curves, finish
 from .handover import samples_size, spec_of, write_samples
-from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks, tuned_convolutions
+from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks
 from .hold import held
 from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
 from .log import Row, TrainLog, Window, rows_of
 from .observer import Observer, Plan
-from .optimizer import MovingAverage, make_optimizer, set_learning_rate
+from .optimizer import MovingAverage
 from .resume import collect, config_of, load_last, precision_of, refuse_to_overwrite, restore, threads_of
 from .schedule import fit_in_time, learning_rate_at
+from .step import TrainStep
 from .surroundings import difference, surroundings
 from .syncnorm import synchronise_batchnorm
 
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
-# of a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds
-STEPS_WORTH_TUNING = 3000
 
 
 @dataclass(frozen=True)
@@ -139,23 +134,20 @@ class _Run:
             self.slower = "" if rank.world > 1 else fuse_norms(self.model, DTYPES[self.precision])
         if rank.world > 1:
             self.model = synchronise_batchnorm(self.model, rank.device)
-        self.optimizer = make_optimizer(self.model, config)
+        # of a copy of the network, and before the step itself is recorded: on a GPU a recording keeps the memory that it takes
+        speed = self._recorded(self._step_of(copy.deepcopy(self.model))).speed() if config.minutes is not None and not saved else 0.0
+        self.make_step = self._step_of(self.model)
+        self.optimizer, self.scaler = self.make_step.optimizer, self.make_step.scaler
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
-        self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
         self.step, self.best, self.best_epoch, self.highest = 0, -1.0, 0, -1.0
         self.divergence = Divergence(len(dataset.classes), config.tune, self.precision, out)
         if saved:
             self._restore(*saved)
-        self.net: nn.Module = self.model
-        self.tunes = config.epochs * len(dataset.tiles("train")) >= config.batch_size * STEPS_WORTH_TUNING
-        # before the step itself is recorded: on a GPU a recording keeps the memory that it takes
-        speed = self._speed() if config.minutes is not None and not saved else 0.0
-        self._capture()
+        self._recorded(self.make_step)
         self.source = open_tiles(dataset)  # once for all loaders: the directory of an archive takes a while
         self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
         self.plan, tiles = self._plan(saved[1] if saved else None, speed)
         self.train = self._loader(tiles, config.cache_gb - self.valid.kept_gb, config.augmentation)
-        self.net = self._joined()
 
     def run(self) -> Result:
         if self.rank.is_first:
@@ -198,7 +190,7 @@ class _Run:
         window = Window()
         for images, labels in self.train.epoch(epoch, self.step - epoch * self.plan.steps_per_epoch):
             rate = learning_rate_at(self.config, self.step, self.plan.steps, self.plan.steps_per_epoch)
-            window.add(rate, *self._step(images, labels, rate), len(labels) * self.rank.world)
+            window.add(rate, *self.make_step(images, labels, rate, self.step), len(labels) * self.rank.world)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0 or self.step == self.plan.steps
             if self.average:
@@ -234,40 +226,13 @@ class _Run:
                 self._save_last()
         return stop
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step; the loss, and the norm of the gradient."""
-        config = self.config
-        if config.mixup or config.cutmix:
-            # the same on all ranks; with the 1, other numbers than those that an epoch's order is drawn from
-            rng = np.random.default_rng([config.seed, self.step, 1])
-            images, labels = mix(images, labels, len(self.dataset.classes), rng, config.mixup, config.cutmix)
-        with tuned_convolutions(self.tunes):
-            loss, norm = self.gradient(images, labels)
-        set_learning_rate(self.optimizer, rate)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss, norm
+    def _step_of(self, model: TileClassifier) -> TrainStep:
+        return TrainStep(model, self.dataset, self.config, self.rank, self.precision)
 
-    def _gradient(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward pass: the loss, and the norm of the gradient, which is left in the parameters."""
-        self.optimizer.zero_grad()
-        with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
-            loss = F.cross_entropy(self.net(images), labels, label_smoothing=self.config.label_smoothing)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
-        return loss.detach(), torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-
-    def _capture(self) -> None:
-        """Make `gradient` of this network: `_gradient`, on a GPU as one CUDA graph. With several ranks or in fp16 more happens between its kernels."""
-        self.gradient: Gradient = self._gradient
-        set_training_mode(self.model, self.config.tune)
-        # where it failed once it is not tried again: torch may have lost count of its memory
-        if self.rank.device.type == "cuda" and self.rank.world == 1 and self.precision != "fp16" and not self.slower:
-            images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
-            if self.config.mixup or self.config.cutmix:
-                labels = F.one_hot(labels, len(self.dataset.classes)).float()
-            with tuned_convolutions(self.tunes):
-                self.gradient, self.slower = captured(self._gradient, self.model, images, labels, self.precision)
+    def _recorded(self, step: TrainStep) -> TrainStep:
+        if not self.slower:  # where it failed once it is not tried again: torch may have lost count of its memory
+            self.slower = step.record()
+        return step
 
     @property
     def judged(self) -> TileClassifier:
@@ -354,32 +319,6 @@ class _Run:
             slower=self.slower,
             differs=differs,
         ), chosen
-
-    def _speed(self) -> float:
-        """Training tiles a second on this rank, measured on a copy of the network."""
-        own = self.model, self.net, self.optimizer, self.scaler
-        self.scaler = torch.amp.GradScaler(self.rank.device.type, enabled=self.scaler.is_enabled())
-        self.model = copy.deepcopy(self.model)
-        self.net, self.optimizer = self._joined(), make_optimizer(self.model, self.config)
-        self._capture()
-        images, labels = example(self.dataset, self.config.batch_size // self.rank.world, self.rank.device)
-        warm_up, timed = (10, 20) if self.rank.device.type == "cuda" else (2, 4)
-        for steps in (warm_up, timed):
-            begin = time.perf_counter()
-            losses = [self._step(images, labels, 1e-3)[0] for _ in range(steps)]
-            losses[-1].item()  # waits for the device, once, as training does
-            seconds = time.perf_counter() - begin
-        self.model, self.net, self.optimizer, self.scaler = own
-        del self.gradient  # and what it recorded
-        return timed * len(labels) / seconds
-
-    def _joined(self) -> nn.Module:
-        """The network as it is trained: of several ranks, each gradient is the mean of theirs."""
-        if self.rank.world == 1:
-            return self.model
-        gpu = [self.rank.device.index] if self.rank.device.type == "cuda" else None
-        # BatchNorm's statistics are of all ranks already, and equal
-        return DistributedDataParallel(self.model, gpu, broadcast_buffers=False)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

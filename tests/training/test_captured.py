@@ -9,7 +9,7 @@ from conftest import SMALL, WEIGHTS
 from sattrt.data.dataset import Dataset
 from sattrt.machine import cpu_has_bf16
 from sattrt.model import TileClassifier, load_weights
-from sattrt.training import loop
+from sattrt.training import step
 from sattrt.training.captured import captured, fault_of
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
@@ -96,7 +96,7 @@ def test_a_recorded_step_trains_as_one_that_is_not(
     watch, config = Watch(), replace(SMALL, epochs=1, **changes)
     train(dataset, tmp_path / "graph", config, watch)
     assert watch.slower == ""
-    monkeypatch.setattr(loop, "captured", lambda gradient, *_: (gradient, ""))
+    monkeypatch.setattr(step, "captured", lambda gradient, *_: (gradient, ""))
     train(dataset, tmp_path / "eager", config)
     losses = [[row["train_loss"] for row in read_log(tmp_path / name / "log.csv")] for name in ("graph", "eager")]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -16,7 +16,7 @@ from sattrt.errors import InputError
 from sattrt.shift import percentiles
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
-from sattrt.training import loop
+from sattrt.training import loop, step
 from sattrt.training.divergence import Divergence
 from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
@@ -94,11 +94,11 @@ def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: 
     assert not all(kept for _, kept in watch.seen)
 
 
-@pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (loop.STEPS_WORTH_TUNING, False)])
+@pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (step.STEPS_WORTH_TUNING, False)])
 def test_convolutions_are_tuned_in_the_training_steps_of_a_long_run_alone(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_worth_it: int, tuned: bool
 ) -> None:
-    monkeypatch.setattr(loop, "STEPS_WORTH_TUNING", steps_worth_it)
+    monkeypatch.setattr(step, "STEPS_WORTH_TUNING", steps_worth_it)
     seen = set()
     watch = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: seen.add((module.training, torch.backends.cudnn.benchmark)) if isinstance(module, torch.nn.Conv2d) else None
@@ -138,8 +138,8 @@ def test_a_loss_that_runs_away_stops_the_run(dataset: Dataset, tmp_path: Path) -
 def test_a_loss_diverges_where_many_steps_are_bad_not_where_one_is(tmp_path: Path) -> None:
     def after(*losses: float, tune: str = "all") -> float:
         watch = Divergence(10, tune, "bf16", tmp_path)
-        for step, loss in enumerate(losses, 1):
-            watch.step(Row(epoch=1, step=step, seconds=0.0, learning_rate=0.1, train_loss=loss, gradient_norm=1.0, images_per_second=1.0))
+        for number, loss in enumerate(losses, 1):
+            watch.step(Row(epoch=1, step=number, seconds=0.0, learning_rate=0.1, train_loss=loss, gradient_norm=1.0, images_per_second=1.0))
         return watch.loss
 
     assert after(2.3, 2.3, 2.3) == pytest.approx(2.3, abs=0.01)

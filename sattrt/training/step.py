@@ -1,0 +1,95 @@
+"""One optimizer step of a network on this rank's device, and how many tiles a second that is.
+
+step = TrainStep(model, dataset, config, rank, "bf16")
+loss, norm = step(images, labels, rate=1e-3, number=0)
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.augment import mix
+from ..data.dataset import Dataset
+from ..model import TileClassifier, set_training_mode
+from .captured import Gradient, captured, example
+from .config import TrainConfig
+from .hardware import DTYPES, Rank, tuned_convolutions
+from .optimizer import make_optimizer, set_learning_rate
+
+# of a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds
+STEPS_WORTH_TUNING = 3000
+
+
+class TrainStep:
+    """Forward and backward pass in mixed precision, the mean of the ranks' gradients, and the optimizer's update.
+
+    model: on its device, with what is frozen in it frozen.
+    """
+
+    def __init__(self, model: TileClassifier, dataset: Dataset, config: TrainConfig, rank: Rank, precision: str) -> None:
+        self.model, self._config, self._rank, self._precision = model, config, rank, precision
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
+        self._dataset, self._classes = dataset, len(dataset.classes)
+        self._tunes = config.epochs * len(dataset.tiles("train")) >= config.batch_size * STEPS_WORTH_TUNING
+        self._net: nn.Module = model
+        if rank.world > 1:
+            gpu = [rank.device.index] if rank.device.type == "cuda" else None
+            # BatchNorm's statistics are of all ranks already, and equal
+            self._net = DistributedDataParallel(model, gpu, broadcast_buffers=False)
+        self._gradient: Gradient = self._passes
+        set_training_mode(model, config.tune)
+
+    def __call__(self, images: Tensor, labels: Tensor, rate: float, number: int) -> tuple[Tensor, Tensor]:
+        """Make step `number` of the run, from 0; the loss, and the norm of the gradient."""
+        config = self._config
+        if config.mixup or config.cutmix:
+            # the same on all ranks; with the 1, other numbers than those that an epoch's order is drawn from
+            rng = np.random.default_rng([config.seed, number, 1])
+            images, labels = mix(images, labels, self._classes, rng, config.mixup, config.cutmix)
+        with tuned_convolutions(self._tunes):
+            loss, norm = self._gradient(images, labels)
+        set_learning_rate(self.optimizer, rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss, norm
+
+    def _passes(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward and backward pass: the loss, and the norm of the gradient, which is left in the parameters."""
+        self.optimizer.zero_grad()
+        with torch.autocast(self._rank.device.type, DTYPES[self._precision], enabled=self._precision != "fp32"):
+            loss = F.cross_entropy(self._net(images), labels, label_smoothing=self._config.label_smoothing)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        return loss.detach(), torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def record(self) -> str:
+        """On a GPU, make one CUDA graph of both passes; why that can't be, if so. With several ranks or in fp16 more happens between its kernels."""
+        if self._rank.device.type == "cpu" or self._rank.world > 1 or self._precision == "fp16":
+            return ""
+        images, labels = self._example()
+        if self._config.mixup or self._config.cutmix:
+            labels = F.one_hot(labels, self._classes).float()
+        with tuned_convolutions(self._tunes):
+            self._gradient, reason = captured(self._passes, self.model, images, labels, self._precision)
+        return reason
+
+    def speed(self) -> float:
+        """Training tiles a second on this rank. The weights are not worth having afterwards: measure a copy."""
+        images, labels = self._example()
+        warm_up, timed = (10, 20) if self._rank.device.type == "cuda" else (2, 4)
+        for steps in (warm_up, timed):
+            begin = time.perf_counter()
+            losses = [self(images, labels, 1e-3, 0)[0] for _ in range(steps)]
+            losses[-1].item()  # waits for the device, once, as training does
+            seconds = time.perf_counter() - begin
+        return timed * len(labels) / seconds
+
+    def _example(self) -> tuple[Tensor, Tensor]:
+        return example(self._dataset, self._config.batch_size // self._rank.world, self._rank.device)
