@@ -256,7 +256,7 @@ def test_doctor_says_what_an_absence_costs_and_what_mends_it() -> None:
 
 
 def test_without_what_trains_the_way_out_is_named(run: Path, dataset_folder: Path, tmp_path: Path) -> None:
-    script = "import sys; sys.modules['{}'] = None; sys.argv[0] = 'sattrt'; from sattrt.cli import main; main()"
+    script = "import sys; sys.modules['{}'] = None; sys.argv[0] = 'sattrt'; from sattrt.__main__ import main; main()"
     (tmp_path / "c.json").write_text("{}")
     for package, command in {
         "torch": ("train", dataset_folder, "--out", tmp_path / "run"),

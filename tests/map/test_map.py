@@ -322,7 +322,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(bundle: Bundle, tmp_pa
 
 
 def test_without_rasterio_the_way_out_is_named(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
-    script = "import sys; sys.modules['{}'] = None; sys.argv[0] = 'sattrt'; from sattrt.cli import main; main()"
+    script = "import sys; sys.modules['{}'] = None; sys.argv[0] = 'sattrt'; from sattrt.__main__ import main; main()"
     for package, extra, more in (("rasterio", "geo", ()), ("distributed", "cluster", ("--cluster", "local"))):
         command = [sys.executable, "-c", script.format(package), "map", bundle.path, scene, "--out", tmp_path / "map.tif", *more]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import CLASSES, QUICK, by_name, configuration, keras_by_torch, write_configuration
 
+from sattrt.__main__ import main
 from sattrt.bench.run import bench
-from sattrt.cli import main
 from sattrt.data.decode import decode_rgb as decode
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
@@ -210,7 +210,7 @@ def test_two_processes_train_what_one_does(tutorial: Path, tmp_path: Path) -> No
     lines = (
         "from sattrt.rmldnn import training",
         "training.choose_precision = lambda *given: 'fp32'",
-        "from sattrt.cli import main",
+        "from sattrt.__main__ import main",
         "main()",
     )
     (tmp_path / "fp32.py").write_text("\n".join(lines))
