@@ -229,19 +229,23 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
     }
 
 
-def over_eight_views(run: Path) -> float:
-    """Validation accuracy of the best network in fp32, its logits averaged over the symmetries of each tile."""
+def over_eight_views(run: Path) -> float | None:
+    """Validation accuracy of the best network, its logits averaged over the symmetries of each tile; None where that fails: the training is over."""
     import torch
 
     from sattrt.deploy.gate import torch_logits
     from sattrt.model import views_of
     from sattrt.trained import load_trained, read_samples
 
-    model, spec = load_trained(run)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
-    model.views = views_of(model, spec.height, spec.width)
-    samples = read_samples(run, spec)
-    return float((torch_logits(model, samples.valid).argmax(1) == samples.valid_labels).mean())
+    try:
+        model, spec = load_trained(run)
+        model.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
+        model.views = views_of(model, spec.height, spec.width)
+        samples = read_samples(run, spec)
+        return float((torch_logits(model, samples.valid).argmax(1) == samples.valid_labels).mean())
+    except Exception as error:
+        print(f"the eight views were not judged: {error}", flush=True)
+        return None
 
 
 def speed_of(windows: list[tuple[int, float]]) -> float:
@@ -336,7 +340,7 @@ def report(name: str, seed: int, run: dict[str, Any]) -> None:
     slower = f" ({run['plan']['slower']})" if run["plan"]["slower"] else ""
     print(
         f"{name}, seed {seed}: {run['images_per_second']:.0f} images/s{slower}, best {100 * run['best_valid_accuracy']:.2f} % "
-        f"(eight views {100 * run['valid_accuracy_eight_views']:.2f} %), {goals}, {run['seconds']:.1f} s in all{said}",
+        f"(eight views {100 * (run['valid_accuracy_eight_views'] or 0):.2f} %), {goals}, {run['seconds']:.1f} s in all{said}",
         flush=True,
     )
 

@@ -4,7 +4,7 @@
 
 The plain loop: ImageFolder, DataLoader with 2 workers, flips, fp32, NCHW, no autocast, AdamW. timm: its dataset, loader (2 workers),
 transforms, network, loss, optimizer and moving average of the weights, with autocast and channels_last, put together as its training script does. sattrt:
-`sattrt train` by the default recipe, log included in the timed steps, checkpoints not. timm has that recipe's AdamW, layer decay and average too, the plain
+`sattrt train` by the default recipe, log included in the timed steps, checkpoints not. timm has that recipe's AdamW, layer decay and average too (its own, at every step), the plain
 loop its AdamW alone. All three train the same tiles in batches of 64 with ResNet-50. sattrt decodes all tiles once, before the steps that are timed; the others decode each
 batch. Each turn is a fresh process, and a ratio is taken within each round, whose three turns are in a drawn order, so that neither a drifting machine nor one side's settings favour the other.
 The ceiling is the fastest large matrix product in the precision that sattrt trains in, as `sattrt bench` measures it; useful operations are counted by torch on the

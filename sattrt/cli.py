@@ -302,7 +302,7 @@ def predict(
             json.dumps({"engine": opened.name, "device": opened.device, "predictions": predictions, "left_out": left_out, "notes": notes})
         )
     else:
-        if csv:
+        if csv and csv.is_file():
             print(csv)
         print(f"by {opened.name} on {opened.device}", file=sys.stderr)
     if left_out:

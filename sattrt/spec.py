@@ -206,6 +206,8 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
     if _is_written_to(path):
         yield path
         return
+    if path.parent in (Path("/dev"), Path("/dev/fd")):
+        raise InputError(f"{path} leads to the file {os.path.realpath(path)}, which would be replaced. Give that path itself.")
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
     try:
@@ -231,7 +233,7 @@ def remove_temporaries(*paths: Path, seconds: float = 0) -> None:
 
     seconds: how long ago it was touched last, at least; with 0 nothing else may be writing these now.
     """
-    for path in paths:
+    for path in map(Path, map(os.path.realpath, paths)):
         for left in path.parent.glob(f".{glob.escape(path.name)}.{2 * _TOKEN_BYTES * '[0-9a-f]'}.*"):
             with contextlib.suppress(OSError):
                 touched = max(each.lstat().st_mtime for each in (left, *left.glob("*")))
@@ -249,8 +251,7 @@ def atomic_folder(path: Path, setting: str = "--out") -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, not a folder: it is not replaced. Choose another {setting}.")
     path, token = Path(os.path.realpath(path)), secrets.token_hex(_TOKEN_BYTES)  # what a link leads to is replaced, not the link
-    if os.path.ismount(path):
-        raise InputError(f"{path} is a mount point, which can't be replaced as a whole. Choose a folder in it: {setting} {path / 'NAME'}")
+    require_replaceable(path, setting)
     temporary, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("tmp", "old"))
     if path.exists():  # else what a killed process put aside may be all that there is of it
         remove_temporaries(path, seconds=A_DAY)
@@ -271,6 +272,12 @@ def atomic_folder(path: Path, setting: str = "--out") -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def require_replaceable(path: Path, setting: str = "--out") -> None:
+    """InputError for a folder that can't be replaced as a whole: better now than after the work."""
+    if os.path.ismount(path):
+        raise InputError(f"{path} is a mount point, which can't be replaced as a whole. Choose a folder in it: {setting} {path / 'NAME'}")
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Let two folders take each other's names in one step, so that a kill finds the one or the other in place; whether that can be done here.
 
@@ -286,7 +293,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def require_space(path: Path, size: int) -> None:
     """InputError unless the disk that `path` will lie on has `size` bytes left: better now than after an hour of work."""
-    place = _nearest(path)
+    place = _nearest(Path(os.path.realpath(path)))
     if (free := shutil.disk_usage(place).free) < size:
         raise InputError(
             f"The disk is full: {path} needs {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space, or choose another --out."
@@ -297,7 +304,7 @@ def require_writable(path: Path, setting: str = "--out") -> None:
     """InputError where `path` can't be made, for what lies in the way of its folder or for want of a right: better now than after the work."""
     if _is_written_to(path):
         return
-    place = _nearest(path.absolute().parent)
+    place = _nearest(Path(os.path.realpath(path)).parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another {setting}.")
 

@@ -142,6 +142,6 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
 
 def test_only_the_command_line_prints() -> None:
     for path in FILES:
-        if path.name not in ("cli.py", "screen.py"):
+        if path.name not in ("__main__.py", "cli.py", "screen.py"):
             calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             assert not [call for call in calls if ast.unparse(call.func) in ("print", "sys.exit", "exit")], path

@@ -116,7 +116,8 @@ def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: 
     bound: seconds. seconds: how long tiles arrive in each trial.
     """
     most = min(max_batch, engine.max_batch)
-    for size in [min(2**power, most) for power in range((most - 1).bit_length() + 1)]:  # the first call at a batch size is never typical
+    sizes = [min(2**power, most) for power in range((most - 1).bit_length() + 1)]
+    for size in sorted({*sizes, *engine.unprepared(most)}):  # the first call at a batch size is never typical
         engine.infer(np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:]))), most)
     low, high = min(1 / bound, highest / 2), math.inf  # at the lowest no tile has to wait for many others
     trials: list[Trial] = []

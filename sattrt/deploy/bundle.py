@@ -29,7 +29,17 @@ from ..runtime.bundle import EXTERNAL, LABELS, label_lines
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
-from ..spec import ModelSpec, atomic_folder, check_schema, read_json, require_writable, sha256_file, write_bytes, write_json
+from ..spec import (
+    ModelSpec,
+    atomic_folder,
+    check_schema,
+    read_json,
+    require_replaceable,
+    require_writable,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from ..trained import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig
@@ -82,6 +92,7 @@ def export(
     out = out.absolute()  # "." is another folder once the bundle has taken its place
     _refuse_foreign(out)
     require_writable(out)
+    require_replaceable(out)
     checkpoint = sha256_file(run / "best.safetensors") if (run / "best.safetensors").is_file() else ""
     model, spec = load_trained(run)
     if sha256_file(run / "best.safetensors") != checkpoint:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ContractError, InputError
 from ..runtime import Bundle, EngineRecord
-from ..spec import ModelSpec, atomic_folder, read_json, require_writable, sha256_file, write_bytes, write_json
+from ..spec import ModelSpec, atomic_folder, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
 # bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged
@@ -49,6 +49,7 @@ def check_folder(folder: Path, bundle: Path) -> None:
     """InputError where a folder can't become a repository: it holds something else, can't be made, or it and the bundle lie in one another."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         _refuse_others(folder, bundle)
+    require_replaceable(folder, "--triton")
     own, other = folder.resolve(), bundle.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
         raise InputError(f"{folder} and the bundle {bundle} lie in one another, and each is replaced as a whole. Choose another --triton.")

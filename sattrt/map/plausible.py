@@ -79,9 +79,10 @@ def misnamed(path: Path, names: list[str], indexes: list[int]) -> str | None:
         nodata, size, dtypes = nodata_of(dataset), (dataset.height, dataset.width), set(dataset.dtypes)
     if "B10" not in names or len(names) < 3 or dtypes != {"uint16"}:
         return None
-    values = sample(_unnamed(path, indexes, size, nodata))
-    if values.size and names[darkest := int(np.argmin(np.median(values, axis=1)))] != "B10":
-        return f"B10 must be the darkest band, and what is called {names[darkest]} is"
+    known = [place for place, name in enumerate(names) if name]
+    values = sample(_unnamed(path, [indexes[place] for place in known], size, nodata))
+    if values.size and (darkest := names[known[int(np.argmin(np.median(values, axis=1)))]]) != "B10":
+        return f"B10 must be the darkest band, and what is called {darkest} is"
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from ..errors import InputError, SattrtError
+from ..errors import InputError
 from .engine import Engine, NoNumbersError, Prediction, Tiles
 
 
@@ -112,8 +112,6 @@ class _Queue:
 
     def _work(self) -> None:
         batch: list[_Request] = []
-        with contextlib.suppress(SattrtError):  # the requests will get it
-            self._engine.prepare(self._max_batch)
         try:
             while batch := self._next():
                 self._answer([request for request in batch if request.answer.set_running_or_notify_cancel()])
@@ -147,8 +145,17 @@ class _Queue:
             one = slice(i, i + 1)
             request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
 
+    def _idle(self) -> bool:
+        with self._changed:
+            return not self._waiting and not self._closed
+
     def _next(self) -> list[_Request]:
-        """The next batch; none once it is closed and all is answered."""
+        """The next batch; none once it is closed and all is answered. While nobody asks, the engine prepares for the sizes that are to come."""
+        while self._idle() and (sizes := self._engine.unprepared(self._max_batch)):
+            try:
+                self._engine.prepare(sizes[0])
+            except Exception:  # a request will get it
+                break
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()

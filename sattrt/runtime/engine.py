@@ -89,6 +89,7 @@ class Engine:
     def __init__(self, record: EngineRecord, spec: ModelSpec, backend: Backend) -> None:
         self.name, self.precision, self.spec, self._record, self._backend = record.name, record.precision, spec, record.record, backend
         self._closed, self._calls, self._changed = False, 0, threading.Condition()
+        self._sent: set[int] = set()  # sizes of batches
 
     @property
     def device(self) -> str:
@@ -143,11 +144,14 @@ class Engine:
         logits, probabilities = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return logits[:count], probabilities[:count]
 
-    def prepare(self, batch: int) -> None:
-        """Have the library prepare for all that `infer` makes of batches of up to `batch` tiles. Errors as `infer`."""
-        tile = np.zeros((1, self.spec.height, self.spec.width, len(self.spec.bands)), self.spec.dtype)
-        for size in sorted({min(size, batch) for size in self._backend.sizes}):
-            self.infer(np.repeat(tile, size, 0))
+    def unprepared(self, batch: int) -> list[int]:
+        """The sizes, ascending, that `infer` makes of batches of up to `batch` tiles and that the library has not been sent yet."""
+        most = min(batch, self.max_batch)
+        return sorted({min(size, most) for size in (*self._backend.sizes, most)} - self._sent) if self._backend.sizes else []
+
+    def prepare(self, size: int) -> None:
+        """Have the library prepare for batches of this size. Errors as `infer`."""
+        self.infer(np.zeros((size, self.spec.height, self.spec.width, len(self.spec.bands)), self.spec.dtype))
 
     def _missing(self, count: int, batch: int) -> int:
         """How many tiles the last of the batches that `count` tiles are divided into lacks to the next size that is prepared."""
@@ -191,6 +195,7 @@ class Engine:
 
     def _run(self, backend: Backend, tiles: Tiles) -> Outputs:
         logits, probabilities = backend.run(tiles)
+        self._sent.add(len(tiles))
         wanted = (len(tiles), len(self.spec.classes))
         for answer in (logits, probabilities):
             if answer.shape != wanted or answer.dtype != np.float32:

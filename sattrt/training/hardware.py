@@ -212,7 +212,10 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
-        self._heard("It ends after the step in hand, with a checkpoint; by Ctrl-C, now, at once.")
+        with contextlib.suppress(
+            BaseException
+        ):  # whoever reads it may have been stopped by the same Ctrl-C, and the checkpoint matters more
+            self._heard("It ends after the step in hand, with a checkpoint; by Ctrl-C, now, at once.")
 
     def close(self) -> None:
         """From here on the signals do what they did before."""

@@ -29,7 +29,7 @@ from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
 from .batchnorm import fuse_norms
-from .config import TrainConfig
+from .config import OF_THE_MACHINE, TrainConfig
 from .cpu import use_products
 from .divergence import Divergence
 from .finish import draw_curves, finish
@@ -77,13 +77,15 @@ def train(
     ContractError for a resume with another dataset or weights that don't fit.
     """
     started = time.perf_counter()
+    if others := machine.keys() - set(OF_THE_MACHINE):
+        raise InputError(f"A run goes on with the {min(others)} it was begun with. Leave it out, or start anew.")
     saved, resume = None, config is None
     config = config or replace(config_of(out), **machine)
     for split in ("train", "valid"):
         dataset.require_classes(split)
     observer = observer or Observer()
     with (
-        ranks(config.threads, threads_of(out) if resume else 0) as rank,
+        ranks(config.threads, threads_of(out) if resume and "threads" not in machine else 0) as rank,
         StopRequest((observer if rank.is_first else Observer()).noted) as stop,
         held(out, rank) as hold,
     ):

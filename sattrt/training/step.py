@@ -43,7 +43,7 @@ class TrainStep:
             gpu = [rank.device.index] if rank.device.type == "cuda" else None
             # BatchNorm's statistics are of all ranks already, and equal
             self._net = DistributedDataParallel(model, gpu, broadcast_buffers=False)
-        self._gradient: Gradient = self._passes
+        self._recording: Gradient | None = None
         set_training_mode(model, config.tune)
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float, number: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class TrainStep:
             rng = np.random.default_rng([config.seed, number, 1])
             images, labels = mix(images, labels, self._classes, rng, config.mixup, config.cutmix)
         with tuned_convolutions(self._tunes):
-            loss, norm = self._gradient(images, labels)
+            loss, norm = (self._recording or self._passes)(images, labels)
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -77,7 +77,8 @@ class TrainStep:
         if self._config.mixup or self._config.cutmix:
             labels = F.one_hot(labels, self._classes).float()
         with tuned_convolutions(self._tunes):
-            self._gradient, reason = captured(self._passes, self.model, images, labels, self._precision)
+            recording, reason = captured(self._passes, self.model, images, labels, self._precision)
+        self._recording = None if reason else recording
         return reason
 
     def speed(self) -> float:

@@ -151,6 +151,6 @@ def test_the_gate_takes_no_engine_that_fails_for_few_tiles(copy: Path, name: str
 
 def test_a_probability_that_is_no_number_is_rejected(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = np.zeros((2, 3), np.float32), np.array([[np.nan] * 3, [0, 0, 1]], np.float32)
-    monkeypatch.setattr(Engine, "infer", lambda self, tiles: answers)
+    monkeypatch.setattr(Engine, "infer", lambda self, tiles, batch=0: answers)
     with open_bundle(bundle.path, "onnxruntime-int8") as engine:
         assert engine.predict(TILES, reject=True).labels[0] == -1
