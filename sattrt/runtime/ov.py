@@ -19,7 +19,7 @@ TYPED = "typed"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 # what a Batcher sends: OpenVINO prepares some 55 primitives for each batch size, which takes it as long as some 30 tiles
 _SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_KEPT = 60 * len(_SIZES)  # by itself it keeps those of every size that it ever saw
+_KEPT = 512  # of nine sizes, those of a Batcher's own 64 tiles; by itself it keeps those of every size that it ever saw
 
 
 class OpenVinoBackend:

@@ -131,8 +131,8 @@ def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_pat
     wanted = {name for name in records(bundle) if name.endswith("fp32")}
     assert set(records(symmetric.bundle)) == wanted  # every builder takes the graph
     assert symmetric.bundle.spec.views == 8
-    fitted = symmetric.bundle.spec.training["calibration"]["temperature"]
-    assert symmetric.bundle.spec.temperature == fitted != bundle.spec.temperature
+    assert symmetric.bundle.spec.temperature == symmetric.bundle.spec.training["calibration"]["temperature"]
+    assert symmetric.bundle.spec.training["calibration"]["ece"] != bundle.spec.training["calibration"]["ece"]
     tiles = np.load(run / "samples.npz")["valid"][:4]
     turned = np.ascontiguousarray(np.rot90(tiles, axes=(1, 2)))
     with open_bundle(tmp_path / "b", "onnxruntime-fp32") as engine:
