@@ -208,7 +208,7 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
         return
     if path.parent in (Path("/dev"), Path("/dev/fd")):
         raise InputError(f"{path} leads to the file {os.path.realpath(path)}, which would be replaced. Give that path itself.")
-    path = Path(os.path.realpath(path))
+    path = _target(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +223,11 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _target(path: Path) -> Path:
+    """The path that is written where `path` is: what a link leads to, any other as it is, absolute."""
+    return Path(os.path.realpath(path) if path.is_symlink() else os.path.abspath(path))
+
+
 def _is_written_to(path: Path) -> bool:
     """Whether it is a device or a pipe, which no file takes the place of."""
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -233,7 +238,7 @@ def remove_temporaries(*paths: Path, seconds: float = 0) -> None:
 
     seconds: how long ago it was touched last, at least; with 0 nothing else may be writing these now.
     """
-    for path in map(Path, map(os.path.realpath, paths)):
+    for path in map(_target, paths):
         for left in path.parent.glob(f".{glob.escape(path.name)}.{2 * _TOKEN_BYTES * '[0-9a-f]'}.*"):
             with contextlib.suppress(OSError):
                 touched = max(each.lstat().st_mtime for each in (left, *left.glob("*")))
@@ -293,7 +298,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def require_space(path: Path, size: int) -> None:
     """InputError unless the disk that `path` will lie on has `size` bytes left: better now than after an hour of work."""
-    place = _nearest(Path(os.path.realpath(path)))
+    place = _nearest(_target(path))
     if (free := shutil.disk_usage(place).free) < size:
         raise InputError(
             f"The disk is full: {path} needs {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space, or choose another --out."
@@ -304,7 +309,7 @@ def require_writable(path: Path, setting: str = "--out") -> None:
     """InputError where `path` can't be made, for what lies in the way of its folder or for want of a right: better now than after the work."""
     if _is_written_to(path):
         return
-    place = _nearest(Path(os.path.realpath(path)).parent)
+    place = _nearest(_target(path).parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another {setting}.")
 
