@@ -67,7 +67,7 @@ class TrainStep:
             loss = F.cross_entropy(self._net(images), labels, label_smoothing=self._config.label_smoothing)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        return loss.detach(), torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return loss.detach(), _norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def record(self) -> str:
         """On a GPU, make one CUDA graph of both passes; why that can't be, if so. With several ranks or in fp16 more happens between its kernels."""
@@ -94,3 +94,12 @@ class TrainStep:
 
     def _example(self) -> tuple[Tensor, Tensor]:
         return example(self._dataset, self._config.batch_size // self._rank.world, self._rank.device)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all of them; on a CPU by output channel first, since torch divides such sums among the cores, and that of a whole tensor not."""
+    if gradients[0].device.type == "cpu":
+        gradients = [torch.linalg.vector_norm(each, dim=tuple(range(1, each.ndim))) if each.ndim > 1 else each for each in gradients]
+        norm: Tensor = torch.linalg.vector_norm(torch.cat(gradients))
+        return norm
+    return torch.nn.utils.get_total_norm(gradients)
