@@ -187,7 +187,7 @@ def _changes(document: Document) -> str:
     if not document.get("changes"):
         return ""
     columns, body = changes(document)
-    return "<h2>Against the baseline</h2>" + _table("changes", columns, _escaped(body))
+    return "<h2>Against the baseline</h2>" + _table("changes", columns, _escaped(body), "scroll long")
 
 
 def _speed(document: Document, charts: ModuleType | None) -> str:
