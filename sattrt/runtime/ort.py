@@ -90,9 +90,8 @@ class OnnxRuntimeBackend:
         if tensorrt and not running.startswith("Tensorrt"):
             raise BackendError("ONNX Runtime can't start TensorRT here; it wants a GPU and libnvinfer.so.10. Use an onnxruntime engine.")
         self.device = "cpu" if running.startswith("CPU") else "cuda"
-        self.sizes: tuple[int, ...] = (
-            () if self.device == "cpu" else (self.max_batch,)
-        )  # on a GPU every convolution is prepared anew (onnxruntime#23006)
+        # on a GPU every convolution is prepared anew (onnxruntime#23006)
+        self.sizes: tuple[int, ...] = () if self.device == "cpu" else (self.max_batch,)
         if self.device == "cpu" and len(providers) > 1:
             _refuse_lost_gpu()
 

@@ -17,8 +17,8 @@ from .engine import Outputs, Tiles
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 TYPED = "typed"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
-# what batches are filled up to: OpenVINO prepares some 55 primitives for each size, which takes as long as some 30 tiles in int8. In fp32 it is 8, and
-# what would be filled costs more: a Batcher answered 237 tiles a second in time for 308 (design notes)
+# what batches are filled up to: OpenVINO prepares some 55 primitives for each size, 10 ms or 25 tiles in int8. In fp32 a tile takes four times as long, and
+# what would be filled costs more than the preparing: a Batcher answered 237 tiles a second in time for 308 (design notes)
 _SIZES: dict[str, tuple[int, ...]] = dict.fromkeys(("bf16", "int8"), (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256))
 _KEPT = 512  # of nine sizes, those of a Batcher's own 64 tiles; by itself it keeps those of every size that it ever saw
 

@@ -90,6 +90,18 @@ def test_it_needs_nothing_but_itself(report: Report) -> None:
     assert html.count('<img src="data:image/png') == len(report.worst)
 
 
+def test_the_headline_compares_with_pytorch_of_the_same_threads_and_bundle() -> None:
+    document, before = demo(), cards(drawn(demo()))
+    torch = next(row for row in document["engines"] if row["backend"] == "torch")
+    slow = json.loads(json.dumps(torch))
+    for timed in slow["offline"].values():
+        timed["images_per_second"] /= 10
+    for other in ({"threads": torch["threads"] + 1}, {"bundle": "another"}):
+        document["engines"].insert(0, {**slow, **other})
+    assert "times PyTorch" in before[0][1]
+    assert cards(drawn(document)) == before
+
+
 def test_without_matplotlib_there_is_a_page_without_charts(tmp_path: Path) -> None:
     script = """
 import json, sys
