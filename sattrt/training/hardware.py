@@ -212,9 +212,8 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
-        with contextlib.suppress(
-            BaseException
-        ):  # whoever reads it may have been stopped by the same Ctrl-C, and the checkpoint matters more
+        # whoever reads it may have been stopped by the same Ctrl-C, and the checkpoint matters more
+        with contextlib.suppress(BaseException):
             self._heard("It ends after the step in hand, with a checkpoint; by Ctrl-C, now, at once.")
 
     def close(self) -> None:
