@@ -24,7 +24,7 @@ from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.model import TileClassifier
 from sattrt.spec import ModelSpec, atomic_path
 from sattrt.trained import load_trained
-from sattrt.training import loop
+from sattrt.training import loop, step
 from sattrt.training.handover import spec_of
 from sattrt.training.hardware import Rank, ranks
 from sattrt.training.hold import held
@@ -161,7 +161,7 @@ def test_a_first_checkpoint_is_reckoned_to_take_as_long_as_the_larger_ones_after
 def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Spoil(Observer):
         def epoch_ended(self, row: object, best: bool) -> None:
-            monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+            monkeypatch.setattr(step, "_norm", lambda gradients: torch.tensor(float("nan")))
 
     with pytest.raises(InputError, match="gradient is no number"):
         train(dataset, tmp_path / "run", replace(SMALL, tune="head"), Spoil(), math.inf)
@@ -381,7 +381,7 @@ def test_a_gradient_that_is_no_number_leaves_the_checkpoint_as_it_was(
 
     class Spoil(Observer):
         def started(self, plan: Plan) -> None:
-            monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+            monkeypatch.setattr(step, "_norm", lambda gradients: torch.tensor(float("nan")))
 
     with pytest.raises(InputError, match="gradient is no number"):
         train(dataset, tmp_path / "run", config, Spoil())
