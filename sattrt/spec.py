@@ -109,6 +109,8 @@ class ModelSpec:
             fault = f"has the input size {self.width}x{self.height}"
         elif len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             fault = "needs at least two different class names"
+        elif not _is_text("".join((*self.classes, *self.bands, *self.file_bands))):
+            fault = "has a class or band whose name is no text"
         elif not len(self.bands) == len(self.mean) == len(self.std) or not all(self.std):
             fault = "has bands, mean and std that don't match"
         elif self.file_bands and not set(self.bands) <= set(self.file_bands):
@@ -127,6 +129,14 @@ class ModelSpec:
             fault = f"describes a {self.architecture} that gives {self.output}, which this sattrt does not know"
         if fault:
             raise ContractError(f"{path} {fault}. Export the bundle or train the run again.")
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can hold halves of a character."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def same_gsd(gsd: float, other: float) -> bool:

@@ -29,6 +29,6 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     """
     paths = tuple(folder / f"bench.{kind}" for kind in ("json", "md", "html"))
     write_json(paths[0], report.document)
-    write_bytes(paths[1], to_markdown(report.document).encode())
-    write_bytes(paths[2], to_html(report.document, report.worst).encode())
+    write_bytes(paths[1], to_markdown(report.document).encode(errors="backslashreplace"))
+    write_bytes(paths[2], to_html(report.document, report.worst).encode(errors="backslashreplace"))
     return paths

@@ -131,7 +131,8 @@ def bench(
             "energy": "; ".join(dict.fromkeys(joules(device)[1] for device in best)),
         },
         "ceilings": {
-            device: {"operations_per_second": found.matrix, "memory_bytes_per_second": found.memory} for device, found in best.items()
+            device: {"operations_per_second": found.matrix, "memory_bytes_per_second": found.memory or None}
+            for device, found in best.items()
         },
         "dataset": {
             "split": dataset.split,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import ContractError, InputError
 from ..runtime import Bundle, EngineRecord
+from ..runtime.ort import cuda_options
 from ..spec import ModelSpec, atomic_folder, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
@@ -91,8 +92,13 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
         raise ContractError(f"{record.name} has a record without its largest batch. Export the bundle again.")
     if profile.get("min", 1) != 1:  # Triton would send it fewer
         raise ContractError(f"{record.name} takes no single tile, as Triton's plans must. Export with min_batch = 1.")
-    # ONNX Runtime's CUDA provider has no int8 convolution: it would compute the graph in fp32, unjudged
-    group = "instance_group [\n  { kind: KIND_CPU }\n]\n" if (record.backend, record.precision) == ("onnxruntime", "int8") else ""
+    where = ""
+    if record.backend == "onnxruntime" and record.precision == "int8":
+        # ONNX Runtime's CUDA provider has no int8 convolution: it would compute the graph in fp32, unjudged
+        where = "instance_group [\n  { kind: KIND_CPU }\n]\n"
+    elif record.backend == "onnxruntime":
+        options = "".join(f' parameters {{ key: "{key}" value: "{value}" }}' for key, value in cuda_options(record.precision).items())
+        where = f'optimization {{\n  execution_accelerators {{ gpu_execution_accelerator [ {{ name: "cuda"{options} }} ] }}\n}}\n'
     preferred = sorted({max(1, largest // 4), largest})
     return f"""name: {json.dumps(name, ensure_ascii=False)}
 backend: "{backend}"
@@ -109,4 +115,4 @@ dynamic_batching {{
   preferred_batch_size: [ {", ".join(map(str, preferred))} ]
   max_queue_delay_microseconds: {_QUEUE_MICROSECONDS}
 }}
-{group}"""
+{where}"""

@@ -9,7 +9,6 @@ the file, by its path; libraries that are given bytes keep a second copy of them
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -26,6 +25,7 @@ from .signature import SIGNATURE, sign, verify_signature
 SCHEMA = 1
 MANIFEST, LABELS = "bundle.json", "labels.txt"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
+_GOLDEN = {"tiles", "labels", "torch-fp32"}  # what golden.npz holds beside each engine's answers
 # the key under which an ONNX file names another that holds its weights. Around it protobuf may spell in many ways, so that the word alone is
 # looked for: no graph of ours has it anywhere
 EXTERNAL = b"location"
@@ -173,6 +173,10 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     names = [engine.name for engine in engines]
     if len(set(names)) < len(names):
         raise ContractError(f"{path / MANIFEST} has two engines of one name: {max(names, key=names.count)}. Don't use it.")
+    if taken := _GOLDEN.intersection(names):
+        raise ContractError(
+            f"{path / MANIFEST} has an engine called {min(taken)!r}, the name of a part of the golden samples. Don't use it."
+        )
     for name in (*files, *names):
         if not _PLAIN.fullmatch(name):
             raise ContractError(f"{path / MANIFEST} names {name!r}, which is no plain name and may lie outside the bundle. Don't use it.")
@@ -184,11 +188,19 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
         bundle.read(name)
     for engine in engines:
         sidecar = f"{engine.name}.json"
-        if parse_json(bundle.read(sidecar), path / sidecar) != dataclasses.asdict(engine):
+        if not _equal(parse_json(bundle.read(sidecar), path / sidecar), vars(engine)):
             raise ContractError(f"{path / sidecar} is not what {MANIFEST} says of that engine. Export the bundle again.")
     if bundle.read(LABELS) != label_lines(spec.classes):
         raise ContractError(f"{path / LABELS} and {path / 'spec.json'} name other classes, or in another order. Export the bundle again.")
     return bundle
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two values out of JSON are equal; no, where they are nested too deeply to compare."""
+    try:
+        return bool(value == other)
+    except RecursionError:
+        return False
 
 
 def label_lines(classes: tuple[str, ...]) -> bytes:

@@ -146,20 +146,22 @@ class Engine:
 
     def unprepared(self, batch: int) -> list[int]:
         """The sizes, ascending, that `infer` makes of batches of up to `batch` tiles and that the library has not been sent yet."""
-        most = min(batch, self.max_batch)
-        return sorted({min(size, most) for size in (*self._backend.sizes, most)} - self._sent) if self._backend.sizes else []
+        return [size for size in self._steps(batch) if size not in self._sent]
 
     def prepare(self, size: int) -> None:
         """Have the library prepare for batches of this size. Errors as `infer`."""
         self.infer(np.zeros((size, self.spec.height, self.spec.width, len(self.spec.bands)), self.spec.dtype))
 
+    def _steps(self, batch: int) -> list[int]:
+        """The sizes, ascending, that batches of up to `batch` tiles are filled up to; none where the library prepares nothing."""
+        most = min(batch, self.max_batch)
+        return sorted({min(size, most) for size in (*self._backend.sizes, most)}) if most and self._backend.sizes else []
+
     def _missing(self, count: int, batch: int) -> int:
         """How many tiles the last of the batches that `count` tiles are divided into lacks to the next size that is prepared."""
-        if not batch or not self._backend.sizes:
-            return 0
-        most = min(batch, self.max_batch)
-        rest = count % most
-        return min(next((size for size in self._backend.sizes if size >= rest), most), most) - rest if rest else 0
+        steps = self._steps(batch)
+        rest = count % steps[-1] if steps else 0
+        return next(size for size in steps if size >= rest) - rest if rest else 0
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
         """The engine alone: a call that runs these tiles (at most a batch), nothing copied, and returns the seconds it took.

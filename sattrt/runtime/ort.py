@@ -55,11 +55,9 @@ class OnnxRuntimeBackend:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         providers: list[Any] = ["CPUExecutionProvider"]
         # the CUDA provider has no int8 convolution: it would compute in fp32 what was judged in int8
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and (precision != "int8" or tensorrt):
-            # TF32 would round fp32 engines to 10 bits without a word; without it fp16 would be kept from the tensor cores. Algorithms are
-            # chosen by cuDNN's rules: to time them all for every batch size that comes takes up to seconds, in the middle of the work
-            choice = {"cudnn_conv_algo_search": "HEURISTIC"}
-            providers.insert(0, ("CUDAExecutionProvider", choice if precision == "fp16" else {**choice, "use_tf32": "0"}))
+        gpu = _gpu(onnxruntime) if precision != "int8" or tensorrt else ""
+        if gpu:
+            providers.insert(0, ("CUDAExecutionProvider", cuda_options(precision)))
         if tensorrt:
             require_tensorrt()
             with contextlib.suppress(ImportError, OSError):  # the package's libraries are where no loader looks: it loads them itself
@@ -92,8 +90,13 @@ class OnnxRuntimeBackend:
         self.device = "cpu" if running.startswith("CPU") else "cuda"
         # on a GPU every convolution is prepared anew (onnxruntime#23006)
         self.sizes: tuple[int, ...] = () if self.device == "cpu" else (self.max_batch,)
-        if self.device == "cpu" and len(providers) > 1:
-            _refuse_lost_gpu()
+        if (
+            self.device == "cpu" and gpu
+        ):  # it was dropped for lack of a library, and an engine that is so much slower is not what was opened
+            raise BackendError(
+                f"ONNX Runtime can't use {gpu} ({_preloaded or 'it gives no reason'}). Install CUDA's libraries for it (pip install "
+                "'onnxruntime-gpu[cuda,cudnn]'), or hide the GPU (CUDA_VISIBLE_DEVICES=) to run on the CPU."
+            )
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
@@ -159,7 +162,7 @@ def this_place() -> dict[str, str]:
     flags = ""
     with contextlib.suppress(OSError):
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-    provider = "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
+    provider = "cuda" if _gpu(onnxruntime) else "cpu"
     return {"onnxruntime": onnxruntime.__version__, "cpu": hashlib.sha256(flags.encode()).hexdigest(), "provider": provider}
 
 
@@ -192,16 +195,23 @@ def _preload(onnxruntime: Any) -> None:
             _preloaded = " ".join(" ".join(said).split())[:200]
 
 
-def _refuse_lost_gpu() -> None:
-    """BackendError where there is a GPU: it was dropped for lack of a library, and an engine that is so much slower is not what was opened."""
+def cuda_options(precision: str) -> dict[str, str]:
+    """Options of the CUDA provider for a graph of this precision.
+
+    TF32 would round fp32 engines to 10 bits without a word; without it fp16 would be kept from the tensor cores. cuDNN's rules choose the
+    algorithms: to time them all for every batch size that comes takes up to seconds, in the middle of the work.
+    """
+    return {"cudnn_conv_algo_search": "HEURISTIC"} | ({} if precision == "fp16" else {"use_tf32": "0"})
+
+
+def _gpu(onnxruntime: Any) -> str:
+    """Name of the GPU that a build for CUDA can use; "" where there is none, or it is hidden: its provider, which is there all the same, would raise."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return ""
     try:
-        name = Device().name
+        return Device().name
     except BackendError:
-        return
-    raise BackendError(
-        f"ONNX Runtime can't use {name} ({_preloaded or 'it gives no reason'}). Install CUDA's libraries for it (pip install "
-        "'onnxruntime-gpu[cuda,cudnn]'), or hide the GPU (CUDA_VISIBLE_DEVICES=) to run on the CPU."
-    )
+        return ""
 
 
 def _module() -> Any:

@@ -1,6 +1,6 @@
 """TensorRT 10 and 11 and TensorRT-RTX behind one interface: deserialise a plan, run it on the current GPU.
 
-Not run on hardware yet: no machine at hand has had both a GPU and a TensorRT that supports it (see the README).
+Not run on hardware yet: no machine at hand has had a GPU (see the README).
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class TensorRTBackend:
             if builder not in MODULES:
                 raise ValueError(builder)
             self._min_batch, self.max_batch = int(record["profile"]["min"]), int(record["profile"]["max"])
-            flags = list(record.get("flags", []))
+            flags = record.get("flags", [])
+            if not isinstance(flags, list):
+                raise TypeError(flags)
             weights = path.with_name(record["onnx"]) if "STRIP_PLAN" in flags else None
             self.dtype = str(record["dtype"])
             version = str(record["builder_version"])

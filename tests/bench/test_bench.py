@@ -301,7 +301,7 @@ def test_a_tile_that_has_changed_since_the_scan_is_not_judged_by(dataset: Datase
 
 def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: Dataset, run: Path, tmp_path: Path) -> None:
     few = only(bundle, "onnxruntime-fp32")
-    report = bench([few], dataset, replace(QUICK, run=str(tmp_path), scenarios="offline"))
+    report = bench([few], dataset, replace(QUICK, run=str(tmp_path / "r\udcffn"), scenarios="offline"))  # a name that is no UTF-8
     assert "Name it: --set run=PATH" in report.document["absent"]["torch-eager-fp32"]
     alone = engines(report)["onnxruntime-fp32"]
     assert alone["reference"] == "onnxruntime-fp32"
@@ -309,8 +309,10 @@ def test_without_the_run_torch_is_a_line_that_says_why(bundle: Bundle, dataset: 
     jsonschema.validate(
         json.loads(json.dumps(report.document)), json.loads(resources.files("sattrt.bench").joinpath("schema.json").read_text())
     )
-    for path in write_report(report, tmp_path / "alone")[1:]:
+    unmeasured = {"cuda": {"operations_per_second": {}, "memory_bytes_per_second": None}}  # a GPU without PyTorch beside it
+    for path in write_report(replace(report, document={**report.document, "ceilings": unmeasured}), tmp_path / "alone")[1:]:
         assert "Flips are not counted" in path.read_text()
+    assert "not measured: it takes PyTorch" in path.read_text()
     other = shutil.copytree(run, tmp_path / "run")
     with open(other / "best.safetensors", "r+b") as file:
         file.seek(-1, 2)

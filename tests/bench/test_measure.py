@@ -1,4 +1,5 @@
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -177,6 +178,16 @@ def test_a_server_searches_by_what_was_answered_in_time(bundle: Bundle) -> None:
         assert hopeless.lowest_tried == min(trial.rate for trial in hopeless.trials)
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0.2) > 0
         assert streams(engine.infer, tiles, 4, callers=2, seconds=0) > 0  # however late a thread begins
+
+
+def test_an_engine_that_takes_callers_in_turn_is_not_faster_by_more_of_them() -> None:
+    turn = threading.Lock()
+
+    def infer(_: object) -> None:
+        with turn:
+            time.sleep(0.05)
+
+    assert streams(infer, np.zeros((1, 2, 2, 3), np.uint8), 4, callers=3, seconds=0.1) <= 4 / 0.05
 
 
 def test_a_server_that_always_answers_in_time_is_asked_for_more_and_more(bundle: Bundle) -> None:

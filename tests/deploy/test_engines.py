@@ -110,6 +110,8 @@ def test_rtx_plans_are_for_what_they_were_built_for_alone(
     for flags in ([], ["AMPERE_PLUS"]):
         with pytest.raises(BackendError, match=r"was built for compute capability .*; H100 has 9.0"):
             TensorRTBackend(tmp_path / "x.plan", record | {"flags": flags})
+    with pytest.raises(ContractError, match="is not one"):  # by which the graph that its weights come from would not be checked
+        TensorRTBackend(tmp_path / "x.plan", record | {"flags": {"STRIP_PLAN": 1}})
 
 
 def test_weights_are_stripped_of_plans_of_tensorrt_alone(run: Path, premade: None, bundle: Bundle, tmp_path: Path) -> None:

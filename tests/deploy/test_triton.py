@@ -63,6 +63,10 @@ def test_the_repository_is_what_tritons_own_schema_says(schema: Path, bundle: Bu
         assert config["dynamic_batching"] == {"preferred_batch_size": [16, 64], "max_queue_delay_microseconds": "2000"}
         assert config["max_batch_size"] == 64
         assert config.get("instance_group") == ([{"kind": "KIND_CPU"}] if name.endswith("onnxruntime-int8") else None)
+        if name.endswith("onnxruntime-fp32"):  # as sattrt itself opens it on a GPU
+            accelerators = config["optimization"]["execution_accelerators"]
+            options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+            assert accelerators == {"gpu_execution_accelerator": [{"name": "cuda", "parameters": options}]}
 
 
 def test_a_changed_file_is_not_served(copy: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -381,6 +381,15 @@ def test_what_is_measured_on_the_device_keeps_the_engine_open_too(bundle: Bundle
         call()
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a GPU is there, and not hidden")
+def test_a_build_for_cuda_without_a_gpu_runs_on_the_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert ort.this_place()["provider"] == "cpu"
+    with bundle.open("onnxruntime-fp32", threads=1) as engine:
+        assert engine.device == "cpu"
+
+
 def test_what_onnxruntime_says_of_lost_libraries_is_kept_and_not_printed(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,21 @@ def test_two_engines_of_one_name_are_refused(copy: Path, bundle: Bundle) -> None
         read_bundle(copy)
 
 
+def test_an_engine_called_as_a_part_of_the_golden_samples_is_refused(copy: Path, bundle: Bundle) -> None:
+    respell(copy, engines=[asdict(replace(bundle.engine("onnxruntime-int8"), name="tiles"))])
+    with pytest.raises(ContractError, match="engine called 'tiles'"):
+        read_bundle(copy)
+
+
+def test_a_record_that_is_nested_deeply_does_no_harm(copy: Path, bundle: Bundle) -> None:
+    record = bundle.engine("onnxruntime-int8")
+    nested: list[Any] = []
+    for _ in range(600):
+        nested = [nested]
+    respell(copy, engines=[vars(record) | {"record": record.record | {"x": nested}}])
+    assert [check.passed for check in selftest(read_bundle(copy))] == [True]
+
+
 @pytest.mark.parametrize(
     ("place", "value"), [(8, 1), (10, 12), (10, 14), (10, 99)], ids=["encrypted", "bzip2", "lzma", "by a method of the future"]
 )
