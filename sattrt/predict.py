@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from .bands import RGB
 from .cores import cores
 from .data.decode import EXTENSIONS, read_for
-from .data.sources import FolderSource, Source, Unreadable, is_archive, open_source
+from .data.sources import ARCHIVES, FolderSource, Source, Unreadable, is_archive, open_source
 from .errors import InputError
 from .runtime import Engine, NoNumbersError
 from .shift import shifts
@@ -99,11 +100,13 @@ def predict_files(
 
 
 @contextlib.contextmanager
-def csv_of_answers(path: Path, classes: Sequence[str]) -> Iterator[Callable[[Answer], object]]:
+def csv_of_answers(path: Path, classes: Sequence[str], sources: Sequence[Path] = ()) -> Iterator[Callable[[Answer], object]]:
     """A function that adds an answer to a new CSV file: a row a file, its class, that probability, and a column for every class's.
 
-    The file is there when the block ends, whole; or not at all. InputError where it can't be written, as the block begins if that can be told.
+    sources: what is predicted, none of which it may replace. The file is there when the block ends, whole; or not at all. InputError where it
+    can't be written, as the block begins if that can be told.
     """
+    _refuse_source(path, sources)
     if path.is_dir():
         raise InputError(f"Can't write {path}: it is a folder. Choose another --csv.")
     require_writable(path, "--csv")
@@ -113,6 +116,14 @@ def csv_of_answers(path: Path, classes: Sequence[str]) -> Iterator[Callable[[Ans
         yield lambda answer: writer.writerow(
             (answer.file, answer.name, *(f"{value:.7g}" for value in (answer.probability, *answer.probabilities.values())))
         )
+
+
+def _refuse_source(path: Path, sources: Sequence[Path]) -> None:
+    """InputError for a table in the place of a tile: of `--csv *.jpg` the first tile is the table, and no source any more."""
+    if path.suffix.lower() in (*EXTENSIONS, *ARCHIVES):
+        raise InputError(f"Can't write {path}: by its name it is a tile or an archive, not a table. Choose another --csv.")
+    if os.path.realpath(path) in map(os.path.realpath, sources):
+        raise InputError(f"Can't write {path}: it is one of the files to predict. Choose another --csv.")
 
 
 def _listed(path: Path, opened: contextlib.ExitStack, left_out: dict[str, str]) -> list[_File]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sattrt.data.sources import open_source
 from sattrt.errors import InputError
-from sattrt.predict import predict_files
+from sattrt.predict import csv_of_answers, predict_files
 from sattrt.runtime import REJECTED, Bundle
 
 
@@ -131,6 +131,18 @@ def test_a_table_that_can_not_be_written_is_refused_before_the_work(bundle: Bund
         assert (done.returncode, done.stdout) == (1, "")
         assert reason in done.stderr
         assert done.stderr.rstrip().endswith("Choose another --csv.")
+
+
+def test_a_table_does_not_take_the_place_of_a_tile(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.TIF", "c.zip", "d.tar.gz", "tile"):
+        path = tmp_path / name
+        path.write_text("of somebody's")
+        with pytest.raises(InputError, match=rf"{name}: .* Choose another --csv"), csv_of_answers(path, ["One"], [tmp_path / "tile"]):
+            pass
+        assert path.read_text() == "of somebody's"
+    with csv_of_answers(tmp_path / "o.csv", ["One"], [tmp_path / "tile"]):
+        pass
+    assert (tmp_path / "o.csv").read_text() == "file,class,probability,One\n"
 
 
 def test_memory_does_not_grow_with_the_files(bundle: Bundle, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
         return count, taken
 
     with ThreadPoolExecutor(callers) as pool:
-        counts, taken = zip(*pool.map(ask, range(callers)), strict=True)
-    return sum(counts) / max(taken)  # by each caller's own end, an engine that takes callers in turn would seem faster than it is
+        asked = list(pool.map(ask, range(callers)))
+    return sum(count for count, _ in asked) / max(taken for _, taken in asked)  # by each caller's own end, an engine that takes callers in turn would seem faster than it is
 
 
 @dataclass(frozen=True)

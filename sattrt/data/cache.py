@@ -22,9 +22,10 @@ from ..spec import A_DAY, atomic_path, remove_temporaries, require_space, sha256
 from .dataset import Cache, Dataset
 from .decode import TileFormat
 from .sources import Source
-from .workers import each_file
+from .workers import CHUNK, each_file
 
 NAME = "tiles.npy"
+_BYTES_AT_ONCE = 2**25  # of tiles that a process hands over together: a few such lots wait in memory, for each core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ def write_cache(
     path = folder / NAME
     remove_temporaries(path, seconds=A_DAY)  # a large file that a killed scan left
     require_space(path, 2 * math.prod(shape))
+    chunk = max(1, min(CHUNK, _BYTES_AT_ONCE // dataset.tile_bytes))
     work = _Decoding(dataset.format, {tile.name: tile.sha256 for tile in dataset.all_tiles})
     with atomic_path(path) as temporary, dataset.open() as source:
         header = io.BytesIO()
@@ -60,12 +62,13 @@ def write_cache(
         digest = hashlib.sha256(header.getvalue())
         with open(temporary, "wb") as file:
             file.write(header.getvalue())
-            for done, pixels in enumerate(each_file(source, names, work, workers), 1):
+            for done, pixels in enumerate(each_file(source, names, work, workers, chunk), 1):
                 content = pixels.tobytes()
                 digest.update(content)  # as it is written: read again, a large file would take as long once more
                 file.write(content)
                 on_progress(done, len(names))
-    return dataclasses.replace(dataset, cache=Cache(str(path.resolve()), digest.hexdigest()))
+    # its own name, and not that of what a link leads to: by it the file is looked for beside dataset.json
+    return dataclasses.replace(dataset, cache=Cache(str(path.absolute()), digest.hexdigest()))
 
 
 def open_cache(dataset: Dataset) -> NDArray[np.uint16]:

@@ -238,7 +238,7 @@ class Dataset:
             bands=tuple(data["bands"]),
             file_bands=tuple(data["file_bands"]),
             leaks=Leaks(**{**data["leaks"], "examples": tuple(map(tuple, data["leaks"]["examples"]))}),
-            cache=Cache(str(path.resolve().parent / Path(data["cache"]["file"]).name), data["cache"]["sha256"]) if data["cache"] else None,
+            cache=Cache(str(path.absolute().parent / Path(data["cache"]["file"]).name), data["cache"]["sha256"]) if data["cache"] else None,
         )
         dataset._check_types(path)
         if dataset.digest != data["digest"]:

@@ -100,6 +100,7 @@ def _opened(content: bytes, rasterio: Any) -> Iterator[Any]:
 
 
 def _place(opened: Any, rasterio: Any) -> Place | None:
+    """None too where the numbers can be no degrees: of metres that are tagged as degrees, say, or of no extent."""
     if opened.crs is None or opened.transform.is_identity:
         return None
     left, bottom, right, top = opened.bounds
@@ -109,6 +110,7 @@ def _place(opened: Any, rasterio: Any) -> Place | None:
         )
     except faults(rasterio):
         return None
-    width = abs(east - west)
-    values = (x, y, min(width, 360 - width) / 2, abs(north - south) / 2)  # it may lie across the 180th meridian
-    return Place(*values) if np.isfinite(values).all() else None
+    width, height = abs(east - west), abs(north - south)
+    if not (abs(x) <= 360 and abs(y) <= 90 and 0 < width < 360 and 0 < height <= 180):  # nor where one of them is NaN
+        return None
+    return Place(x, y, min(width, 360 - width) / 2, height / 2)  # it may lie across the 180th meridian

@@ -7,6 +7,7 @@ A score on tiles whose neighbours were trained on flatters a network; how many t
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,6 +23,7 @@ _COARSE = SIDE // 4
 _LEAST_DETAIL = 0.01  # of the brightness: of a calm sea one tile is like another, which says nothing
 _ALIKE, _SAME = 0.85, 0.7  # correlations: of what is looked at closely, and of the details of one and the same ground
 _SHIFT = SIDE // 8  # at most so far apart
+_LEAST = 1e-9  # degrees, a tenth of a millimetre: next to nothing can't be counted in
 _AT_ONCE, _ROWS = 128, 256  # what is at work on few of them stays in a core's cache
 
 
@@ -96,20 +98,35 @@ def _same(thumbnails: NDArray[np.uint16], pairs: NDArray[np.intp]) -> NDArray[np
 def touching(tiles: Sequence[Tile], places: Sequence[Place | None]) -> list[Pair]:
     """Pairs of tiles in different splits whose areas touch or overlap (to a tenth of a tile)."""
     placed = [(tile, place) for tile, place in zip(tiles, places, strict=True) if place]
-    if not placed:
-        return []
-    # a tenth of a millimetre at least: next to nothing can't be counted in
-    wide, high = (max(2.2 * max(getattr(place, half) for _, place in placed), 1e-9) for half in ("half_width", "half_height"))
-    columns = max(int(360 // wide), 1)  # round the globe
-    cells: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (_, place) in enumerate(placed):
-        cells[int(place.longitude % 360 * columns // 360) % columns, int(place.latitude // high)].append(i)
+    sizes = [math.frexp(max(place.half_width, place.half_height, _LEAST))[1] for _, place in placed]  # in doublings
     found = []
-    for (column, row), own in cells.items():
-        beside = {(column + x) % columns for x in (-1, 0, 1)}
-        around = [i for x in beside for y in (-1, 0, 1) for i in cells.get((x, row + y), ())]
-        found += [Pair(placed[i][0].name, placed[j][0].name) for i in own for j in around if i < j and _touch(placed[i], placed[j])]
+    for size in set(sizes):
+        # held against those as large or smaller, in cells of that size: in the cells of one outsized tile all others would be neighbours
+        cells = _Cells([(i, place) for i, (_, place) in enumerate(placed) if sizes[i] <= size])
+        for i in (i for i, each in enumerate(sizes) if each == size):
+            others = (j for j in cells.around(placed[i][1]) if sizes[j] < size or j < i)
+            found += [Pair(placed[min(i, j)][0].name, placed[max(i, j)][0].name) for j in others if _touch(placed[i], placed[j])]
     return sorted(found)
+
+
+class _Cells:
+    """Numbered places in cells round the globe, so large that what touches lies in the same cell or in the next."""
+
+    def __init__(self, places: Sequence[tuple[int, Place]]) -> None:
+        wide, self._high = (max(2.2 * max(getattr(place, half) for _, place in places), _LEAST) for half in ("half_width", "half_height"))
+        self._columns = max(int(360 // wide), 1)
+        self._cells: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, place in places:
+            self._cells[self._of(place)].append(i)
+
+    def _of(self, place: Place) -> tuple[int, int]:
+        return int(place.longitude % 360 * self._columns // 360) % self._columns, int(place.latitude // self._high)
+
+    def around(self, place: Place) -> list[int]:
+        """The numbers of all that may touch it."""
+        column, row = self._of(place)
+        beside = {(column + x) % self._columns for x in (-1, 0, 1)}
+        return [i for x in beside for y in (-1, 0, 1) for i in self._cells.get((x, row + y), ())]
 
 
 def _touch(one: tuple[Tile, Place], other: tuple[Tile, Place]) -> bool:

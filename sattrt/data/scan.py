@@ -89,6 +89,20 @@ class _Look:
     fault: str = ""
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """What is kept of a tile that is asked for the format: hundreds of them, decoded, would take gigabytes. zeros: the share of its values."""
+
+    look: _Look
+    descriptions: tuple[str | None, ...]
+    known_offset: bool
+    zeros: float
+
+    @classmethod
+    def of(cls, name: str, tile: GeoTile) -> _Probe:
+        return cls(_look_at(name, tile.pixels, tile.place), tile.descriptions, tile.known_offset, float((tile.pixels == 0).mean()))
+
+
 def scan(
     source_path: Path,
     rule: SplitRule,
@@ -165,30 +179,29 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None,
             )
         return TileFormat(), ()
     tried = tiffs[:: max(1, len(tiffs) // _TRIED)]  # of every class, since names begin with it
-    alike: dict[int, list[tuple[str, GeoTile]]] = {}  # by number of bands: one odd file must not decide for the others
+    alike: dict[int, list[_Probe]] = {}  # by number of bands: one odd file must not decide for the others
     why = ""
     for name in tried:
         try:
-            tile = read_geotiff(source.read(name), MAX_SIDE, offset)
-            alike.setdefault(tile.pixels.shape[2], []).append((name, tile))
+            probe = _Probe.of(name, read_geotiff(source.read(name), MAX_SIDE, offset))
+            alike.setdefault(len(probe.descriptions), []).append(probe)
         except InputError as error:
             why = why or f"{name}: {error}"
     if not alike:
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({why}).")
     most = max(alike.values(), key=len)
-    descriptions = most[0][1].descriptions
+    descriptions = most[0].descriptions
     try:
         candidates = orders(descriptions, wanted)
     except InputError as error:
-        raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0][0]}: {error}).") from None
-    looks = [_look_at(name, tile.pixels, tile.place) for name, tile in most]
-    if offset and (none := float(np.mean([(tile.pixels == 0).mean() for _, tile in most]))) > 0.5:
+        raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0].look.name}: {error}).") from None
+    if offset and (none := float(np.mean([probe.zeros for probe in most]))) > 0.5:
         raise InputError(
             f"--offset {offset} leaves nothing of {100 * none:.0f} % of the values of {source.path}: they don't carry it. Give --offset 0, or leave it out."
         )
-    found = _statistics(looks)
+    found = _statistics([probe.look for probe in most])
     order, odd = choose_order(candidates, found, str(source.path), named_order(descriptions, wanted))
-    known = all(tile.known_offset for _, tile in most)
+    known = all(probe.known_offset for probe in most)
     if not known and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
         raise InputError(
             f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "

@@ -32,7 +32,8 @@ from typing import IO, Generic, Self, TypeVar, cast
 from ..errors import InputError
 
 MAX_BYTES = 100 * 10**6
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+_MAX_NAME = 4096  # characters: no longer path can be unpacked on Linux, and all folders above a file are counted in
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 _UNIX = 3  # of zip's systems, the one whose members have a mode
 _PACKERS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
 # what zipfile and tarfile raise for bytes that are not as they should be; the last three for names and sizes that make no sense
@@ -97,20 +98,31 @@ def open_source(path: Path) -> Source:
     if not path.is_file():
         raise InputError(f"{path} is neither a folder nor a file. Give a folder, a zip or a tar of tiles.")
     try:
-        if zipfile.is_zipfile(path):
+        with open(path, "rb"):  # or what must not be read would count as damaged
+            pass
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}. Check its permissions.") from None
+    try:
+        if _is_zip(path):
             return ZipSource(path)
         if _is_tar(path):
             return TarSource(path)
     except (*_DAMAGED, OSError) as error:
         raise _damaged(path, error) from None
-    if path.suffix.lower() in _ARCHIVES:
+    if path.suffix.lower() in ARCHIVES:
         raise InputError(f"{path} is damaged or cut short: it can't be opened as an archive. Fetch it again.")
     raise InputError(f"{path} is neither a folder nor a zip nor a tar. Give one of these.")
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is to be opened by `open_source`: by its name, which a damaged archive has too, or by what is in it."""
-    return path.suffix.lower() in _ARCHIVES or zipfile.is_zipfile(path) or _is_tar(path)
+    """Whether a file is to be opened by `open_source`: by its name, which a damaged archive has too, or by what is in it.
+
+    False, and no error, for what can't be read: whoever reads it next says so.
+    """
+    try:
+        return path.suffix.lower() in ARCHIVES or _is_zip(path) or _is_tar(path)
+    except OSError:
+        return False
 
 
 class FolderSource(Source):
@@ -270,11 +282,21 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
         self._file.close()
 
 
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except _DAMAGED:  # the last of several volumes: to open it says so
+        return True
+
+
 def _is_tar(path: Path) -> bool:
     # tarfile.is_tarfile() answers False for an archive that is cut short in its first member.
     if path.suffix.lower() in {".tar", ".tgz"} or path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz")):
         return True
-    return tarfile.is_tarfile(path)
+    try:
+        return tarfile.is_tarfile(path)
+    except _DAMAGED:  # a gzip that is cut short before its first member: to open it says so
+        return True
 
 
 def _plain_tar(path: Path) -> tuple[IO[bytes], bool]:
@@ -310,6 +332,10 @@ def _visible(name: str) -> bool:
 
 
 def _refuse_unsafe(path: Path, name: str) -> None:
+    if len(name) > _MAX_NAME:
+        raise InputError(
+            f"{path} holds a name of {len(name):,} characters ({name[:40]!r}...; at most {_MAX_NAME:,}). Pack it again with shorter names."
+        )
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
         raise InputError(f"{path} holds {name!r}, a path that leads outside. Don't trust it; pack it again without such names.")

@@ -19,28 +19,31 @@ from typing import Any, TypeVar
 from ..errors import BackendError
 from .sources import Source, open_source
 
-_CHUNK = 256
+CHUNK = 256  # files that a process works on before it hands over what it made of them
 
 Result = TypeVar("Result")
 _of_this_process: tuple[Source, Callable[[Source, str], Any]] | None = None
 
 
-def each_file(source: Source, names: list[str], work: Callable[[Source, str], Result], workers: int) -> Iterator[Result]:
+def each_file(
+    source: Source, names: list[str], work: Callable[[Source, str], Result], workers: int, chunk: int = CHUNK
+) -> Iterator[Result]:
     """What `work` makes of each file, by its source and name; in this process alone where there are few, or an archive opens slowly.
 
-    work: goes to other processes, so it must be something that can be pickled.
+    work: goes to other processes, so it must be something that can be pickled. chunk: files whose results are handed over together, of which up
+    to twice as many as there are workers wait in memory: fewer where a result is large.
     """
-    if workers < 2 or len(names) < 2 * _CHUNK or not source.opens_cheaply:
+    if workers < 2 or len(names) < 2 * CHUNK or not source.opens_cheaply:
         yield from (work(source, name) for name in names)
         return
     # forkserver: no locks or threads of the parent are inherited, and it costs less than spawn for each worker
     with ProcessPoolExecutor(workers, get_context("forkserver"), _open, (source.path, work)) as pool:
         try:
-            chunks = (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
-            ahead = deque(pool.submit(_do, chunk) for chunk in islice(chunks, 2 * workers))  # no more than that waits in memory
+            chunks = (names[start : start + chunk] for start in range(0, len(names), chunk))
+            ahead = deque(pool.submit(_do, few) for few in islice(chunks, 2 * workers))  # no more than that waits in memory
             while ahead:
                 yield from ahead.popleft().result()
-                ahead.extend(pool.submit(_do, chunk) for chunk in islice(chunks, 1))
+                ahead.extend(pool.submit(_do, few) for few in islice(chunks, 1))
         except BrokenProcessPool:
             pool.shutdown(wait=False, cancel_futures=True)
             raise BackendError(

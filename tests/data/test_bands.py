@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +197,19 @@ def test_decoded_tiles_are_cached_and_fed_by_dali_as_they_are(tmp_path: Path) ->
     path.unlink()
     with pytest.raises(InputError, match=r"tiles\.npy.* is missing"):
         Loader(dataset, list(dataset.all_tiles), batch_size=5, device=torch.device("cpu"))
+
+
+def test_to_find_the_format_takes_the_memory_of_a_few_tiles(tmp_path: Path) -> None:
+    order = ("B02", "B03", "B04")
+    folder = write_classes(tmp_path / "t", order, count=20)
+    for path in folder.rglob("*.tif"):
+        write_geotiff(path, np.kron(read_geotiff(path.read_bytes(), 4096).pixels, np.ones((4, 4, 1), np.uint16)), order)
+    scan(folder, RULE, workers=1)  # what is imported or kept for good is there already
+    tracemalloc.start()
+    scan(folder, RULE, workers=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 256 * 256 * 3 * 2  # half of the tiles, decoded
 
 
 @needs_sample

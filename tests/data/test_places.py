@@ -1,6 +1,7 @@
 """Tiles that say where they lie: spatial splits, neighbours, ground sampling distances."""
 
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from test_bands import RULE, pixels, refused, write_classes
 
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
+from sattrt.data import neighbours
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.geotiff import Place, read_geotiff, read_place
 from sattrt.data.neighbours import near_duplicates, thumbnail, touching
@@ -116,6 +118,34 @@ def test_a_crs_that_has_no_place_on_earth_is_no_place(tmp_path: Path) -> None:
     with rasterio.open(path, "r+") as file:
         file.crs = rasterio.crs.CRS.from_wkt('LOCAL_CS["mine",UNIT["metre",1]]')
     assert read_geotiff(path.read_bytes(), 4096).place is None
+
+
+@pytest.mark.parametrize("transform", [(10, 400_000, 5_000_000), (10, 400_000, 50), (10, 9, 5_000_000), (1e-18, 9, 45)])
+def test_metres_that_are_tagged_as_degrees_are_no_place(tmp_path: Path, transform: tuple[float, float, float]) -> None:
+    import rasterio
+
+    side, east, north = transform
+    folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True, count=4)
+    for path in folder.rglob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            file.crs, file.transform = "EPSG:4326", rasterio.Affine(side, 0, east, 0, -side, north)
+    found = scan(folder, RULE, workers=1, gsd=20)
+    assert (found.gsd, found.leaks.touching) == (20, None)
+
+
+def test_one_outsized_tile_does_not_make_all_others_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, across = 0.003, 30
+    places = [Place(9 + 2 * half * (i % across), 45 + 2 * half * (i // across), half, half) for i in range(across**2)]
+    places += [Place(9, 45, 20, 20), Place(9, 45, 0.1, 1e-12)]
+    tiles = [Tile(f"{i:03}", 0, "test" if i % 3 == 0 else "train", str(i), 1) for i in range(len(places))]
+    placed = list(zip(tiles, places, strict=True))
+    expected = sorted((one[0].name, other[0].name) for one, other in combinations(placed, 2) if neighbours._touch(one, other))
+    held: list[str] = []
+    touch = neighbours._touch
+    monkeypatch.setattr(neighbours, "_touch", lambda one, other: held.append(one[0].name) or touch(one, other))
+    assert touching(tiles, places) == expected
+    assert len(expected) > 2000
+    assert len(held) < 20 * len(places)  # of 900 a tile, if each is held against each
 
 
 def test_places_of_next_to_no_size_can_be_compared() -> None:

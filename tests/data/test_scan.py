@@ -18,7 +18,7 @@ from PIL import Image
 
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
-from sattrt.data.sources import Source, open_source
+from sattrt.data.sources import FolderSource, Source, open_source
 from sattrt.data.workers import each_file
 from sattrt.errors import BackendError, ContractError, InputError
 
@@ -203,6 +203,18 @@ def test_a_process_that_the_system_ends_is_one_line(dataset: Dataset) -> None:
         pytest.raises(BackendError, match="was ended by the system, most likely for want of memory"),
     ):
         list(each_file(source, names, end_this_process, 2))
+
+
+def test_no_more_is_read_ahead_than_a_few_chunks(tiles: Path) -> None:
+    with open_source(tiles) as source:
+        before = {name: source.read(name) for name in source.names()}
+        names = [*before] * 15
+        results = each_file(source, names, FolderSource.read, 2, chunk=4)
+        assert next(results) == before[names[0]]
+        for name in before:
+            (tiles / name).write_bytes(b"new")
+        found = [content == before[name] for name, content in zip(names[1:], results, strict=True)]
+    assert sum(found) < 2 * 2 * 4
 
 
 def end_this_process(source: Source, name: str) -> None:

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import gzip
 import io
 import os
 import resource
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import CLASSES
 
-from sattrt.data.sources import Unreadable, open_source
+from sattrt.data.sources import Unreadable, is_archive, open_source
 from sattrt.errors import InputError
 
 
@@ -61,6 +62,17 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, evil: str) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.tar", "t.zip"]
 
 
+def test_a_name_of_any_length_is_refused(tmp_path: Path) -> None:
+    name = "a/" * 3000 + "x.jpg"  # the folders above it, all counted in, would have nine million characters
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as file:
+        file.writestr(name, b"x")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    for archive in ("t.zip", "t.tar"):
+        with pytest.raises(InputError, match=rf"{archive} holds a name of 6,005 characters \('a/a/.*; at most 4,096\)\. Pack it again"):
+            open_source(tmp_path / archive)
+
+
 @pytest.mark.parametrize(("mode", "why"), [(0o120777, "link or device"), (0o100666, "anybody may write")])
 def test_what_a_member_must_not_be(tmp_path: Path, mode: int, why: str) -> None:
     member = zipfile.ZipInfo("a/x.jpg")
@@ -92,6 +104,27 @@ def test_what_is_no_archive_is_said(tmp_path: Path) -> None:
         open_source(tmp_path / "notes.txt")
     with pytest.raises(InputError, match="does not exist"):
         open_source(tmp_path / "nothing")
+
+
+def test_an_archive_that_can_not_be_opened_is_not_called_damaged(tiles: Path, tmp_path: Path) -> None:
+    archive = pack(tiles, tmp_path / "t.zip")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # which refuses root as well, who may read everything
+    try:
+        with pytest.raises(InputError, match=r"t.zip can't be read: Too many open files. Check its permissions"):
+            open_source(archive)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_is_left_of_an_archive_is_an_archive_that_is_damaged(tmp_path: Path) -> None:
+    volume = struct.pack("<4sLQL", b"PK\6\7", 1, 0, 2) + struct.pack("<4s4H2LH", b"PK\5\6", 1, 1, 0, 0, 0, 0, 0)  # the second of two
+    for content in (bytes(200) + volume, gzip.compress(b"tar")[:8]):
+        (tmp_path / "tiles").write_bytes(content)
+        assert is_archive(tmp_path / "tiles")
+        with pytest.raises(InputError, match="tiles is damaged or cut short"):
+            open_source(tmp_path / "tiles")
+    assert not is_archive(tmp_path / "nothing")
 
 
 def test_hidden_files_and_system_litter_are_left_aside(tiles: Path, tmp_path: Path) -> None:
