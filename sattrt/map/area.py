@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 _WGS84 = (6_378_137.0, 298.257223563)
 _NODES = 65  # along each side of a scene, at most: between them a projection's scale is as good as straight
+_POLE = np.pi / 2 + 1e-6  # in radians: a file that ends there may say so with sides of pixels that are rounded, and end some metres beyond
 _TRUE = 0.002  # a projection whose areas are that near to the ground's all over the scene is taken at its word: UTM in its zone
 
 
@@ -48,7 +49,7 @@ class Areas:
 
 
 def cell_areas(crs: str, transform: tuple[float, ...] | None, row_pixels: Counts, column_pixels: Counts) -> Areas:
-    """The true areas of cells on the CRS's ellipsoid; counted in pixels where the scene, or a part of it, lies nowhere on the ground.
+    """The true areas of cells on the CRS's ellipsoid; counted in pixels where the scene, or a part of it, is nowhere on the ground, as beyond a pole.
 
     crs, transform: of the scene. row_pixels, column_pixels: how many of its pixels each cell has. A geographic CRS: the area between the
     latitudes, row by row. A projection: as it says, or times its scale where that is off by more than `_TRUE` somewhere in the scene.
@@ -62,6 +63,8 @@ def cell_areas(crs: str, transform: tuple[float, ...] | None, row_pixels: Counts
     if system.is_geographic and not (b or d):
         unit = system.units_factor[1]  # in radians: degrees, or grads
         edges = unit * (top + e * np.concatenate([[0], np.cumsum(row_pixels)]))
+        if np.abs(edges).max() > _POLE:
+            return uncounted
         zones = np.abs(np.diff(_zone(edges, *_ellipsoid(crs))))
         return Areas(unit="ha", rows=zones * unit * abs(a) / 10_000, columns=across)
     pixel = abs(a * e - b * d) * (system.linear_units_factor[1] ** 2 if system.is_projected else 1)
@@ -83,7 +86,7 @@ def gsd_of(crs: str, transform: tuple[float, ...] | None, height: int, width: in
 
 
 def _on_the_ground(crs: str, transform: tuple[float, ...], downs: Floats, acrosses: Floats) -> Floats:
-    """Square metres of a pixel around each of these places (downs, acrosses), by its corners in space; nan where the projection ends."""
+    """Square metres of a pixel around each of these places (downs, acrosses), by its corners in space; nan where projection or earth end."""
     a, b, left, d, e, top = transform
     rows, columns = np.meshgrid(downs, acrosses, indexing="ij")
     rows, columns = (each[..., None] + corners for each, corners in ((rows, [-0.5, -0.5, 0.5, 0.5]), (columns, [-0.5, 0.5, 0.5, -0.5])))
@@ -96,6 +99,7 @@ def _on_the_ground(crs: str, transform: tuple[float, ...], downs: Floats, across
         except faults(rasterio):
             return np.full((len(downs), len(acrosses)), np.nan)
     longitude, latitude = (np.radians(each).reshape(rows.shape) for each in found)
+    latitude = np.where(np.abs(latitude) > _POLE, np.nan, latitude)  # degrees to degrees go through unchecked
     flattening = 1 / inverse_flattening if inverse_flattening else 0.0
     squeezed = (1 - flattening) ** 2
     normal = axis / np.sqrt(1 - (1 - squeezed) * np.sin(latitude) ** 2)

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from ..errors import ContractError, InputError
 from ..spec import atomic_path, unwritable
+from .beside import check_alone, left_by_older, remove
 from .colours import Colour, class_colours
-from .mapfile import Bytes, MapFile
+from .geo import same_crs
+from .mapfile import CHANGE_TAG, Bytes, MapFile
 from .output import Layout, files_of, names_beside, names_path, write_cog
 from .picture import NOTHING, PAPER, map_picture, save_picture
 
@@ -96,7 +98,7 @@ def _check(before: MapFile, after: MapFile) -> None:
     faults = {
         f"knows the classes {', '.join(after.classes)}": before.classes != after.classes,
         f"has {after.width}x{after.height} cells": (before.width, before.height) != (after.width, after.height),
-        "has another CRS": before.crs != after.crs,
+        "has another CRS": not same_crs(before.crs, after.crs),
         f"begins or is scaled elsewhere ({after.transform})": before.transform != after.transform,
         f"is of {after.made['width']}x{after.made['height']} pixels": any(
             before.made[side] != after.made[side] for side in ("width", "height")
@@ -119,6 +121,7 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
     given = {os.path.realpath(file) for path in (before.path, after.path) for file in files_of(path)}
     if out.suffix.lower() not in (".tif", ".tiff") or any(os.path.realpath(name) in given or os.path.isdir(name) for name in names):
         raise InputError(f"--out is {out}; give the map of change a name of its own that ends in .tif.")
+    check_alone(out)
     colours: dict[int, tuple[str, Colour]] = dict(enumerate(zip(after.classes, class_colours(after.classes), strict=True), 1))
     made = {"old": before.made, "new": after.made, "old_file": before.path.name, "new_file": after.path.name, "certain": certain}
     layout = Layout(
@@ -129,7 +132,7 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
         crs=after.crs,
         transform=after.transform,
         colours=colours | {UNCHANGED: ("unchanged", _PALE)},
-        tags={"SATTRT_CHANGE": json.dumps(made)},
+        tags={CHANGE_TAG: json.dumps(made)},
         band_tags={f"CLASS_{value}": name for value, (name, _) in colours.items()},
     )
 
@@ -145,6 +148,7 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
     ]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        left = left_by_older(out)
         with contextlib.ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")))
             written, named, drawn = (stack.enter_context(atomic_path(name)) for name in names)
@@ -155,4 +159,5 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
             save_picture(drawn, f"{before.path.name} to {after.path.name}", picture, legend)
     except OSError as error:
         raise unwritable(out, error) from None
+    remove(left)
     return names

@@ -50,7 +50,7 @@ def _file(path: Path, config: MapConfig) -> Found:
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: 0 bytes. Fetch it again.")
-    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+    if _is_archive(path):
         raise InputError(f"{path} is an archive. Unpack it, and give the folder or file inside.")
     with open_raster(path) as dataset:
         alpha = alpha_bands(dataset)
@@ -70,6 +70,13 @@ def _file(path: Path, config: MapConfig) -> Found:
     bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
     kind = f"raster of {len(indexes)} band{'s' * (len(indexes) > 1)}"
     return Found(kind=kind, bands=bands, says=tuple(said))
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    except (zipfile.BadZipFile, EOFError, OSError):  # the last part of one that was split, or one cut short: GDAL says that it is no raster
+        return False
 
 
 def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> list[str] | None:

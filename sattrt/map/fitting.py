@@ -17,7 +17,7 @@ from ..shift import shifts
 from ..spec import ModelSpec, same_gsd
 from .area import gsd_of
 from .config import MapConfig
-from .geo import has_mask, nodata_of, open_raster
+from .geo import has_mask, nodata_of, open_raster, same_crs
 from .plausible import check_values, sample
 from .scene import Band, Scene, converted
 
@@ -155,7 +155,7 @@ class Shape:
         if fits and self.transform and other.transform:
             near = _SAME_PLACE * math.hypot(self.transform[0], self.transform[3])
             sides = [max(self.width, self.height) * abs(other.transform[i] / factor - self.transform[i]) for i in (0, 1, 3, 4)]
-            fits = other.crs == self.crs and max(*sides, *(abs(self.transform[i] - other.transform[i]) for i in (2, 5))) < near
+            fits = same_crs(other.crs, self.crs) and max(*sides, *(abs(self.transform[i] - other.transform[i]) for i in (2, 5))) < near
         if not fits:
             raise InputError(f"{name} lies on a grid that doesn't fit the finest band's. Bring all to one grid with gdalwarp -te -tr.")
         return factor

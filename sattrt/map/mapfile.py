@@ -23,6 +23,8 @@ from .geo import open_raster, reading
 from .windows import Axis
 
 TAG = "SATTRT"  # of the file: a JSON document of how the map was made
+CHANGE_TAG = "SATTRT_CHANGE"  # the same of a map of change
+MOST_CLASSES = 254  # 0 is no data, and 255 unchanged in a map of change
 Bytes = NDArray[np.uint8]
 _ROWS = 256  # read at once
 
@@ -85,7 +87,8 @@ class MapFile:
                 made = json.loads(file.tags()[TAG])
                 classes = tuple(str(name) for name in made["classes"])
                 rows, columns = (Axis(int(made[side]), 1, int(made["stride"])) for side in ("height", "width"))
-                if (rows.cells, columns.cells, file.count, file.dtypes[0]) != (file.height, file.width, 2, "uint8"):
+                shaped = (rows.cells, columns.cells, file.count, file.dtypes[0]) == (file.height, file.width, 2, "uint8")
+                if not shaped or len(classes) > MOST_CLASSES:
                     raise ValueError
             except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
                 raise InputError(f"{path} is no map that `sattrt map` wrote: its tags don't say how. Give such a map.") from None

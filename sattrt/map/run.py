@@ -26,12 +26,13 @@ from ..errors import InputError
 from ..runtime import Bundle, Engine, read_bundle
 from ..spec import atomic_path, remove_temporaries, require_space
 from .area import gsd_of
+from .beside import check_alone, left_by_older, remove
 from .blocks import Plan, compute_here
 from .colours import Colour, class_colours
 from .config import MapConfig
 from .finding import find_scene
 from .geo import same_crs
-from .mapfile import TAG, MapFile, Statistics
+from .mapfile import MOST_CLASSES, TAG, MapFile, Statistics
 from .output import Layout, files_of, names_beside, names_path, probabilities_path, write_cog
 from .page import to_html
 from .picture import NOTHING, map_picture, save_picture, scene_picture
@@ -46,7 +47,6 @@ NO_PROBABILITY = 255
 _ENDS = (".tif", ".tiff")
 # settings that the pixels of a map depend on, beside engine and stride: others have no place in it, so that the same map has the same bytes
 _SETTLING = ("offset", "nodata", "bands", "valid", "batch_size", "threads")
-_MOST_CLASSES = 254  # 0 is no data, and 255 unchanged in a map of change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +155,13 @@ def _title(scene: Path) -> str:
 
 
 def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) -> None:
-    """InputError where a file that would be written is one of a scene, is written twice, or is a folder."""
+    """InputError where a file that would be written is one of a scene, is written twice, or is a folder, or where another map has its picture."""
     own = {os.path.realpath(file) for plan in plans for file in (plan.scene.path, *plan.scene.files)}
     for plan in plans:  # bands that this engine does not take, too
         own |= {os.path.realpath(file) for file in Path(plan.scene.path).rglob("*") if band_name(file.stem)}
     taken: set[str] = set()
     for out in outs:
+        check_alone(out)
         for path in files_of(out, config.probabilities, config.report):
             real = os.path.realpath(path)
             if os.path.isdir(real):
@@ -175,8 +176,8 @@ def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) 
 def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
     """Find a scene and lay the grid. InputError for a scene or a stride that doesn't fit the bundle."""
     spec = bundle.spec
-    if len(spec.classes) > _MOST_CLASSES:
-        raise InputError(f"{bundle.path} knows {len(spec.classes)} classes; a map holds {_MOST_CLASSES}. Use another bundle.")
+    if len(spec.classes) > MOST_CLASSES:
+        raise InputError(f"{bundle.path} knows {len(spec.classes)} classes; a map holds {MOST_CLASSES}. Use another bundle.")
     side = min(spec.height, spec.width)
     stride = side if config.stride is None else config.stride
     if stride > side:
@@ -189,19 +190,22 @@ def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
 def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress) -> Mapped:
     """Map one scene. InputError where an output can't be written."""
     begun = time.perf_counter()
-    require_space(out, _space(plan, len(job.engine.classes), job.config.probabilities))
     work = Work.begin(out, _manifest(plan, job), resume)
+    check_alone(out)  # once more: the run that had the lock before may have made another
     remove_temporaries(*files_of(out))
-    _answer(plan, job, work, progress)
+    missing = work.missing(plan.grid)
+    require_space(out, _space(plan, missing, len(job.engine.classes), job.config.probabilities))
+    _answer(plan, job, work, missing, progress)
     mapped = _write(plan, job, out, work)
     work.remove()
     return dataclasses.replace(mapped, seconds=time.perf_counter() - begun)
 
 
-def _space(plan: Plan, classes: int, probabilities: bool) -> int:
-    """Bytes that a map takes while it is made, at most: the answers, a plain GeoTIFF and the COG with its overviews, pictures."""
-    rows, columns = plan.grid.rows, plan.grid.columns
-    windows, cells = len(rows.starts) * len(columns.starts), rows.cells * columns.cells
+def _space(plan: Plan, missing: list[int], classes: int, probabilities: bool) -> int:
+    """Bytes that a map still takes while it is made, at most: the answers that are missing, a plain GeoTIFF and the COG with its overviews, pictures."""
+    grid = plan.grid
+    windows = sum(len(grid.blocks[index].windows) for index in missing) * len(grid.columns.starts)
+    cells = grid.rows.cells * grid.columns.cells
     return 4 * windows * classes + 5 * cells * (1 + probabilities * classes) + 4_000_000
 
 
@@ -224,10 +228,10 @@ def _finished(plan: Plan, job: Job, out: Path) -> Mapped | None:
     return Mapped(files=tuple(wanted), scene=plan.scene, map=found, statistics=found.statistics())
 
 
-def _answer(plan: Plan, job: Job, work: Work, progress: Progress) -> None:
+def _answer(plan: Plan, job: Job, work: Work, missing: list[int], progress: Progress) -> None:
     """Stage one: every block that has no answers yet."""
     grid = plan.grid
-    across, missing = len(grid.columns.starts), work.missing(grid)
+    across = len(grid.columns.starts)
     total = len(grid.rows.starts) * across
     done = total - sum(len(grid.blocks[index].windows) for index in missing) * across
     progress(done, total)
@@ -255,9 +259,9 @@ def _manifest(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
-    """Stage two: votes to files. They take their names at the end, the map as the last."""
+    """Stage two: votes to files. They take their names at the end, the map as the last; then what was an older map's alone goes."""
     classes, grid = job.engine.classes, plan.grid
-    layout = _layout(plan, job)
+    layout, left = _layout(plan, job), left_by_older(out)
 
     def probabilities() -> Iterator[NDArray[np.float32]]:
         return votes(grid, work.read)
@@ -281,7 +285,8 @@ def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
         if job.config.report:
             html = to_html(found, statistics, *scene_picture(plan.scene), drawn, colours)
             place(out.with_suffix(".html")).write_text(html, encoding="utf-8")
-        return Mapped(files=tuple(written), scene=plan.scene, map=found, statistics=statistics)
+    remove(path for path in left if path not in written and os.path.realpath(path) not in map(os.path.realpath, plan.scene.files))
+    return Mapped(files=tuple(written), scene=plan.scene, map=found, statistics=statistics)
 
 
 def _legend(found: MapFile, statistics: Statistics) -> list[tuple[Colour, str, str]]:

@@ -90,7 +90,9 @@ def _offsets(root: ElementTree.Element, tag: str, path: Path) -> dict[str, int]:
     for each in root.iter():
         if each.tag.rpartition("}")[2] == tag:
             band, value = each.get("band_id", ""), (each.text or "").strip()
-            if not (band.isdecimal() and int(band) < len(ESA) and re.fullmatch(r"-?\d{1,5}(\.0*)?", value) and float(value) <= 0):
+            if not (
+                re.fullmatch(r"\d{1,2}", band) and int(band) < len(ESA) and re.fullmatch(r"-?\d{1,5}(\.0*)?", value) and float(value) <= 0
+            ):
                 raise InputError(f"{path} has the {tag} {value!r} for band_id {band!r}, which this sattrt does not know.")
             found[ESA[int(band)]] = -int(float(value))
     return found

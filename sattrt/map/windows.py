@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 # of a block: enough that a file costs nothing, few enough that two strips of 13 bands lie in memory beside the engine
 _WINDOWS = 512
+_PIXELS = _WINDOWS * 64 * 64  # and no more pixels than that many of EuroSAT's tiles have, or a scene of large tiles would be one block
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Grid:
     def blocks(self) -> tuple[Block, ...]:
         """All windows in fixed blocks: they follow from the grid alone, so that a run can be stopped, shared out and repeated."""
         starts = self.rows.starts
-        step = max(1, _WINDOWS // len(self.columns.starts))
+        fit = (_PIXELS // self.width - self.tile_height) // self.stride + 1
+        step = max(1, min(_WINDOWS // len(self.columns.starts), fit))
         blocks = []
         for index, first in enumerate(range(0, len(starts), step)):
             end = min(first + step, len(starts))

@@ -37,7 +37,8 @@ class Work:
     def begin(cls, out: Path, manifest: dict[str, Any], resume: bool) -> Work:
         """Make the folder, or go on with it. InputError where it can't be written, or another run is at it; ContractError where it belongs to
         something else."""
-        folder = out.with_name(f".{out.name}.work")
+        # map.tif and map.tiff have one picture and one page: they share the folder, and so the lock
+        folder = out.with_name(f".{out.stem}.tif.work")
         there = folder.exists()
         _check_own(folder)
         file = _locked(folder, out)
@@ -49,6 +50,9 @@ class Work:
                         f"{out} was begun with another {name}: {found.get(name)!r}, not {value!r}. Go on with that one, or begin anew without --resume."
                     )
             if found is not None:
+                for path in _own(folder):
+                    if path.name.startswith("."):  # never finished, and it takes space that the run may need
+                        path.unlink()
                 return cls(folder, file)
         for path in _own(folder):
             path.unlink()
@@ -69,7 +73,10 @@ class Work:
         path = self._path(block.index)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return Answers(file["probabilities"], file["seen"])
+                found = Answers(file["probabilities"], file["seen"])
+            if (len(found.probabilities), len(found.seen)) != (len(block.windows), len(block.cells)):
+                raise ValueError("it has the rows of another block")
+            return found
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
             raise ContractError(f"{path} can't be read ({error}). Begin anew, without --resume.") from None
 
@@ -119,7 +126,7 @@ def _locked(folder: Path, out: Path) -> FileIO:
     except OSError as error:
         raise unwritable(out, error) from None
     if file is None:
-        raise InputError(f"{out} is being made by another run. Wait for it, or choose another --out.")
+        raise InputError(f"{out}, or a map that shares its picture, is being made by another run. Wait for it, or choose another --out.")
     return file
 
 

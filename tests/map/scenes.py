@@ -13,6 +13,13 @@ from sattrt.bands import ESA
 from sattrt.spec import ModelSpec
 
 CRS, TRANSFORM = "EPSG:32632", rasterio.Affine(10, 0, 600_000, 0, -10, 5_300_000)
+# of a name of its own, which is no part of what a CRS means
+LAMBERT = (
+    'PROJCS["{}",GEOGCS["unknown",DATUM["unknown",SPHEROID["GRS 1980",6378137,298.257222101]],PRIMEM["Greenwich",0],'
+    'UNIT["degree",0.0174532925199433]],PROJECTION["Lambert_Conformal_Conic_2SP"],PARAMETER["latitude_of_origin",44],'
+    'PARAMETER["central_meridian",9.5],PARAMETER["standard_parallel_1",41],PARAMETER["standard_parallel_2",47],'
+    'PARAMETER["false_easting",500000],PARAMETER["false_northing",0],UNIT["metre",1]]'
+)
 COLOURS = {"Field": (180, 160, 60), "Forest": (30, 90, 40), "Water": (20, 40, 120)}
 RESOLUTION = {name: 60 if name in ("B01", "B09", "B10") else 10 if name in ("B02", "B03", "B04", "B08") else 20 for name in ESA}
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from scenes import noise, spec, write_raster
+from scenes import CRS, LAMBERT, noise, spec, write_raster
 
+from sattrt.errors import InputError
 from sattrt.map.area import cell_areas
 from sattrt.map.config import MapConfig
 from sattrt.map.finding import find_scene
@@ -54,3 +55,20 @@ def test_turned_scenes_are_as_large_as_others(tmp_path: Path) -> None:
     aslant = cell_areas(WGS84, tuple(turned)[:6], rows, columns)
     assert straight.unit == aslant.unit == "ha"
     assert aslant.strip(0, 4).sum() == pytest.approx(straight.strip(0, 4).sum(), rel=1e-4)
+
+
+def test_beyond_a_pole_there_is_nothing_to_count_in_hectares() -> None:
+    wide, turned = np.full(4, 90), rasterio.Affine.rotation(30) @ rasterio.Affine.scale(0.01, -0.01)
+    for top, unit in ((90.0, "ha"), (90.00001, "ha"), (91.0, "pixels"), (89.0, "pixels")):  # the last ends at 91 degrees south
+        assert cell_areas(WGS84, (1.0, 0.0, -180.0, 0.0, -0.5, top), np.full(4, 90), wide).unit == unit
+    for top, unit in ((80.0, "ha"), (89.9, "pixels"), (95.0, "pixels")):
+        placed = rasterio.Affine.translation(9, top) @ turned
+        assert cell_areas(WGS84, tuple(placed)[:6], np.full(4, 10), np.full(5, 10)).unit == unit
+
+
+def test_bands_whose_crs_is_spelt_otherwise_lie_on_one_grid(tmp_path: Path) -> None:
+    for band, crs in (("B04", LAMBERT.format("unknown")), ("B08", LAMBERT.format("mine")), ("B11", CRS)):
+        write_raster(tmp_path / f"{band}.tif", noise(1, 70, 70), crs=crs)
+    assert find_scene(tmp_path, spec(("B04", "B08"), "uint16"), MapConfig()).height == 70
+    with pytest.raises(InputError, match="doesn't fit"):
+        find_scene(tmp_path, spec(("B04", "B11"), "uint16"), MapConfig())

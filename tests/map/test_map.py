@@ -343,6 +343,17 @@ def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
             MapFile.read(tmp_path / "spoilt.tif")
 
 
+def test_a_map_has_no_more_classes_than_its_bytes_hold(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "map.tif", colourful(1, 1)[0][:2])
+    for count in (254, 255):
+        with rasterio.open(path, "r+") as file:
+            file.update_tags(SATTRT=json.dumps({"classes": [f"{each}" for each in range(count)], "stride": 1, "width": 64, "height": 64}))
+        if count == 254:
+            assert len(MapFile.read(path).classes) == count
+    with pytest.raises(InputError, match="is no map that `sattrt map` wrote"):
+        MapFile.read(path)
+
+
 def test_a_path_that_the_system_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     assert "name too long" in refusal(bundle.path, tmp_path / ("x" * 300 + ".tif"), "--out", tmp_path / "m.tif")
     (tmp_path / "loop.tif").symlink_to(tmp_path / "loop.tif")

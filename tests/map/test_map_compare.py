@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import rasterio
 from numpy.typing import NDArray
-from scenes import colourful, write_raster
+from scenes import LAMBERT, colourful, write_raster
 from test_map import refusal, sattrt
 
 from sattrt.errors import ContractError, InputError
 from sattrt.map.compare import UNCHANGED, compare_maps
 from sattrt.map.config import MapConfig
+from sattrt.map.mapfile import MapFile
 from sattrt.map.run import map_scenes
 from sattrt.runtime import Bundle
 
@@ -80,6 +81,23 @@ def test_the_command_prints_the_table(mapper: Mapper, tmp_path: Path) -> None:
     assert compare_maps(old, old, 0).certain.sum() == pytest.approx(276**2 / 100)
     assert "takes two maps, --out, --config, --set certain=N and --json" in refusal(tmp_path, "--compare", old, new)
     assert "Give it alone" in refusal("--compare", old, new, "--set", "stride=16")
+
+
+def test_a_crs_that_is_spelt_otherwise_is_the_same(mapper: Mapper) -> None:
+    own, respelt = (mapper(name, crs=LAMBERT.format(name)) for name in ("unknown", "mine"))
+    found = MapFile.read(own)
+    assert found.crs != MapFile.read(respelt).crs
+    assert compare_maps(own, respelt, 0).certain.sum() == pytest.approx(found.statistics().area.sum())
+
+
+def test_a_map_of_change_leaves_nothing_of_a_map_that_was_there(mapper: Mapper, tmp_path: Path) -> None:
+    old = mapper("unchanged")
+    out = Path(shutil.copy(old, tmp_path / "change.tif"))
+    out.with_suffix(".html").write_text("<title>change.tif: sattrt map</title>")
+    compare_maps(old, old, 70, out)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["change.png", "change.tif", "change.tif.aux.xml"]
+    with pytest.raises(InputError, match=r"would replace change\.png"):
+        compare_maps(old, old, 70, tmp_path / "change.tiff")
 
 
 def test_maps_that_do_not_fit_are_refused_by_name(mapper: Mapper, tmp_path: Path) -> None:

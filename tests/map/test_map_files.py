@@ -3,8 +3,9 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from test_map import ENGINE, contents, mapped, quiet, refusal, sattrt
 from sattrt.errors import ContractError, InputError
 from sattrt.map.blocks import Plan
 from sattrt.map.config import MapConfig
-from sattrt.map.run import Job, make_plan, map_scene, map_scenes
+from sattrt.map.run import Job, _space, make_plan, map_scene, map_scenes
 from sattrt.map.windows import Answers
 from sattrt.runtime import Bundle
 
@@ -89,18 +90,71 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scen
             map_scene(make_plan(bundle, scene, job.config), job, tmp_path / "map.tif", False, quiet)
     with pytest.raises(ContractError, match="begun with another batch_size: 64, not 32"):
         mapped(bundle, scene, tmp_path / "map.tif", resume=True, batch_size=32)
-    (tmp_path / ".map.tif.work" / "block-000000.npz").write_bytes(b"half")
+    block = tmp_path / ".map.tif.work" / "block-000000.npz"
+    np.savez(block, probabilities=np.zeros((1, 7, 3), np.float32), seen=np.zeros((1, 7), np.bool_))
+    with pytest.raises(ContractError, match=r"block-000000\.npz can't be read \(it has the rows of another block\)"):
+        mapped(bundle, scene, tmp_path / "map.tif", resume=True)
+    block.write_bytes(b"half")
     with pytest.raises(ContractError, match=r"block-000000\.npz can't be read"):
         mapped(bundle, scene, tmp_path / "map.tif", resume=True)
     assert mapped(bundle, scene, tmp_path / "map.tif").files
+
+
+def test_a_run_that_goes_on_needs_no_space_for_what_it_has(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are made up here: it is their size that matters."""
+    path = write_raster(tmp_path / "wide.tif", colourful(1, 9, 4)[0])  # three blocks, a row of windows each
+    out, config = tmp_path / "map.tif", MapConfig(engine=ENGINE, stride=2)
+    plan = make_plan(bundle, path, config)
+    across, cells = len(plan.grid.columns.starts), plan.grid.columns.cells
+
+    def all_but(count: int) -> Callable[[Plan, list[int]], Iterator[tuple[int, Answers]]]:
+        def compute(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
+            for index in blocks[: len(blocks) - count]:
+                block = plan.grid.blocks[index]
+                given = np.full((len(block.windows), across, 3), 1 / 3, np.float32)
+                yield index, Answers(given, np.ones((len(block.cells), cells), np.bool_))
+            if count:
+                raise KeyboardInterrupt
+
+        return compute
+
+    with bundle.open(ENGINE) as engine:
+        jobs = [Job(bundle=bundle, engine=engine, config=config, compute=all_but(count)) for count in (0, 1)]
+        with pytest.raises(KeyboardInterrupt):
+            map_scene(plan, jobs[1], out, False, quiet)
+        half = tmp_path / ".map.tif.work" / ".map.tif.0123abcd.tmp.plain"  # as a run leaves it that is killed in its second stage
+        half.write_bytes(b"half")
+        enough = _space(plan, [2], 3, False)
+        assert enough == _space(plan, [0, 1, 2], 3, False) - 2 * 4 * across * 3
+        for free in (enough - 1, enough):
+            monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+            if free < enough:
+                with pytest.raises(InputError, match="The disk is full"):
+                    map_scene(plan, jobs[0], out, True, quiet)
+                assert not half.exists()
+                assert len(list(half.parent.glob("block-*.npz"))) == 2
+        assert map_scene(plan, jobs[0], out, True, quiet).files[0] == out
+
+
+def test_maps_whose_names_differ_in_the_ending_alone_do_not_share_a_picture(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    other = write_raster(tmp_path / "map.tiff", colourful(2, 2)[0])  # a scene is no map, whatever it is called
+    mapped(bundle, other, tmp_path / "map.tif")
+    other.rename(tmp_path / "other.tif")
+    before = contents(tmp_path)
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"map\.tiff would replace map\.png, the picture of the map .*map\.tif\. Remove that map"):
+            mapped(bundle, scene, tmp_path / "map.tiff", resume=resume)
+    assert contents(tmp_path) == before
+    assert mapped(bundle, scene, tmp_path / "MAP.tiff").files[0].name == "MAP.tiff"
 
 
 def test_two_runs_do_not_share_a_map(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "map.tif"
 
     def second(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
-        with pytest.raises(InputError, match="is being made by another run"):
-            mapped(bundle, scene, out)
+        for name in (out, out.with_suffix(".tiff")):  # which would have the same picture
+            with pytest.raises(InputError, match="is being made by another run"):
+                mapped(bundle, scene, name)
         raise KeyboardInterrupt
         yield
 
@@ -121,6 +175,43 @@ def test_a_finished_map_of_another_scene_is_not_this_ones(bundle: Bundle, tmp_pa
     fresh = mapped(bundle, tmp_path / "b" / "scene.tif", tmp_path / "fresh.tif")
     assert (again.statistics.area == fresh.statistics.area).all()
     assert out.read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
+def test_nothing_of_an_older_map_is_left_beside_another(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    other = write_raster(tmp_path / "other.tif", colourful(2, 2)[0])
+    folder = tmp_path / "maps"
+    out, names = folder / "map.tif", ["map.png", "map.tif", "map.tif.aux.xml"]
+    mapped(bundle, other, out, report=True, probabilities=True)
+    before = contents(folder)
+    assert sorted(before) == ["map-probabilities.tif", "map.html", *names]
+
+    def stopped(plan: Plan, blocks: list[int]) -> Iterator[tuple[int, Answers]]:
+        raise KeyboardInterrupt
+        yield
+
+    with bundle.open(ENGINE) as engine, pytest.raises(KeyboardInterrupt):
+        job = Job(bundle=bundle, engine=engine, config=MapConfig(engine=ENGINE), compute=stopped)
+        map_scene(make_plan(bundle, scene, job.config), job, out, False, quiet)
+    shutil.rmtree(folder / ".map.tif.work")
+    assert contents(folder) == before  # a run that ends early leaves the older map as it was
+    found = mapped(bundle, scene, out, probabilities=True)
+    assert sorted(contents(folder)) == ["map-probabilities.tif", *names]
+    assert found.files[0] == out
+    mapped(bundle, other, out)
+    assert sorted(contents(folder)) == names
+
+
+def test_what_no_run_wrote_stays_beside_a_map(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
+    out, own = tmp_path / "map.tif", tmp_path / "map-probabilities.tif"
+    mapped(bundle, scene, own)  # a map, for all its name
+    page = "<title>map.tif: sattrt map</title>"
+    out.with_suffix(".html").write_text(page)  # of a map that is gone
+    mapped(bundle, scene, out)
+    assert out.with_suffix(".html").read_text() == page
+    out.with_suffix(".html").write_text("precious")
+    before = own.read_bytes()
+    mapped(bundle, scene, out)
+    assert (out.with_suffix(".html").read_text(), own.read_bytes()) == ("precious", before)
 
 
 def test_a_finished_map_is_not_that_of_another_report(bundle: Bundle, scene: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_metadata_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         text.replace("05.10", "new"): "names no PROCESSING_BASELINE",
         text.replace(">10000<", ">1000<"): "BOA_QUANTIFICATION_VALUE '1000'",
         text.replace("</Product_Image", '<BOA_ADD_OFFSET band_id="99">-1000</BOA_ADD_OFFSET></Product_Image'): "band_id '99'",
+        text.replace("</Product_Image", f'<BOA_ADD_OFFSET band_id="{"1" * 5000}">-1000</BOA_ADD_OFFSET></Product_Image'): "band_id '111",
         text.replace("</Product_Image", '<BOA_ADD_OFFSET band_id="1">5e9</BOA_ADD_OFFSET></Product_Image'): "'5e9'",
     }.items():
         path.write_text(changed)

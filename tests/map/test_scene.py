@@ -1,7 +1,9 @@
 """Scenes: what is recognised, which pixels come out, and what is refused with which reason."""
 
+import gzip
 import io
 import os
+import struct
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -177,6 +179,11 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "scene.tar", "w") as tar:
         tar.add(good, "good.tif")
     assert "is an archive" in refusal(tmp_path / "scene.tar")
+    (tmp_path / "scene.gz").write_bytes(gzip.compress(content)[:20])
+    assert "cut short" in refusal(tmp_path / "scene.gz")
+    volume = b"of another volume" * 9 + struct.pack("<4sLQL", b"PK\6\7", 1, 0, 2) + struct.pack("<4s4H2LH", b"PK\5\6", 1, 1, 1, 1, 46, 0, 0)
+    (tmp_path / "scene.z02").write_bytes(volume)
+    assert "no raster" in refusal(tmp_path / "scene.z02")
     (tmp_path / "remote.vrt").write_text('<VRTDataset rasterXSize="9" rasterYSize="9"></VRTDataset>')
     assert "no raster" in refusal(tmp_path / "remote.vrt")
     assert "1 band of uint16 without names" in refusal(write_raster(tmp_path / "one.tif", noise(1, 70, 70)))

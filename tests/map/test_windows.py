@@ -47,6 +47,17 @@ def test_blocks_share_out_rows_of_windows_and_of_cells(length: int, tile: int, s
         assert min(block.cells.stop * stride, length) <= block.bottom <= length
 
 
+@pytest.mark.parametrize(("tile", "stride"), [(64, 64), (64, 32), (64, 7), (256, 256), (256, 100), (512, 512)])
+@pytest.mark.parametrize("side", [600, 2_000, 10_980])
+def test_a_block_holds_as_many_pixels_as_512_small_tiles_at_most(side: int, tile: int, stride: int) -> None:
+    """However large the tiles are: a scene of 10,980 pixels and 13 bands would be read at once, and nothing kept of a run that is killed."""
+    grid = Grid(height=side, width=side, tile_height=tile, tile_width=tile, stride=stride)
+    first = grid.blocks[0]
+    assert len(first.windows) == 1 or (first.bottom - first.top) * side <= 512 * 64 * 64
+    if tile == 64:  # of EuroSAT's tiles the windows settle it, as they always have: answers that were kept fit
+        assert len(first.windows) == min(max(1, 512 // len(grid.columns.starts)), len(grid.rows.starts))
+
+
 def random_answers(grid: Grid, valid: NDArray[np.bool_], asked: NDArray[np.bool_]) -> tuple[NDArray[np.float32], dict[int, Answers]]:
     """Probabilities of every window, zero where it isn't asked, and the same cut into blocks."""
     drawn = np.random.default_rng(0).random((*asked.shape, 4)).astype(np.float32)

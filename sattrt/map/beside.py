@@ -1,0 +1,88 @@
+"""What lies beside a map under its name: another map that would share it, and what an older map leaves.
+
+check_alone(out)              # before anything is written
+left = left_by_older(out)     # before the map takes its name
+remove(left)                  # once it has it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .geo import open_raster
+from .mapfile import CHANGE_TAG, TAG
+from .output import probabilities_path
+
+_ENDS = (".tif", ".tiff", ".TIF", ".TIFF")
+_TITLE = b": sattrt map</title>"  # of every page that `page` makes
+_HEAD = 4096  # bytes of a page that its title lies in
+
+
+def check_alone(out: Path) -> None:
+    """InputError where another map differs from `out` in its ending alone: both have one picture, and one page."""
+    for other in (out.with_suffix(end) for end in _ENDS):
+        if _same_file(other, out):  # as on a disk that does not tell m.tif from m.TIF
+            continue
+        if {TAG, CHANGE_TAG} & set(_described(other)[0]):
+            raise InputError(
+                f"{out} would replace {out.stem}.png, the picture of the map {other}. Remove that map, or choose another --out."
+            )
+
+
+def left_by_older(out: Path) -> list[Path]:
+    """The page and the probabilities of the map of ours that is at `out`: not every run writes them, and they show that map's scene.
+
+    A file of the same name that no run wrote is none of them.
+    """
+    if TAG not in _described(out)[0]:
+        return []
+    page, probabilities = out.with_suffix(".html"), probabilities_path(out)
+    return [path for path, ours in ((page, _is_page), (probabilities, _are_probabilities)) if ours(path)]
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files. InputError for one that can't be."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"Can't remove {path}, which shows an older map: {error.strerror}. Remove it yourself.") from None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+
+
+def _described(path: Path) -> tuple[dict[str, Any], tuple[str | None, ...]]:
+    """The tags of a raster and what its bands are called; nothing of anything else."""
+    if not os.path.isfile(path):
+        return {}, ()
+    try:
+        with open_raster(path) as file:
+            return file.tags(), file.descriptions
+    except InputError:
+        return {}, ()
+
+
+def _is_page(path: Path) -> bool:
+    if not os.path.isfile(path):  # to open a pipe would wait for whoever writes to it
+        return False
+    try:
+        with open(path, "rb") as file:
+            return _TITLE in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def _are_probabilities(path: Path) -> bool:
+    """A map may have that name, too, but its bands are not called as classes are."""
+    tags, bands = _described(path)
+    try:
+        return bool(list(bands) == json.loads(tags[TAG])["classes"])
+    except (LookupError, ValueError, TypeError, RecursionError):
+        return False
