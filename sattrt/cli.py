@@ -286,7 +286,7 @@ def predict(
     checked, left_out, predictions = read_bundle(bundle, require_signature), dict[str, str](), list[dict[str, Any]]()
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(csv_of_answers(csv, checked.spec.classes)) if csv else print_answer
+        write = stack.enter_context(csv_of_answers(csv, checked.spec.classes, sources)) if csv else print_answer
         opened = stack.enter_context(checked.open_best() if engine == "auto" else checked.open(engine))
         bar = stack.enter_context(progress_bar("files"))
         for answer in predict_files(opened, sources, left_out, reject, updater(bar, "Predicting"), notes):
@@ -413,6 +413,9 @@ def rmldnn(
     translate: Annotated[
         Path | None, typer.Option(help="Write sattrt's own configuration (TOML) here instead of running.", show_default=False)
     ] = None,
+    decoder: Annotated[
+        str, typer.Option(help="What decodes tiles: dali, torchvision, or auto, which is DALI where it is installed.")
+    ] = "auto",
 ) -> None:
     """Run an rmldnn configuration as it is. Several processes: torchrun --nproc-per-node N -m sattrt rmldnn ..."""
     from .rmldnn.config import RmldnnConfig
@@ -425,7 +428,7 @@ def rmldnn(
         print(translate)
         return
     with progress_bar() as bar:
-        outcome = run_config(settings, out, observer(bar), print_facts, updater(bar, "Scanning"))
+        outcome = run_config(settings, out, observer(bar), print_facts, updater(bar, "Scanning"), decoder)
     if int(os.environ.get("RANK", 0)):
         return
     print_outcome(outcome, out)

@@ -23,7 +23,7 @@ from torchvision.models.resnet import Bottleneck
 
 from .bands import COLOURS, RGB
 from .errors import ContractError, InputError
-from .spec import DTYPES, KERAS_RESNET50, RESNET50
+from .spec import DTYPES, KERAS_RESNET50, RESNET50, ModelSpec
 
 TUNES = ("all", "head", "bn")
 KERAS_EPSILON = 1.001e-5  # of every BatchNorm in Keras' ResNet-50
@@ -118,24 +118,49 @@ def views_of(model: TileClassifier, height: int, width: int) -> int:
 def load_weights(model: TileClassifier, weights: str, bands: Sequence[str] = RGB) -> None:
     """Load pretrained weights in place: "imagenet" (torchvision's V1), "none", or the path of a state dict.
 
-    Every layer but the head must be there in its shape; the head is taken too where its shape fits. bands: of the tiles; where they are
-    others than the weights', the first layer is adapted: see `adapted_to_bands`.
+    Every layer but the head must be there in its shape; the head is taken too where its shape fits. bands: of the tiles. A spec.json beside
+    the weights, as in a run folder, says which bands they are of; without one three channels are red, green, blue. Where those are not the
+    tiles' own, the first layer is adapted: see `adapted_to_bands`.
     Raises InputError for a file that can't be read or has no network behind the name, ContractError for
-    missing, unknown or wrongly shaped keys.
+    missing, unknown or wrongly shaped keys, and for weights of another network or of other bands.
     """
     if weights == "none":
         return
     state = _imagenet() if weights == "imagenet" else read_state(Path(weights))
+    known = _bands_of(weights, tuple(bands))
     state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
     own = model.backbone.state_dict()
     for key in ("fc.weight", "fc.bias"):  # another number of classes: a new head
         if key in state and state[key].shape != own[key].shape:
             del state[key]
     first = state.get("conv1.weight")
-    if first is not None and tuple(bands) != RGB and first.ndim == 4 and first.shape[1] == len(RGB):
+    if first is not None and tuple(bands) not in (known, RGB) and first.ndim == 4 and first.shape[1] == len(RGB):
         state["conv1.weight"] = adapted_to_bands(first, bands)
     check_state(own, state, weights, "Give weights of torchvision's ResNet-50.", optional=("fc.", "num_batches_tracked"))
     model.backbone.load_state_dict(state, strict=False)
+
+
+def _bands_of(weights: str, bands: tuple[str, ...]) -> tuple[str, ...]:
+    """The bands that weights are of: by the spec.json beside them, else red, green, blue.
+
+    ContractError where they can't be adapted to `bands`, or are of Keras' network: its weights have the same names and shapes.
+    """
+    path = Path(weights).with_name("spec.json")
+    if weights == "imagenet" or not path.is_file():
+        return RGB
+    spec = ModelSpec.read(path)
+    if spec.architecture != RESNET50:
+        raise ContractError(
+            f"{weights} is Keras' ResNet-50 by the spec.json beside it, whose strides are not those of torchvision's. "
+            "Give weights of torchvision's ResNet-50."
+        )
+    if spec.bands != bands and tuple(COLOURS.get(name, name) for name in spec.bands) != RGB:
+        named = ",".join(spec.bands)
+        raise ContractError(
+            f"{weights} is of the bands {named} by the spec.json beside it, the tiles have {','.join(bands)}. "
+            f"Run `sattrt data` with --bands {named}, or give weights of the tiles' bands or of red, green and blue."
+        )
+    return spec.bands
 
 
 def adapted_to_bands(filters: Tensor, bands: Sequence[str]) -> Tensor:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sattrt.bands import RGB
 from sattrt.errors import ContractError, InputError
 from sattrt.model import TileClassifier, check_state, load_weights, set_trainable, set_training_mode, views_of
+from sattrt.spec import KERAS_RESNET50, ModelSpec
 
 
 @pytest.fixture
@@ -66,6 +68,59 @@ def test_weights_of_another_head_are_taken_but_for_the_head(model: TileClassifie
     load_weights(model, str(path))
     torch.testing.assert_close(model.backbone.layer4[0].conv2.weight, source["layer4.0.conv2.weight"])
     torch.testing.assert_close(model.backbone.fc.weight, head)
+
+
+BLUE_FIRST, THIRTEEN = ("B02", "B03", "B04"), tuple(f"B{number:02}" for number in range(1, 14))
+
+
+def write_run(folder: Path, bands: tuple[str, ...], **more: str) -> TileClassifier:
+    """A network of these bands in a run folder, beside its contract."""
+    places = (0.5,) * len(bands)
+    network = TileClassifier(3, places, places)
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "best.safetensors")
+    spec = ModelSpec(classes=("a", "b", "c"), height=64, width=64, mean=places, std=places, dataset_digest="", bands=bands, **more)
+    spec.write(folder / "spec.json")
+    return network
+
+
+@pytest.mark.parametrize(
+    ("of_weights", "of_tiles", "order"),
+    [
+        (BLUE_FIRST, BLUE_FIRST, [0, 1, 2]),  # its own bands: taken for red, green, blue they would be turned round
+        (THIRTEEN, THIRTEEN, list(range(13))),
+        (RGB, BLUE_FIRST, [2, 1, 0]),
+        (("B04", "B03", "B02"), BLUE_FIRST, [2, 1, 0]),
+        (("B04", "B03", "B02"), RGB, [0, 1, 2]),
+    ],
+)
+def test_weights_of_a_run_are_taken_by_their_bands(
+    tmp_path: Path, of_weights: tuple[str, ...], of_tiles: tuple[str, ...], order: list[int]
+) -> None:
+    source = write_run(tmp_path / "run", of_weights)
+    network = TileClassifier(3, (0.5,) * len(of_tiles), (0.5,) * len(of_tiles))
+    load_weights(network, str(tmp_path / "run" / "best.safetensors"), of_tiles)
+    assert torch.equal(network.backbone.conv1.weight, source.backbone.conv1.weight[:, order])
+
+
+def test_weights_of_other_bands_or_of_keras_network_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "bands", BLUE_FIRST)
+    write_run(tmp_path / "more", THIRTEEN)
+    write_run(tmp_path / "keras", RGB, architecture=KERAS_RESNET50)
+    for name, bands, says in [
+        (
+            "bands",
+            ("B08", "B03", "B02"),
+            "is of the bands B02,B03,B04 .* the tiles have B08,B03,B02. Run `sattrt data` with --bands B02,B03,B04",
+        ),
+        ("bands", RGB, "is of the bands B02,B03,B04 .* the tiles have red,green,blue"),
+        ("more", THIRTEEN[::-1], "the tiles have B13,B12"),
+        ("keras", RGB, "is Keras' ResNet-50 .* Give weights of torchvision's"),
+    ]:
+        network = TileClassifier(3, (0.5,) * len(bands), (0.5,) * len(bands))
+        with pytest.raises(ContractError, match=says) as raised:
+            load_weights(network, str(tmp_path / name / "best.safetensors"), bands)
+        assert "\n" not in str(raised.value)
 
 
 def test_weights_that_do_not_fit_are_named(model: TileClassifier, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ loss, accuracy = judge(logits, labels, config.loss)
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -66,13 +68,20 @@ def judge(logits: Tensor, labels: Tensor, config: LossConfig) -> tuple[float, fl
 
 def weighed_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood, summed with the classes' weights, and the sum of those weights."""
-    weights = logits.new_tensor(config.weight, dtype=torch.float32) if config.weight else None
+    weights = _weights(config.weight, logits.device) if config.weight else None
     ignored = NO_CLASS if config.ignore_index is None else config.ignore_index
     total = F.cross_entropy(logits.float(), labels, weights, ignore_index=ignored, reduction="sum")
     counts = labels != ignored
     if weights is None:
         return total, counts.sum().float()
     return total, (weights[labels.clamp(0, len(weights) - 1)] * counts).sum()  # to pick out those that count would wait for a GPU
+
+
+@cache
+@torch.inference_mode(False)  # it outlives whoever asks first, and a gradient may need it
+def _weights(weight: tuple[float, ...], device: torch.device) -> Tensor:
+    """The classes' weights: put on the device once, since each step would wait for the copy."""
+    return torch.tensor(weight, dtype=torch.float32, device=device)
 
 
 def check_classes(network: Network, dataset: Dataset, config: RmldnnConfig) -> None:

@@ -7,6 +7,7 @@ built.model(tiles)                                   # uint8 (N, H, W, 3) -> log
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Network:
         state = dict(self.model.state_dict())
         if self.pixels.grey:
             kernel = state["backbone.conv1.weight"]
-            state["backbone.conv1.weight"] = kernel * kernel.new_tensor(GREY).view(1, 3, 1, 1)
+            state["backbone.conv1.weight"] = kernel * _grey(kernel.device, kernel.dtype)
         return state
 
 
@@ -99,8 +100,15 @@ class GreyConv2d(nn.Conv2d):
     """A convolution of one channel on the grey of three; grey is a weighted sum, so it may come after their normalisation."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        grey = (input * input.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True)
+        grey = (input * _grey(input.device, input.dtype)).sum(1, keepdim=True)
         return super()._conv_forward(grey, weight, bias)  # type: ignore[no-any-return]
+
+
+@cache
+@torch.inference_mode(False)  # it outlives whoever asks first, and a gradient may need it
+def _grey(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """How much of grey is of each colour (3, 1, 1): put on the device once, since each step would wait for the copy."""
+    return torch.tensor(GREY, device=device, dtype=dtype).view(3, 1, 1)
 
 
 def _as_keras_begins(backbone: nn.Module) -> None:

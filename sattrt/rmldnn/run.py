@@ -17,6 +17,7 @@ import torch
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..spec import KERAS_RESNET50, RESNET50
+from ..training.config import TrainConfig
 from ..training.hardware import Rank, ranks
 from ..training.hold import held
 from ..training.observer import Observer
@@ -51,30 +52,32 @@ def run_config(
     observer: Observer | None = None,
     on_report: Callable[[Report], None] = lambda report: None,
     on_scan: Progress = lambda done, total: None,
+    decoder: str = "auto",
 ) -> Outcome:
     """Do what the configuration says; several processes are one run, by torchrun.
 
-    on_report: called on the first rank with what is about to be done, as pairs of a name and a value.
+    on_report: called on the first rank with what is about to be done, as pairs of a name and a value. decoder: as of `TrainConfig`.
     Raises InputError and ContractError for what doesn't fit together, before anything is written; and InputError for a run folder that
     holds a run or other files, or that another process trains into.
     """
     data = config.data
     assert data.test_input_path is not None
+    TrainConfig(decoder=decoder)  # refuses any other word
     with ranks() as rank:
         if not data.input_path:
-            return _test(config, rank, on_report)
+            return _test(config, rank, on_report, decoder)
         with held(out, rank):
             refuse_to_overwrite(out)
             dataset = labelled(data.input_path, data.test_input_path, on_scan, data.transforms.resizes, rank.threads)
             network = build(config, dataset.height, dataset.width)
             check_classes(network, dataset, config)
-            training = Training(config, dataset, network, out, rank, observer or Observer())
+            training = Training(config, dataset, network, out, rank, observer or Observer(), decoder)
             if rank.is_first:
                 on_report(_left_out(dataset, out) + _as_read(dataset) + _report(config, network, rank) + training.report())
             return Outcome(training.run(), None, len(dataset.tiles("valid")))
 
 
-def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None]) -> Outcome:
+def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None], decoder: str) -> Outcome:
     """Predictions by a test configuration, in fp32; loss and accuracy too, where it has a target_type."""
     data = config.data
     assert data.test_input_path is not None
@@ -96,7 +99,7 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None])
         files = prepare_files(config)
         said = [*_as_read(dataset), *_report(config, network, rank)]
         on_report([*said, ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
-    loader = loader_of(dataset, tiles, data.test_batch_size, rank)
+    loader = loader_of(dataset, tiles, data.test_batch_size, rank, decoder=decoder)
     logits = answers(network, loader, len(tiles), rank, "fp32", data.transforms)
     loader.close()
     path = loss = accuracy = None

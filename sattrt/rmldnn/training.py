@@ -60,15 +60,17 @@ class TrainingResult:
 
 
 class Training:
-    """One run, into a folder that is held for it. Raises InputError for what can't be trained."""
+    """One run, into a folder that is held for it. decoder: as of `TrainConfig`. Raises InputError for what can't be trained."""
 
-    def __init__(self, config: RmldnnConfig, dataset: Dataset, network: Network, out: Path, rank: Rank, observer: Observer) -> None:
+    def __init__(
+        self, config: RmldnnConfig, dataset: Dataset, network: Network, out: Path, rank: Rank, observer: Observer, decoder: str = "auto"
+    ) -> None:
         assert config.optimizer is not None
         if config.data.batch_size % rank.world:
             raise InputError(f"batch_size {config.data.batch_size} can't be divided by {rank.world} processes. Choose a multiple.")
         require_trainable(network, config.layers if isinstance(config.layers, Path) else config.path)
         self.config, self.dataset, self.network, self.out, self.rank, self.observer = config, dataset, network, out, rank, observer
-        self.optimizer_config = config.optimizer
+        self.optimizer_config, self.decoder = config.optimizer, decoder
         self.started = time.perf_counter()
         self.precision = choose_precision("auto", rank.device)
         network.model.to(rank.device).to(memory_format=torch.channels_last)
@@ -91,9 +93,9 @@ class Training:
         self._refuse_lone_values()
         shuffled = Augmentation(symmetries=False)  # how tiles vary is the transforms' affair
         memory = CACHE_GB if config.data.preload else 0.0  # for both splits together
-        self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, cache_gb=memory)
-        left = memory - self.valid.kept_gb
-        self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, augmentation=shuffled, seed=SEED, cache_gb=left)
+        self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, cache_gb=memory, decoder=decoder)
+        more = {"augmentation": shuffled, "seed": SEED, "cache_gb": memory - self.valid.kept_gb, "decoder": decoder}
+        self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, **more)
         name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         count, steps = len(self.tiles), self.loader.steps
         self.plan = Plan(
@@ -152,7 +154,8 @@ class Training:
             self.files = prepare_files(self.config)
             run = {"rmldnn": str(self.config.path), "ran_with": vars(self.plan), "left_out": self.dataset.left_out}
             write_json(self.out / "config.json", run)
-            write_samples(self.dataset, self.out, show=self._prepared if self.network.side is None else None)
+            show = self._prepared if self.network.side is None else None
+            write_samples(self.dataset, self.out, self.decoder, self.rank.threads, show)
             self.log = TrainLog(self.out, 0)
             self.observer.started(self.plan)
         for epoch in range(1, self.config.num_epochs + 1):
@@ -164,13 +167,8 @@ class Training:
             self.observer.finishing()
             if self.network.side is not None:
                 memory = CACHE_GB if self.config.data.preload else 0.0
-                finish(
-                    self.dataset,
-                    self.out,
-                    self.rank,
-                    self.precision,
-                    TrainConfig(batch_size=min(128, max(2, self.batch_size)), cache_gb=memory),
-                )
+                as_trained = TrainConfig(batch_size=min(128, max(2, self.batch_size)), cache_gb=memory, decoder=self.decoder)
+                finish(self.dataset, self.out, self.rank, self.precision, as_trained)
             try:
                 from ..training import figures
             except ImportError:
@@ -184,8 +182,9 @@ class Training:
         rate = rate_at(self.optimizer_config, epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        window = Window()
+        window: Window | None = None
         for tiles, labels in self.loader.epoch(epoch - 1):
+            window = window or Window()  # its clock begins when the first tiles are there: the run's first epoch decodes all of them
             window.add(rate, *self._step(tiles, labels), len(labels) * self.rank.world)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.transfer import to_device
 from ..errors import InputError
 from .pixels import Pixels
 from .section import Section, is_number
@@ -184,14 +186,21 @@ class Views:
         """Tiles (N, H, W, 3), uint8 or float 0..255, as samples: float32 (N, h, w, 3), bilinear."""
         values = tiles.permute(0, 3, 1, 2).float()
         grid, *others = (
-            F.affine_grid(each.to(tiles.device), [*values.shape[:2], *self.size], align_corners=False)
+            F.affine_grid(to_device(each.numpy(), tiles.device), [*values.shape[:2], *self.size], align_corners=False)
             for each in (self.windows, *self.bounds)
         )
         shown = F.grid_sample(values, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
         inside = (grid.abs() <= 1 + 1e-5).all(3, keepdim=True)
         for other in others:
             inside &= (other.abs() <= 1 + 1e-5).all(3, keepdim=True)
-        return torch.where(inside, shown, 255 * shown.new_tensor(self.rim))
+        return torch.where(inside, shown, _rim(self.rim, tiles.device))
+
+
+@cache
+@torch.inference_mode(False)  # it outlives whoever asks first
+def _rim(rim: tuple[float, float, float], device: torch.device) -> Tensor:
+    """A rim's colour in 0..255: put on the device once, since each step would wait for the copy."""
+    return 255 * torch.tensor(rim, dtype=torch.float32, device=device)
 
 
 def _matrices(step: Transform, size: Matrices, count: int, rng: np.random.Generator | None) -> tuple[Matrices, Matrices]:

@@ -149,7 +149,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """batchnorm.c for values of this dtype; None where it can't be compiled or loaded here."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            compiler, made, linked = shlex.split(os.environ.get("CC") or "cc"), f"{folder}/norm.o", f"{folder}/norm.so"
+            compiler, made, linked = _compiler(), f"{folder}/norm.o", f"{folder}/norm.so"
             options = ["-O3", "-march=native", "-fPIC", "-fopenmp", *_MACROS[dtype]]
             for command in ([*options, "-c", str(_SOURCE), "-o", made], ["-shared", made, "-o", linked]):
                 subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=_COMPILE_SECONDS)
@@ -162,6 +162,20 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     library.norm_forward.argtypes = (*[pointer] * 6, number, number, *[pointer] * 5, flag, size, size)
     library.norm_backward.argtypes = (*[pointer] * 11, flag, size, size)
     return library
+
+
+def compiler_version() -> str:
+    """The first line of what the C compiler says of its version; "" where it says nothing, or there is none."""
+    try:
+        said = subprocess.run([*_compiler(), "--version"], check=True, capture_output=True, timeout=_COMPILE_SECONDS).stdout
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return ""
+    return said.decode(errors="replace").partition("\n")[0].strip()
+
+
+def _compiler() -> list[str]:
+    """The words that call it. ValueError where $CC has a quotation without an end."""
+    return shlex.split(os.environ.get("CC") or "cc")
 
 
 def _openmp_of_torch() -> str:

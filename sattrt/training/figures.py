@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import ContractError, InputError
 from ..figure import GREY, as_it_is, save
+from ..spec import read_json
 
 _BLUE, _ORANGE = "#1f6f8b", "#d9822b"
 
@@ -52,7 +54,7 @@ def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list
     if not rows:
         raise InputError(f"The run {folder} has no step yet. Draw it when it has.")
     paths = [folder / "training_loss.png", folder / "test_accuracy.png"]
-    per_epoch = max(sum(row["epoch"] == 1 for row in rows), 1)
+    per_epoch = _steps_per_epoch(rows, folder)
     losses = np.array([row["train_loss"] for row in rows], float)
     epochs = np.array([row["step"] for row in rows], float) / per_epoch
     ends = [row for row in rows if row["valid_accuracy"] is not None]
@@ -93,6 +95,15 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], class
         xlabel="answer", ylabel="true class", title=f"{right} of {len(labels)} validation tiles right ({100 * right / len(labels):.2f} %)"
     )
     save(figure, folder / "confusion.png")
+
+
+def _steps_per_epoch(rows: list[dict[str, float | None]], run: Path) -> float:
+    """By the run's config.json; where that is missing or says nothing, by the log: exact once an epoch has ended, else the fewest it can be."""
+    with contextlib.suppress(ContractError, InputError, KeyError, TypeError):
+        said = read_json(run / "config.json")["ran_with"]["steps_per_epoch"]
+        if type(said) is int and said > 0:
+            return said
+    return max((row["step"] or 0) / max(row["epoch"] or 0, 1) for row in rows) or 1
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -61,7 +61,8 @@ class Rank:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
-        return [float(value) for value in total]
+        found: list[float] = total.tolist()  # at once: each value by itself would wait for the GPU
+        return found
 
     def barrier(self) -> None:
         """Wait for every rank."""

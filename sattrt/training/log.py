@@ -79,7 +79,7 @@ class TrainLog:
 
 
 class Window:
-    """Losses, gradient norms and speed since the last report; they are fetched from a GPU only when one is due."""
+    """Losses, gradient norms and speed since the last report; they are fetched from a GPU only when one is due. Its clock runs from the start."""
 
     def __init__(self) -> None:
         self._reset()
@@ -88,6 +88,10 @@ class Window:
         self._rates: list[float] = []
         self._values: list[torch.Tensor] = []
         self._images = 0
+        self._begin = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave out of the speed what came since the last report, which was no step."""
         self._begin = time.perf_counter()
 
     def add(self, rate: float, loss: torch.Tensor, norm: torch.Tensor, images: int) -> None:
@@ -144,9 +148,10 @@ def _no_log(path: Path, why: object) -> ContractError:
 
 
 def _events(folder: Path, resume_at: int) -> Any:
-    """A TensorBoard writer, or None where TensorBoard is not installed; events past the resumed step are hidden."""
+    """A TensorBoard writer, or None where TensorBoard is not installed. In a folder that is there already, of a run that goes on or made no
+    step that was kept, events past the resumed step are hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=resume_at + 1 if resume_at else None)
+    return SummaryWriter(str(folder), purge_step=resume_at + 1 if folder.exists() else None)

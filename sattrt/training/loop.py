@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,13 +41,14 @@ from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
 from .log import Row, TrainLog, Window, rows_of
 from .observer import Observer, Plan
 from .optimizer import MovingAverage
-from .resume import collect, config_of, load_last, precision_of, refuse_to_overwrite, restore, threads_of
-from .schedule import fit_in_time, learning_rate_at
+from .resume import collect, config_of, load_last, precision_of, refuse_to_overwrite, restore, state_of, threads_of
+from .schedule import fit_in_time, learning_rate_at, loading_speed
 from .step import TrainStep
 from .surroundings import difference, surroundings
 from .syncnorm import synchronise_batchnorm
 
 STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
+_BATCHES_TIMED = 20  # of the loader, at most
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,19 @@ def train(
     started = time.perf_counter()
     if others := machine.keys() - set(OF_THE_MACHINE):
         raise InputError(f"A run goes on with the {min(others)} it was begun with. Leave it out, or start anew.")
-    saved, resume = None, config is None
-    config = config or replace(config_of(out), **machine)
+    saved, before = None, {} if config else state_of(out)
+    config = config or replace(config_of(before, out), **machine)
     for split in ("train", "valid"):
         dataset.require_classes(split)
     observer = observer or Observer()
     with (
-        ranks(config.threads, threads_of(out) if resume and "threads" not in machine else 0) as rank,
+        ranks(config.threads, 0 if "threads" in machine else threads_of(before)) as rank,
         StopRequest((observer if rank.is_first else Observer()).noted) as stop,
         held(out, rank) as hold,
     ):
-        if resume or (hold.begun_here and (out / "last.safetensors").exists()):  # the launcher repeats the command it was given
-            saved = load_last(dataset, out)
-            config = replace(config_of(out), **machine)
+        if before or (hold.begun_here and (out / "last.safetensors").exists()):  # the launcher repeats the command it was given
+            saved = load_last(dataset, out)  # again: another process may have gone on with it until now
+            config = replace(config_of(saved[1], out), **machine)
         else:
             refuse_to_overwrite(out)
         hold.begin()
@@ -189,8 +191,9 @@ class _Run:
     def _epoch(self, epoch: int) -> bool:
         """Train to the end of an epoch and validate; True where it was told to stop on the way."""
         set_training_mode(self.model, self.config.tune)
-        window = Window()
+        window: Window | None = None
         for images, labels in self.train.epoch(epoch, self.step - epoch * self.plan.steps_per_epoch):
+            window = window or Window()  # its clock begins when the first tiles are there: the run's first epoch decodes all of them
             rate = learning_rate_at(self.config, self.step, self.plan.steps, self.plan.steps_per_epoch)
             window.add(rate, *self.make_step(images, labels, rate, self.step), len(labels) * self.rank.world)
             self.step += 1
@@ -206,6 +209,7 @@ class _Run:
                         self.log.add(*rows)
                         if stop or self.keeper.is_due(epoch_ends=False):
                             self._save_last()
+                            window.restart_clock()
                 if stop and not ends:
                     return True
             if ends:
@@ -295,11 +299,7 @@ class _Run:
         elif config.minutes is None:
             share = len(tiles)
         else:
-            speed, spent = rank.sum(speed, self._seconds())
-            left = config.minutes * 60 - spent / rank.world
-            rate = 0.9 * speed  # a machine that others use is not always as fast
-            passes, share = fit_in_time(config.epochs, len(tiles), len(self.dataset.tiles("valid")), rate, left)
-            share = max(share, config.batch_size)
+            passes, share = self._fitting(tiles, config.minutes, speed)
         chosen = balanced(tiles, share)
         each = max(1, len(chosen) // config.batch_size)
         steps = state["steps"] if state else max(1, int(passes * each))
@@ -321,6 +321,20 @@ class _Run:
             slower=self.slower,
             differs=differs,
         ), chosen
+
+    def _fitting(self, tiles: list[Tile], minutes: float, speed: float) -> tuple[float, int]:
+        """Passes, and tiles of each, that fit into what is left of the minutes. speed: of the steps alone, tiles a second on this rank."""
+        config, rank, cache_gb = self.config, self.rank, self.config.cache_gb - self.valid.kept_gb
+        few = self._loader(balanced(tiles, _BATCHES_TIMED * config.batch_size), 0.0, config.augmentation)
+        speed, decoding, spent = rank.sum(speed, loading_speed(few), self._seconds())
+        few.close()
+        if len(tiles) * self.dataset.tile_bytes > 1e9 * cache_gb:  # in every epoch anew; on a CPU by the cores that the steps are made on
+            speed = min(speed, decoding) if rank.device.type == "cuda" else 1 / (1 / speed + 1 / decoding)
+            decoding = math.inf
+        rate = 0.9 * speed  # a machine that others use is not always as fast
+        left = minutes * 60 - spent / rank.world
+        passes, share = fit_in_time(config.epochs, len(tiles), len(self.dataset.tiles("valid")), rate, left, 0.9 * decoding)
+        return passes, max(share, config.batch_size)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

@@ -24,15 +24,19 @@ from .optimizer import MovingAverage
 _OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.safetensors", "last.json", "curves.png", "curves.svg"}
 
 
-def config_of(run: Path) -> TrainConfig:
+def state_of(run: Path) -> dict[str, Any]:
+    """The state that a run was left in. InputError where it has no checkpoint, ContractError where that is damaged."""
+    return checkpoint.read_state(run / "last.safetensors", checkpoint.STATE)
+
+
+def config_of(state: dict[str, Any], run: Path) -> TrainConfig:
     """The settings that a run was begun with."""
-    path = run / "last.safetensors"
-    return TrainConfig.from_dict(checkpoint.read_state(path, checkpoint.STATE)["config"], str(path))
+    return TrainConfig.from_dict(state["config"], str(run / "last.safetensors"))
 
 
-def threads_of(run: Path) -> int:
+def threads_of(state: dict[str, Any]) -> int:
     """The CPU threads that a rank of a run had when it was last at work; 0 where that is not known, or it had a GPU."""
-    ran_on = checkpoint.read_state(run / "last.safetensors").get("ran_on")
+    ran_on = state.get("ran_on")
     threads = ran_on.get("threads") if isinstance(ran_on, dict) else None
     return threads if isinstance(threads, int) else 0
 

@@ -82,6 +82,8 @@ def test_a_replay_that_rounds_otherwise_is_taken_and_one_that_is_wrong_is_not() 
         {},
         {"mixup": 0.2, "cutmix": 1.0},
         {"tune": "bn", "ema": 0.9},
+        {"optimizer": "adamw", "learning_rate": 1e-3, "layer_decay": 0.7, "ema": 0.9},
+        {"minutes": 60.0},  # a copy is recorded before, to measure its speed
         {"crop": 0.6, "colour": 0.2},
         pytest.param({"precision": "auto", "image_size": 96, "weights": str(WEIGHTS)}, marks=needs_weights),
     ],

@@ -66,6 +66,16 @@ def test_time_buys_epochs_then_a_share() -> None:
     assert fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=0.1) == (1, 1)
 
 
+def test_tiles_that_are_decoded_first_take_their_time_once() -> None:
+    def fit(seconds: float) -> tuple[float, int]:
+        return fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=seconds, decoding=200)
+
+    assert fit(39 + 6.5) == fit_in_time(epochs=20, tiles=1000, validation=300, rate=100, seconds=39)
+    assert fit(1e6) == (20, 1000)
+    assert fit(17.4) == (1, 993)  # 1.5 s to decode the validation tiles, 4.97 and 9.93 for those to train on, 1 to validate
+    assert fit(1.0) == (1, 1)
+
+
 def test_precision_is_what_the_hardware_has(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) == "fp32"

@@ -41,6 +41,35 @@ def test_a_log_goes_on_after_half_a_line(tmp_path: Path) -> None:
         read_log(tmp_path / "log.csv")
 
 
+def test_a_step_that_is_made_again_is_shown_once(tmp_path: Path) -> None:
+    """In TensorBoard too, where a run goes on from its start: no step of it was in a checkpoint."""
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="reads the events")
+    for loss in (2.0, 1.0):
+        log = TrainLog(tmp_path, 0)
+        for step in (1, 2, 3):
+            log.add(Row(epoch=1, step=step, seconds=0.0, learning_rate=0.1, train_loss=loss, gradient_norm=1.0, images_per_second=1.0))
+        log._events.close()
+    found = tensorboard.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train_loss")
+    assert [(each.step, each.value) for each in found] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+
+
+def log_of(*places: tuple[int, int, float | None]) -> list[dict[str, float | None]]:
+    """Rows of a log: epoch, step, validation accuracy."""
+    return [{"epoch": epoch, "step": step, "valid_accuracy": accuracy} for epoch, step, accuracy in places]
+
+
+def test_the_steps_of_an_epoch_are_those_of_the_run_or_what_the_log_says(tmp_path: Path) -> None:
+    within = log_of((1, 1, None), (1, 2, None))
+    later = log_of((3, 25, None), (3, 30, 0.5), (4, 31, None))
+    last_in_part = log_of((1, 10, 0.4), (2, 11, None), (2, 14, 0.5))
+    assert [figures._steps_per_epoch(rows, tmp_path) for rows in (within, later, last_in_part)] == [2, 10, 10]
+    for content in ("{", "[]", "{}", '{"ran_with": {"steps_per_epoch": null}}', '{"ran_with": {"steps_per_epoch": 0}}'):
+        (tmp_path / "config.json").write_text(content)
+        assert figures._steps_per_epoch(within, tmp_path) == 2
+    (tmp_path / "config.json").write_text('{"ran_with": {"steps_per_epoch": 12}}')
+    assert figures._steps_per_epoch(within, tmp_path) == 12
+
+
 def test_small_numbers_are_kept(tmp_path: Path) -> None:
     TrainLog(tmp_path, 0).add(
         Row(epoch=1, step=1, seconds=12345.678, learning_rate=3.21e-7, train_loss=2.5, gradient_norm=4.56e-9, images_per_second=147.25)

@@ -32,7 +32,7 @@ from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row, read_log
 from sattrt.training.loop import train
 from sattrt.training.observer import Observer, Plan
-from sattrt.training.resume import config_of
+from sattrt.training.resume import config_of, state_of
 from sattrt.training.verify import _share, verify_resume
 
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -59,7 +59,7 @@ def test_resume_goes_on_as_if_never_stopped(dataset: Dataset, tmp_path: Path) ->
     assert steps_done(tmp_path / "broken" / "last.safetensors") == an_epoch + 1
     result = train(dataset, tmp_path / "broken", None, machine={"cache_gb": 0.0})  # where there is less memory
     assert result.steps == 2 * an_epoch
-    assert config_of(tmp_path / "broken") == replace(SMALL, cache_gb=0.0)
+    assert config_of(state_of(tmp_path / "broken"), tmp_path / "broken") == replace(SMALL, cache_gb=0.0)
     whole, _ = checkpoint.load(tmp_path / "whole" / "last.safetensors")
     resumed, _ = checkpoint.load(tmp_path / "broken" / "last.safetensors")
     assert whole.keys() == resumed.keys()

@@ -1,8 +1,12 @@
 import csv
 import json
+import math
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +14,14 @@ import torch
 from conftest import SMALL
 
 from sattrt import checkpoint
+from sattrt.data.augment import Augmentation
 from sattrt.data.dataset import Dataset, Tile
-from sattrt.data.loader import decode_tiles
+from sattrt.data.loader import Loader, decode_tiles
 from sattrt.errors import InputError
 from sattrt.shift import percentiles
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
-from sattrt.training import loop, step
+from sattrt.training import log, loop, step
 from sattrt.training.divergence import Divergence
 from sattrt.training.hardware import Rank, StopRequest, ranks
 from sattrt.training.hold import held
@@ -24,6 +29,10 @@ from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row
 from sattrt.training.loop import _Run, train
 from sattrt.training.observer import Observer, Plan
+from sattrt.training.schedule import loading_speed
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from gpu_training import one_run
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -92,6 +101,37 @@ def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: 
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["highest_accuracy"] == highest
     assert lower  # not only what is higher
     assert not all(kept for _, kept in watch.seen)
+
+
+def test_the_benchmark_of_a_gpu_tells_the_best_epoch_from_the_one_that_is_kept(
+    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.9, 0.88])  # which 24 tiles can't tell apart
+    monkeypatch.setattr(_Run, "_validate", lambda run: (1.0, next(found), False))
+    done = one_run(dataset_folder, replace(SMALL, tune="head").to_dict(), tmp_path / "run")
+    assert (done["best_valid_accuracy"], done["kept_valid_accuracy"]) == (0.9, 0.88)
+
+
+def test_the_speed_of_steps_has_neither_checkpoints_nor_the_first_decoding_in_it(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+
+    def takes(seconds: float, of: type, name: str) -> None:
+        work = getattr(of, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            clock.now += seconds
+            return work(*given, **named)
+
+        monkeypatch.setattr(of, name, timed)
+
+    monkeypatch.setattr(log, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    takes(1.0, step.TrainStep, "__call__")
+    takes(100.0, Keeper, "write")
+    takes(1000.0, Loader, "_decoded")
+    train(dataset, tmp_path / "run", replace(SMALL, tune="head"), interval=0)  # a checkpoint after each step
+    assert {float(row["images_per_second"]) for row in rows(tmp_path / "run")} == {16.0}
 
 
 @pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (step.STEPS_WORTH_TUNING, False)])
@@ -201,6 +241,32 @@ def test_a_time_budget_takes_a_balanced_share_and_says_so(dataset: Dataset, tmp_
     assert (watch.plan.epochs, watch.plan.of_tiles) == (1, len(dataset.tiles("train")))
     assert watch.plan.tiles == 33
     assert json.loads((tmp_path / "run" / "config.json").read_text())["ran_with"]["tiles"] == watch.plan.tiles
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_a_time_budget_reckons_with_the_decoding(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_gb: float
+) -> None:
+    given: list[tuple[float, ...]] = []
+    monkeypatch.setattr(step.TrainStep, "speed", lambda step: 100.0)
+    monkeypatch.setattr(loop, "loading_speed", lambda loader: math.inf if loader.keeps else 50.0)
+    monkeypatch.setattr(loop, "fit_in_time", lambda *values: (given.append(values), (1, 33))[1])
+    with ranks(1) as rank, StopRequest() as stop:
+        config = replace(SMALL, minutes=1.0, cache_gb=cache_gb)
+        begun = _Run(dataset, tmp_path, config, rank, 0.0, None, Observer(), stop, Keeper(tmp_path))
+    assert begun.train.keeps == (cache_gb > 0)
+    [(_, _, _, rate, _, decoding)] = given
+    streamed = 50.0 if rank.device.type == "cuda" else 100 / 3  # on a CPU the same cores decode and train
+    assert (rate, decoding) == pytest.approx((90.0, 45.0) if begun.train.keeps else (0.9 * streamed, math.inf))
+
+
+def test_how_fast_tiles_come_is_measured_where_there_are_enough(dataset: Dataset) -> None:
+    def loader(batch_size: int) -> Loader:
+        device = torch.device("cpu")
+        return Loader(dataset, dataset.tiles("train"), batch_size=batch_size, device=device, augmentation=Augmentation(), cache_gb=0.0)
+
+    assert 0 < loading_speed(loader(8)) < math.inf
+    assert loading_speed(loader(64)) == math.inf
 
 
 @pytest.mark.parametrize("tune", ["head", "bn"])
