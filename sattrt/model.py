@@ -23,7 +23,7 @@ from torchvision.models.resnet import Bottleneck
 
 from .bands import COLOURS, RGB
 from .errors import ContractError, InputError
-from .spec import DTYPES, KERAS_RESNET50, RESNET50, ModelSpec
+from .spec import DTYPES, KERAS_RESNET50, RESNET50, ModelSpec, read_json
 
 TUNES = ("all", "head", "bn")
 KERAS_EPSILON = 1.001e-5  # of every BatchNorm in Keras' ResNet-50
@@ -145,8 +145,10 @@ def _bands_of(weights: str, bands: tuple[str, ...]) -> tuple[str, ...]:
 
     ContractError where they can't be adapted to `bands`, or are of Keras' network: its weights have the same names and shapes.
     """
-    path = Path(weights).with_name("spec.json")
-    if weights == "imagenet" or not path.is_file():
+    # beside what a link leads to, too
+    paths = [] if weights == "imagenet" else [each.with_name("spec.json") for each in (Path(weights), Path(weights).resolve())]
+    path = next((each for each in paths if each.is_file() and _is_contract(each)), None)
+    if path is None:
         return RGB
     spec = ModelSpec.read(path)
     if spec.architecture != RESNET50:
@@ -156,11 +158,21 @@ def _bands_of(weights: str, bands: tuple[str, ...]) -> tuple[str, ...]:
         )
     if spec.bands != bands and tuple(COLOURS.get(name, name) for name in spec.bands) != RGB:
         named = ",".join(spec.bands)
+        other_tiles = "" if bands == RGB else f"Run `sattrt data` with --bands {named}, or g"  # of images there are no others
         raise ContractError(
             f"{weights} is of the bands {named} by the spec.json beside it, the tiles have {','.join(bands)}. "
-            f"Run `sattrt data` with --bands {named}, or give weights of the tiles' bands or of red, green and blue."
+            f"{other_tiles or 'G'}ive weights of the tiles' bands or of red, green and blue."
         )
     return spec.bands
+
+
+def _is_contract(path: Path) -> bool:
+    """Whether a spec.json is of sattrt: other programs have files of that name."""
+    try:
+        found = read_json(path)
+    except (ContractError, InputError):
+        return False
+    return isinstance(found, dict) and {"schema", "classes", "bands"} <= found.keys()
 
 
 def adapted_to_bands(filters: Tensor, bands: Sequence[str]) -> Tensor:

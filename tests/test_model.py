@@ -113,7 +113,7 @@ def test_weights_of_other_bands_or_of_keras_network_are_refused(tmp_path: Path) 
             ("B08", "B03", "B02"),
             "is of the bands B02,B03,B04 .* the tiles have B08,B03,B02. Run `sattrt data` with --bands B02,B03,B04",
         ),
-        ("bands", RGB, "is of the bands B02,B03,B04 .* the tiles have red,green,blue"),
+        ("bands", RGB, "is of the bands B02,B03,B04 .* the tiles have red,green,blue. Give weights"),
         ("more", THIRTEEN[::-1], "the tiles have B13,B12"),
         ("keras", RGB, "is Keras' ResNet-50 .* Give weights of torchvision's"),
     ]:
@@ -121,6 +121,15 @@ def test_weights_of_other_bands_or_of_keras_network_are_refused(tmp_path: Path) 
         with pytest.raises(ContractError, match=says) as raised:
             load_weights(network, str(tmp_path / name / "best.safetensors"), bands)
         assert "\n" not in str(raised.value)
+
+
+def test_the_contract_of_linked_weights_is_known_and_anothers_is_none(tmp_path: Path) -> None:
+    source = write_run(tmp_path / "run", BLUE_FIRST)
+    (tmp_path / "linked.safetensors").symlink_to(tmp_path / "run" / "best.safetensors")
+    (tmp_path / "spec.json").write_text('{"openapi": "3.1.0"}')
+    network = TileClassifier(3, (0.5,) * 3, (0.5,) * 3)
+    load_weights(network, str(tmp_path / "linked.safetensors"), BLUE_FIRST)
+    assert torch.equal(network.backbone.conv1.weight, source.backbone.conv1.weight)
 
 
 def test_weights_that_do_not_fit_are_named(model: TileClassifier, tmp_path: Path) -> None:

@@ -17,18 +17,18 @@ SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 class BenchConfig(Settings):
     """Every choice of a bench.
 
-    engines: names of those that are measured, with commas between ("openvino-int8,onnxruntime-fp32"); empty for all. The trained network
-    ("torch-eager-fp32") is timed if it is named, and always answers, so that flips are counted against it.
-    scenarios: some of these, with commas between (after MLPerf inference, Reddi et al., 2020): one tile after another; eight
-    tiles a query; all tiles at once, over a sweep of batch sizes; single tiles at random moments.
+    engines: names of the engines to measure, separated by commas ("openvino-int8,onnxruntime-fp32"); empty for all. The trained network
+    ("torch-eager-fp32") is timed if none or it is named; it always answers, so that flips are counted against it.
+    scenarios: some of these, separated by commas (after MLPerf inference, Reddi et al., 2020): one tile after another; eight
+    tiles per query; all tiles at once, over a sweep of batch sizes; single tiles at random moments.
     seconds: how long each engine is timed, after its warm-up, in each scenario and at each batch size.
-    batches: of the offline sweep, with commas between.
-    clock_batch: tiles a batch where the three clocks are read: the engine alone, host to host, file to label.
-    threads: CPU threads of an engine, 0 for all cores; with commas between, every engine is measured with each number.
-    streams: how many callers at once ask an engine in the offline scenario, at its best batch size; with commas between.
-    latency_bound: milliseconds in which the server scenario wants 99 % of the answers.
+    batches: sizes of the offline sweep, separated by commas.
+    clock_batch: tiles per batch for the three clocks: the engine alone, host to host, file to label.
+    threads: CPU threads of an engine, 0 for all cores; with several, separated by commas, every engine is measured with each.
+    streams: how many callers at once ask an engine in the offline scenario, at its best batch size; separated by commas.
+    latency_bound: milliseconds within which the server scenario wants 99 % of the answers.
     seed: of the order of engines, the order of tiles, and the moments of arrival.
-    run: the run folder that torch is taken from; empty for the one that the bundle was exported from.
+    run: the run folder for PyTorch's row; empty for the one that the bundle was exported from.
     peer_seconds: how long a foreign program may take for all tiles before it is stopped.
     """
 

@@ -54,9 +54,8 @@ def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: 
 
     with ThreadPoolExecutor(callers) as pool:
         asked = list(pool.map(ask, range(callers)))
-    return sum(count for count, _ in asked) / max(
-        taken for _, taken in asked
-    )  # by each caller's own end, an engine that takes callers in turn would seem faster than it is
+    # not each by its own end: an engine that takes callers in turn would seem faster than it is
+    return sum(count for count, _ in asked) / max(taken for _, taken in asked)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class Dataset:
             bands=tuple(data["bands"]),
             file_bands=tuple(data["file_bands"]),
             leaks=Leaks(**{**data["leaks"], "examples": tuple(map(tuple, data["leaks"]["examples"]))}),
-            cache=Cache(str(path.absolute().parent / Path(data["cache"]["file"]).name), data["cache"]["sha256"]) if data["cache"] else None,
+            cache=Cache(str(_beside(path, Path(data["cache"]["file"]).name)), data["cache"]["sha256"]) if data["cache"] else None,
         )
         dataset._check_types(path)
         if dataset.digest != data["digest"]:
@@ -279,3 +279,9 @@ def balanced(tiles: list[Tile], count: int) -> list[Tile]:
         chosen.update(tile.name for tile in group[:quota])
         left -= quota
     return [tile for tile in tiles if tile.name in chosen]
+
+
+def _beside(path: Path, name: str) -> Path:
+    """A file beside dataset.json, or beside what that is a link to."""
+    found = path.absolute().with_name(name)
+    return found if found.exists() else path.resolve().with_name(name)

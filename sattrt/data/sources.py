@@ -101,7 +101,8 @@ def open_source(path: Path) -> Source:
         with open(path, "rb"):  # or what must not be read would count as damaged
             pass
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}. Check its permissions.") from None
+        way_out = "Check its permissions." if isinstance(error, PermissionError) else "Check the path and the system."
+        raise InputError(f"{path} can't be read: {error.strerror}. {way_out}") from None
     try:
         if _is_zip(path):
             return ZipSource(path)

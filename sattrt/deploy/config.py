@@ -21,18 +21,18 @@ FALL_BACK = {"fp8": "fp16", "int8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 class ExportConfig(Settings):
     """Every choice of an export.
 
-    precision: some of fp32, fp16, bf16, int8, fp8 with commas between, the preferred first, or "all"; fp32 is always built, last if not named.
-    gate: percentage points of validation accuracy by which an engine may lie below fp32. best_effort: where it fails, take the next
-    simpler precision (int8, fp16, fp32) and go on without an error.
-    error_rate: percent of wrong answers among those that are not rejected; the reject threshold of each engine is chosen for it.
+    precision: some of fp32, fp16, bf16, int8, fp8, separated by commas, the preferred one first, or "all"; fp32 is always built, last if not named.
+    gate: percentage points of validation accuracy that an engine may lie below fp32. best_effort: replace an engine that fails the gate by the next
+    simpler precision (int8, fp16, fp32), without an error.
+    error_rate: percent of wrong answers among those that are not rejected; each engine's reject threshold is chosen for it.
     symmetries: average over the symmetries of a tile inside the graph (test-time augmentation: eight times the work).
-    rebuild: build plans anew even where the bundle that is replaced holds them.
-    calibration_tiles: train tiles that int8 and fp8 are calibrated with, balanced over the classes.
-    optimised: keep ONNX Runtime's own rewriting of each of its graphs too, for machines like this one: it opens in less time and memory.
+    rebuild: build plans anew even if the bundle that is replaced holds them.
+    calibration_tiles: train tiles for the calibration of int8 and fp8, balanced over the classes.
+    optimised: also keep each graph as ONNX Runtime rewrites it, for machines like this one: it opens in less time and memory.
     min_batch: the fewest tiles that a plan accepts at once. opt_batch: what it is tuned for. max_batch: the most tiles that a plan accepts at once.
-    compute_capabilities: of TensorRT-RTX plans, with commas between, such as "8.6,8.9"; empty for all that the precision runs on.
-    version_compatible: plans that the lean runtime of the same TensorRT version loads too. hardware_compatible: TensorRT's plans (not
-    those of RTX) for Ampere and everything after it. strip_weights: plans without weights, to be refitted from the ONNX file on the device.
+    compute_capabilities: of TensorRT-RTX plans, separated by commas, such as "8.6,8.9"; empty for all that the precision runs on.
+    version_compatible: plans that the lean runtime of the same TensorRT version can load too. hardware_compatible: TensorRT's plans (not
+    those of RTX) for Ampere and later. strip_weights: plans without weights, refitted from the ONNX file on the device.
     """
 
     precision: str = "fp32,fp16,bf16,int8"  # fp8 costs more accuracy, and is for the newest GPUs alone

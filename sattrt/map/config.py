@@ -14,17 +14,17 @@ from ..settings import Settings
 class MapConfig(Settings):
     """Every choice of a map.
 
-    stride: pixels from window to window, and the side of a cell; without it the side of a tile. engine: a name, or "auto" for the first that
-    runs. report: write an HTML page. cluster: address of a Dask scheduler, "local" for processes of this machine, empty for this process.
-    offset: digital numbers to take off every band (1000 for Sentinel-2 since baseline 04.00); without it what the metadata says.
-    nodata: the value of pixels that hold nothing; without it what the file declares, its mask, else 0.
-    bands: names of a GeoTIFF's bands in its own order, with commas between ("B02,B03,B04,B08"); empty for what the file says.
-    valid: share of a window's pixels that must hold data, else the engine isn't asked; and of a cell's, else it is no data.
-    batch_size: windows that the engine gets at once. threads: CPU threads of the engine, 0 for all cores.
+    stride: pixels from one window to the next, and the side of a cell; by default the side of a tile. engine: a name, or "auto" for the first
+    that runs. report: write an HTML page. cluster: address of a Dask scheduler, "local" for processes on this machine, empty for this process.
+    offset: digital numbers to subtract from every band (1000 for Sentinel-2 since baseline 04.00); by default what the metadata says.
+    nodata: the value of pixels without data; by default what the file declares or its mask says, else 0.
+    bands: names of a GeoTIFF's bands in file order, separated by commas ("B02,B03,B04,B08"); empty to read them from the file.
+    valid: share of a window's pixels that must hold data for it to be classified, and of a cell's for it to be mapped.
+    batch_size: windows per call of the engine. threads: CPU threads of the engine, 0 for all cores.
     probabilities: write the probability of every class as well.
     certain: percent of confidence that both maps of a comparison must have before a change counts as certain.
-    signed_by: a public key; only a bundle that its owner signed is used.
-    workers: processes of `--cluster local`, 0 for one a core.
+    signed_by: a public key; only a bundle signed with its private key is used.
+    workers: processes of `--cluster local`, 0 for one per core.
     """
 
     stride: int | None = None

@@ -42,8 +42,12 @@ class Work:
         there = folder.exists()
         _check_own(folder)
         file = _locked(folder, out)
-        if there and resume:
-            found = _manifest(folder / _MANIFEST)
+        found = _manifest(folder / _MANIFEST) if there else None
+        if found is not None and found.get("map") not in (None, out.name):
+            raise InputError(
+                f"{folder} holds what is done of {found['map']}, which would share {out.stem}.png. Finish that map with --resume, or choose another --out."
+            )
+        if resume:
             for name, value in manifest.items():
                 if found is not None and found.get(name) != value:
                     raise ContractError(
@@ -56,7 +60,7 @@ class Work:
                 return cls(folder, file)
         for path in _own(folder):
             path.unlink()
-        write_json(folder / _MANIFEST, manifest)
+        write_json(folder / _MANIFEST, {"map": out.name, **manifest})
         return cls(folder, file)
 
     def missing(self, grid: Grid) -> list[int]:

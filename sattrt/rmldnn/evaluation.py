@@ -48,8 +48,7 @@ def answers(network: Network, loader: Loader, count: int, rank: Rank, precision:
     logits = torch.zeros(count, network.keras.classes, device=rank.device)
     done = 0
     for tiles, _ in loader.epoch(0):
-        if network.side is None:
-            tiles = transforms.views(tiles.shape[1], tiles.shape[2], len(tiles), None).show(tiles)
+        tiles = as_judged(tiles, network, transforms)
         with torch.autocast(rank.device.type, DTYPES[precision], enabled=precision != "fp32"):
             rows = torch.arange(done, done + len(tiles), device=rank.device) * rank.world + rank.number
             logits[rows] = network.model(tiles).float()
@@ -57,6 +56,13 @@ def answers(network: Network, loader: Loader, count: int, rank: Rank, precision:
     if rank.world > 1:
         dist.all_reduce(logits)
     return logits.cpu()
+
+
+def as_judged(tiles: Tensor, network: Network, transforms: Transforms) -> Tensor:
+    """Tiles (N, H, W, 3) after the transforms that the network does not do itself, without what varies in training."""
+    if network.side is not None:
+        return tiles
+    return transforms.views(tiles.shape[1], tiles.shape[2], len(tiles), None).show(tiles)
 
 
 def judge(logits: Tensor, labels: Tensor, config: LossConfig) -> tuple[float, float]:

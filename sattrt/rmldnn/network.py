@@ -6,6 +6,7 @@ built.model(tiles)                                   # uint8 (N, H, W, 3) -> log
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,9 +36,35 @@ class Network:
     def set_training_mode(self) -> None:
         """Training mode; a frozen BatchNorm keeps its statistics, as in Keras."""
         self.model.train()
-        for name, module in self.model.backbone.named_modules():
-            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and name not in self.keras.trainable:
-                module.eval()
+        for name, norm in self._norms():
+            if name not in self.keras.trainable:
+                norm.eval()
+
+    @property
+    def trains_norms(self) -> bool:
+        """Whether any BatchNorm is trained, and so has statistics that move."""
+        return any(name in self.keras.trainable for name, _ in self._norms())
+
+    @torch.no_grad()
+    def take_statistics(self, batches: Iterable[Tensor], precision: torch.autocast) -> None:
+        """In training mode: replace BatchNorm's running statistics by their mean over these batches, with the weights as they are now.
+
+        Those that training leaves are of weights of before, and lag behind where these move fast. precision: that the network computes in.
+        Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
+        """
+        norms = [norm for _, norm in self._norms()]
+        momenta = [norm.momentum for norm in norms]
+        for number, tiles in enumerate(batches, 1):
+            for norm in norms:
+                norm.momentum = 1 / number
+            with precision:
+                self.model(tiles)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    def _norms(self) -> list[tuple[str, nn.BatchNorm2d | nn.SyncBatchNorm]]:
+        modules = self.model.backbone.named_modules()
+        return [(name, module) for name, module in modules if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
 
     def state(self) -> dict[str, Tensor]:
         """The model's state as a `TileClassifier` of RGB tiles has it."""
@@ -51,8 +78,8 @@ class Network:
 def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Network:
     """Read layers and weights for tiles of this size. ContractError where layers, weights and transforms don't fit together.
 
-    The running statistics take in a tenth of each batch, as is torch's way, on which rmldnn is built; a layer file's momentum (0.99,
-    Keras' default) would let them lag behind weights that move as fast as the tutorial's: docs/from-rmldnn.md has both, measured.
+    The running statistics take in a tenth of each batch, as is torch's way, on which rmldnn is built, whatever momentum a layer file has;
+    before the network is validated they are taken anew: see `Network.take_statistics`, and docs/from-rmldnn.md for what that brings.
     """
     transforms, name = (
         config.data.transforms,

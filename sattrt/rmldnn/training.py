@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,7 +38,7 @@ from ..training.loop import STEPS_BETWEEN_REPORTS
 from ..training.observer import Observer, Plan
 from ..training.syncnorm import synchronise_batchnorm
 from .config import RmldnnConfig
-from .evaluation import answers, as_last_layer, judge, loader_of, weighed_loss
+from .evaluation import answers, as_judged, as_last_layer, judge, loader_of, weighed_loss
 from .files import prepare_files, write_predictions
 from .network import Network, require_trainable
 from .optimizer import make_optimizer, rate_at
@@ -45,6 +46,8 @@ from .tiles import on_both_sides
 from .weights import save_checkpoint
 
 SEED = 0
+# that BatchNorm's statistics are taken anew over, the last of an epoch: in the tutorial a tenth of it; fewer of large tiles, which are kept so long
+_BATCHES_OF_STATISTICS, _BYTES_OF_STATISTICS = 40, 2**28
 # a loss of this many times that of a guess has run away; the tutorial's own rate is so high that it begins with 20 times
 _DIVERGED = 1e4
 
@@ -183,9 +186,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         window: Window | None = None
+        recent: deque[Tensor] = deque(maxlen=self._batches_of_statistics())
         for tiles, labels in self.loader.epoch(epoch - 1):
             window = window or Window()  # its clock begins when the first tiles are there: the run's first epoch decodes all of them
             window.add(rate, *self._step(tiles, labels), len(labels) * self.rank.world)
+            recent.append(tiles.clone())  # the loader may use its memory again
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0
             if ends or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
@@ -195,6 +200,7 @@ class Training:
                     if not ends:
                         self.log.add(*rows)
         transforms = self.config.data.transforms
+        self.network.take_statistics((as_judged(tiles, self.network, transforms) for tiles in recent), self._precise())
         logits = answers(self.network, self.valid, len(self.valid_tiles), self.rank, self.precision, transforms)
         if logits.isnan().any():  # before anything is written
             raise InputError(f"The network answers with no numbers after epoch {epoch} (learning rate {rate:.2g}). Lower learning_rate.")
@@ -209,6 +215,14 @@ class Training:
             self._save(epoch, loss, improved, logits)
             self.observer.epoch_ended(last, improved)
 
+    def _batches_of_statistics(self) -> int:
+        fit = _BYTES_OF_STATISTICS // (self.dataset.tile_bytes * self.batch_size // self.rank.world)
+        return max(1, min(_BATCHES_OF_STATISTICS, fit)) if self.network.trains_norms else 0
+
+    def _precise(self) -> torch.autocast:
+        """The precision that the run computes in."""
+        return torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
     @tuned_convolutions()
     def _step(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; this rank's part of the loss, and the norm of the gradient."""
@@ -216,7 +230,7 @@ class Training:
         if transforms.vary or self.network.side is None:
             rng = np.random.default_rng([SEED, self.step, self.rank.number])
             tiles = transforms.views(tiles.shape[1], tiles.shape[2], len(tiles), rng).show(tiles)
-        with torch.autocast(self.rank.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+        with self._precise():
             logits = self.net(tiles)
         total, weight = weighed_loss(logits, labels, self.config.loss)
         if self.rank.world > 1:  # the mean is over the batch of all ranks; DDP divides by their number

@@ -21,18 +21,23 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NO_GPU = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: while a blocking stream is recorded, the host program's default stream can't be used
 _OF_THIS_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads of the host program do is not recorded
 
 
+class NoGpuError(BackendError):
+    """There is no driver, or no GPU, or it is hidden: not one that is there and fails."""
+
+
 class Device:
-    """GPU number `index`: its name, compute capability and PCI bus ("0000:01:00.0"). BackendError where there is no driver or no GPU."""
+    """GPU number `index`: its name, compute capability and PCI bus ("0000:01:00.0"). NoGpuError where there is none, else BackendError."""
 
     def __init__(self, index: int = 0) -> None:
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
-            raise BackendError("No NVIDIA driver (libcuda.so.1) was found. Use an onnxruntime engine, or a machine with a GPU.") from None
+            raise NoGpuError("No NVIDIA driver (libcuda.so.1) was found. Use an onnxruntime engine, or a machine with a GPU.") from None
         self.call("cuInit", 0)
         self.handle, name = c_int(), ctypes.create_string_buffer(100)
         self.call("cuDeviceGet", byref(self.handle), index)
@@ -52,7 +57,8 @@ class Device:
             text = c_char_p()
             self._driver.cuGetErrorString(status, byref(text))
             reason = (text.value or b"unknown error").decode()
-            raise BackendError(f"The NVIDIA driver refuses {name}: {reason}. Check `nvidia-smi`, or use an onnxruntime engine.")
+            kind = NoGpuError if status in _NO_GPU else BackendError
+            raise kind(f"The NVIDIA driver refuses {name}: {reason}. Check `nvidia-smi`, or use an onnxruntime engine.")
 
 
 class Memory:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cores import cores
 from ..errors import BackendError, ContractError
-from .cuda import Device
+from .cuda import Device, NoGpuError
 from .engine import Outputs, Tiles
 
 MAX_BATCH, _TUNED_BATCH = 256, 64
@@ -90,9 +90,8 @@ class OnnxRuntimeBackend:
         self.device = "cpu" if running.startswith("CPU") else "cuda"
         # on a GPU every convolution is prepared anew (onnxruntime#23006)
         self.sizes: tuple[int, ...] = () if self.device == "cpu" else (self.max_batch,)
-        if (
-            self.device == "cpu" and gpu
-        ):  # it was dropped for lack of a library, and an engine that is so much slower is not what was opened
+        # it was dropped for lack of a library, and an engine that is so much slower is not what was opened
+        if self.device == "cpu" and gpu:
             raise BackendError(
                 f"ONNX Runtime can't use {gpu} ({_preloaded or 'it gives no reason'}). Install CUDA's libraries for it (pip install "
                 "'onnxruntime-gpu[cuda,cudnn]'), or hide the GPU (CUDA_VISIBLE_DEVICES=) to run on the CPU."
@@ -205,12 +204,15 @@ def cuda_options(precision: str) -> dict[str, str]:
 
 
 def _gpu(onnxruntime: Any) -> str:
-    """Name of the GPU that a build for CUDA can use; "" where there is none, or it is hidden: its provider, which is there all the same, would raise."""
+    """Name of the GPU that a build for CUDA can use; "" where there is none, or it is hidden: its provider, which is there all the same, would raise.
+
+    BackendError for a GPU that is there and fails: the CPU in its place would be so much slower.
+    """
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return ""
     try:
         return Device().name
-    except BackendError:
+    except NoGpuError:
         return ""
 
 

@@ -32,30 +32,30 @@ RECIPES: dict[str, dict[str, Any]] = {
 class TrainConfig(Settings):
     """Every choice of a training run.
 
-    recipe: "default", "short", "quick" or "full", which are defaults for the settings below.
-    weights: "imagenet", "none" or a path. tune: what is trained, "all", the "head" or every BatchNorm ("bn").
-    epochs: passes over the train split. minutes: a bound on the training time; as many epochs are run as fit
-    in it, the last of them in part, and one of a class-balanced share of the train split where not even one does.
+    recipe: "default", "short", "quick" or "full": defaults for the settings below.
+    weights: "imagenet", "none" or a path. tune: what is trained: "all", the "head", or every BatchNorm and the head ("bn").
+    epochs: passes over the train split. minutes: a limit on the training time: as many epochs are run as fit, the last of them perhaps in part;
+    if not even one fits, one epoch of a class-balanced share of the train split.
     batch_size: tiles per optimizer step, over all ranks together.
-    image_size: side in pixels that tiles are resized to inside the network (bilinear); 0 leaves them as they are.
-    optimizer: "sgd" (Nesterov momentum), "adamw" (Loshchilov and Hutter, 2017), "adam".
+    image_size: side in pixels that tiles are resized to inside the network (bilinear); 0 keeps their size.
+    optimizer: "sgd" (Nesterov momentum), "adamw" (Loshchilov and Hutter, 2017) or "adam".
     learning_rate: the peak of the schedule. momentum: of SGD; the first beta of Adam.
     schedule: after the warm-up, "one-cycle" is half a cosine to zero (Smith and Topin, 2018), "exponential" multiplies by `gamma` every
-    epoch, "step" multiplies by `gamma` every `step_epochs` epochs, "constant" stays.
-    warmup: share of all steps, 0..1, over which the learning rate rises linearly. gamma: what the schedule multiplies by.
-    step_epochs: how often "step" does.
-    layer_decay: the learning rate of each of the network's six stages, from the head down, is that of the one above times
+    epoch, "step" multiplies by `gamma` every `step_epochs` epochs, "constant" does nothing.
+    warmup: share of all steps, 0..1, over which the learning rate rises linearly. gamma: the factor of the schedule.
+    step_epochs: epochs between two steps of "step".
+    layer_decay: the learning rate of each of the network's six stages, from the head down, is that of the stage above times
     this. weight_decay: on weights of two or more dimensions only.
-    label_smoothing: share of the label, 0..1, that all classes have in common (Szegedy et al., 2016).
-    ema: decay a step of the exponential moving average of the weights, which is what is validated and kept; 0 is none.
-    symmetries: show each tile in one of its eight symmetries. crop: the least share of the area that a random resized crop shows; 1 is none.
-    colour: brightness, contrast and saturation vary by up to this share; 0 is none.
-    mixup, cutmix: alpha of the distribution that the share of the other tile is drawn from; 0 is none.
+    label_smoothing: share of the label, 0..1, that is spread over all classes (Szegedy et al., 2016).
+    ema: decay per step of the exponential moving average of the weights, which is what is validated and kept; 0 for none.
+    symmetries: show each tile in a random one of its eight symmetries. crop: the smallest share of the area that a random resized crop shows; 1
+    for none. colour: brightness, contrast and saturation vary by up to this share; 0 for none.
+    mixup, cutmix: alpha of the beta distribution that the other tile's share is drawn from; 0 for none.
     precision: "auto" is bf16 where the hardware has it, fp16 with a gradient scaler on older GPUs, else fp32.
-    seed: of the new head, the order of tiles and their augmentation.
+    seed: of the new head, the order of the tiles and their augmentation.
     threads: CPU threads per rank for decoding and torch; 0 divides the machine's cores among its ranks.
-    decoder: "dali", "torchvision", or "auto", which is DALI where it is installed. cache_gb: memory for decoded tiles, in 10**9 bytes a rank;
-    beyond it they are decoded in every epoch.
+    decoder: "dali", "torchvision", or "auto", which is DALI where it is installed. cache_gb: memory for decoded tiles, in 10**9 bytes per rank;
+    a split that does not fit is decoded again in every epoch.
     """
 
     recipe: str = "default"

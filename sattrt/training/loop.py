@@ -328,12 +328,16 @@ class _Run:
         few = self._loader(balanced(tiles, _BATCHES_TIMED * config.batch_size), 0.0, config.augmentation)
         speed, decoding, spent = rank.sum(speed, loading_speed(few), self._seconds())
         few.close()
+        validation = float(len(self.dataset.tiles("valid")))
         if len(tiles) * self.dataset.tile_bytes > 1e9 * cache_gb:  # in every epoch anew; on a CPU by the cores that the steps are made on
+            alone = speed
             speed = min(speed, decoding) if rank.device.type == "cuda" else 1 / (1 / speed + 1 / decoding)
+            # in tiles that are trained on, of which each is taken for three that are validated
+            validation *= speed * (1 / alone + (0.0 if self.valid.keeps else 3 / decoding))
             decoding = math.inf
         rate = 0.9 * speed  # a machine that others use is not always as fast
         left = minutes * 60 - spent / rank.world
-        passes, share = fit_in_time(config.epochs, len(tiles), len(self.dataset.tiles("valid")), rate, left, 0.9 * decoding)
+        passes, share = fit_in_time(config.epochs, len(tiles), validation, rate, left, 0.9 * decoding)
         return passes, max(share, config.batch_size)
 
     def _seconds(self) -> float:

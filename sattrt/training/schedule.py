@@ -39,7 +39,7 @@ def loading_speed(loader: Loader) -> float:
     return count / seconds if count else math.inf
 
 
-def fit_in_time(epochs: int, tiles: int, validation: int, rate: float, seconds: float, decoding: float = math.inf) -> tuple[float, int]:
+def fit_in_time(epochs: int, tiles: int, validation: float, rate: float, seconds: float, decoding: float = math.inf) -> tuple[float, int]:
     """Epochs and tiles per epoch that fit in `seconds` at `rate` training tiles a second; of the last epoch it may be a part.
 
     A validated tile counts as a third of a trained one (one pass of three). decoding: tiles a second, where each is decoded once before

@@ -34,3 +34,13 @@ def test_decoded_tiles_or_their_dataset_may_be_a_link(tmp_path: Path, linked: st
     read = Dataset.read(tmp_path / "d")
     assert read == found
     assert len(open_cache(read)) == len(found.all_tiles)
+
+
+def test_a_folder_may_link_to_the_dataset_alone(tmp_path: Path) -> None:
+    for name in ("d", "other"):
+        (tmp_path / name).mkdir()
+    write_cache(scan(write_classes(tmp_path / "t", EUROSAT_ORDER, count=6), RULE, workers=1), tmp_path / "d", workers=1).write(
+        tmp_path / "d"
+    )
+    (tmp_path / "other" / "dataset.json").symlink_to(tmp_path / "d" / "dataset.json")
+    assert open_cache(Dataset.read(tmp_path / "other")).shape == open_cache(Dataset.read(tmp_path / "d")).shape

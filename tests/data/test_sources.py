@@ -111,7 +111,7 @@ def test_an_archive_that_can_not_be_opened_is_not_called_damaged(tiles: Path, tm
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # which refuses root as well, who may read everything
     try:
-        with pytest.raises(InputError, match=r"t.zip can't be read: Too many open files. Check its permissions"):
+        with pytest.raises(InputError, match=r"t.zip can't be read: Too many open files. Check the path"):
             open_source(archive)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

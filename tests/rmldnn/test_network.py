@@ -326,6 +326,24 @@ def test_a_frozen_batchnorm_keeps_its_statistics(tutorial: Path, layer_file: dic
     assert not torch.equal(*moved)
 
 
+def test_statistics_are_taken_with_the_weights_as_they_are(tutorial: Path, layer_file: dict[str, Any], tmp_path: Path) -> None:
+    frozen = copy.deepcopy(layer_file)
+    by_name(frozen, "conv1_bn")["trainable"] = False
+    (tmp_path / "layers.json").write_text(json.dumps(frozen))
+    built = network(tutorial, tmp_path, layers=str(tmp_path / "layers.json"))
+    norms = built.model.backbone
+    kept, seen = norms.bn1.running_mean.clone(), []
+    norms.layer1[0].bn1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    batches = torch.randint(256, (3, 4, 64, 64, 3), dtype=torch.uint8)
+    built.set_training_mode()
+    built.take_statistics(batches, torch.autocast("cpu", enabled=False))
+    taken = norms.layer1[0].bn1
+    torch.testing.assert_close(taken.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0))
+    torch.testing.assert_close(taken.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
+    assert torch.equal(kept, norms.bn1.running_mean)
+    assert {norm.momentum for _, norm in built._norms()} == {0.1}
+
+
 def test_torchvisions_own_state_dict_is_known_by_its_names(tutorial: Path, tmp_path: Path) -> None:
     """With torchvision's strides; a head of its thousand classes gives way to a new one."""
     layers = json.loads(as_torchvision(keras_by_torch().models.load_model(tutorial / "model.h5")).to_json())

@@ -389,6 +389,14 @@ def test_a_build_for_cuda_without_a_gpu_runs_on_the_cpu(bundle: Bundle, monkeypa
     with bundle.open("onnxruntime-fp32", threads=1) as engine:
         assert engine.device == "cpu"
 
+    class Broken:  # a driver that was updated, and wants the machine to start anew
+        def __init__(self) -> None:
+            raise BackendError("The NVIDIA driver refuses cuInit: system driver mismatch.")
+
+    monkeypatch.setattr(ort, "Device", Broken)
+    with pytest.raises(BackendError, match="driver mismatch"):
+        bundle.open("onnxruntime-fp32", threads=1)
+
 
 def test_what_onnxruntime_says_of_lost_libraries_is_kept_and_not_printed(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
