@@ -1,3 +1,4 @@
+import gc
 import json
 import re
 import shutil
@@ -442,6 +443,14 @@ def test_an_engine_that_fails_on_the_way_is_a_line_and_the_others_are_measured(
     assert re.search(r"^\| onnxruntime-fp16 \| [\d,]+ \|  \|$", sweep, re.M)
     assert line in markdown
     assert line in html
+
+
+def test_what_was_loaded_before_is_not_collected_while_engines_are_measured(bundle: Bundle, dataset: Dataset) -> None:
+    before, frozen = gc.get_freeze_count(), list[int]()
+    config = replace(QUICK, scenarios="server,offline")
+    bench([only(bundle, "onnxruntime-fp32")], dataset, config, on_progress=lambda _: frozen.append(gc.get_freeze_count()))
+    assert max(frozen) > before + 1000
+    assert gc.get_freeze_count() <= before
 
 
 def test_another_split_is_noted(bundle: Bundle, dataset: Dataset) -> None:
