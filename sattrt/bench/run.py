@@ -74,7 +74,7 @@ def bench(
         throttled.update(throttles())
         on_progress(what)
 
-    # a full collection over all that PyTorch and six engines made holds every thread up for 0.15 s, three times the server scenario's bound
+    # a full collection over all that PyTorch and six engines made holds every thread up for 0.15 s, thrice the server scenario's 50 ms
     gc.collect()
     gc.freeze()
     try:

@@ -98,17 +98,15 @@ def open_source(path: Path) -> Source:
     if not path.is_file():
         raise InputError(f"{path} is neither a folder nor a file. Give a folder, a zip or a tar of tiles.")
     try:
-        with open(path, "rb"):  # or what must not be read would count as damaged
-            pass
-    except OSError as error:
-        way_out = "Check its permissions." if isinstance(error, PermissionError) else "Check the path and the system."
-        raise InputError(f"{path} can't be read: {error.strerror}. {way_out}") from None
-    try:
         if _is_zip(path):
             return ZipSource(path)
         if _is_tar(path):
             return TarSource(path)
     except (*_DAMAGED, OSError) as error:
+        # the system's own refusal; EINVAL is of an offset in the archive that leads nowhere, and gzip's errors have no number
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            way_out = "Check its permissions." if isinstance(error, PermissionError) else "Check the path and the system."
+            raise InputError(f"{path} can't be read: {error.strerror}. {way_out}") from None
         raise _damaged(path, error) from None
     if path.suffix.lower() in ARCHIVES:
         raise InputError(f"{path} is damaged or cut short: it can't be opened as an archive. Fetch it again.")
