@@ -36,7 +36,7 @@ def facts(listed: Iterable[tuple[str, str]]) -> str:
 
 def figure(title: str, content: str, caption: str) -> str:
     """content, which is HTML, between its title and its caption, which are plain text."""
-    return f"<figure><h3>{escape(title)}</h3>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure><h3>{escape(title)}</h3><div>{content}</div><figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def definitions(entries: dict[str, object]) -> str:

@@ -175,7 +175,7 @@ def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
     done = sattrt(*words, "--set", "seconds=2", "--baseline", tmp_path / "old.json", "--max-regression", "50")
     assert done.returncode == 2, done.stderr
     assert "worse than the baseline by more than 50 %: " in done.stderr
-    assert "onnxruntime-fp32: offline at 1, ms" in done.stdout
+    assert "onnxruntime-fp32: batch of 1, ms" in done.stdout
     assert {path.name for path in (tmp_path / "r").iterdir()} == {"bench.json", "bench.md", "bench.html"}
     shutil.rmtree(tmp_path / "r")
     (tmp_path / "old.json").write_text(json.dumps(before | {"schema": 1}))

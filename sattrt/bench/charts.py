@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..accuracy import wilson
 from .tables import speed
 
 # what matplotlib draws with, and what the page puts in its place
@@ -48,8 +49,9 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
     "text.parse_math": False,  # a $ in a name is a $
 }
-_WIDTH = 4.7  # inches: text is readable where the page is as narrow as a phone
+_WIDTH = 4.7  # inches, in half the page's width; a phone scrolls a chart (page.css)
 _LEGEND_LINE = 0.17  # inches
+_NUMBER = mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def _drawn(draw: Callable[..., Figure]) -> Callable[..., str]:
@@ -75,14 +77,13 @@ def latency(document: dict[str, Any]) -> Figure:
         showfliers=False,
         patch_artist=True,
         widths=0.55,
-        medianprops={"linewidth": 3},
+        medianprops={"linewidth": 1.4, "color": _INK},
         boxprops={"linewidth": 0},
         whiskerprops={"color": _INK, "linewidth": 0.8},
         capprops={"color": _INK, "linewidth": 0.8},
     )
-    for patch, median, row in zip(drawn["boxes"], drawn["medians"], rows, strict=True):
+    for patch, row in zip(drawn["boxes"], rows, strict=True):
         patch.set_facecolor(_colour(document, row))
-        median.set_color(_colour(document, row))
     axes.set_yticks(range(1, len(rows) + 1), [row["engine"] for row in rows])
     axes.set(xlabel="ms for one tile", xlim=(0, None))
     axes.grid(axis="y", visible=False)
@@ -103,17 +104,18 @@ def throughput(document: dict[str, Any]) -> Figure:
             **_look(document, row),
         )
     axes.set_xscale("log", base=2)
-    _plain_numbers(axes.xaxis)
-    axes.set(xlabel="tiles a batch", ylabel="images a second", ylim=(0, None))
+    axes.xaxis.set_major_formatter(_NUMBER)
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.yaxis.set_major_formatter(_NUMBER)
+    axes.set(xlabel="batch size", ylabel="images a second", ylim=(0, None))
     _legend_below(axes)
     return figure
 
 
 @_drawn
 def pareto(document: dict[str, Any]) -> Figure:
-    """Accuracy with its interval against images a second; a line joins what nothing beats in both."""
+    """Accuracy with its interval against images a second; a line joins what no other engine beats in both."""
     figure, axes = _figure(3.1)
-    points = []
     for row in document["engines"]:
         if (images := speed(row)) is None:
             continue
@@ -121,13 +123,23 @@ def pareto(document: dict[str, Any]) -> Figure:
         percent = 100 * row["accuracy"]["accuracy"]
         look = _look(document, row) | {"linestyle": ""}
         axes.errorbar(images, percent, [[percent - low], [high - percent]], elinewidth=0.8, markersize=5, label=row["engine"], **look)
-        points.append((images, percent))
-    front = sorted(point for point in points if not any(other[0] > point[0] and other[1] >= point[1] for other in points))
-    axes.plot(*np.transpose(front), color=_INK, linewidth=0.9, linestyle=":", zorder=0)
+    points = sorted((speed(row), 100 * row["accuracy"]["accuracy"]) for row in front(document))
+    axes.plot(*np.transpose(points), color=_INK, linewidth=0.9, linestyle=":", zorder=0)
+    axes.xaxis.set_major_formatter(_NUMBER)
     swept = any(row["best_batch"] for row in document["engines"])
     axes.set(xlabel=f"images a second, {'best batch size' if swept else 'the engine alone'}", ylabel="accuracy, %", xlim=(0, None))
     _legend_below(axes)
     return figure
+
+
+def front(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that no other beats in both accuracy and speed."""
+    rows = [row for row in document["engines"] if speed(row) is not None]
+
+    def beaten(row: dict[str, Any], by: dict[str, Any]) -> bool:
+        return bool(speed(by) > speed(row) and by["accuracy"]["accuracy"] >= row["accuracy"]["accuracy"])
+
+    return [row for row in rows if not any(beaten(row, other) for other in rows)]
 
 
 @_drawn
@@ -136,30 +148,38 @@ def clocks(document: dict[str, Any]) -> Figure:
     rows = [row for row in document["engines"] if row["clocks"]][::-1]
     figure, axes = _figure(1.1 + 0.28 * len(rows))
     left = np.zeros(len(rows))
-    for i, part in enumerate(("decode", "copy", "engine", "host")):
+    for part, shade in {"decode": 0.25, "copy": 0.95, "engine": 0.5, "host": 0.75}.items():  # the colours are those of engines
         widths = np.array([1e6 * row["clocks"]["shares"][part] / row["clocks"]["file_to_label"]["images_per_second"] for row in rows])
-        axes.barh(range(len(rows)), widths, 0.55, left, color=_SERIES[i], label=part)
+        axes.barh(range(len(rows)), widths, 0.55, left, color=_INK, alpha=shade, linewidth=0, label=part)
         left += widths
     axes.set_yticks(range(len(rows)), [row["engine"] for row in rows])
     axes.set_xlabel(f"µs a tile, batches of {document['method']['clock_batch']}")
-    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_formatter(_NUMBER)
+    axes.grid(visible=False)
     _legend_below(axes, 4)
     return figure
 
 
 @_drawn
-def reliability(document: dict[str, Any]) -> Figure:
-    """Accuracy over confidence, of every engine: on the diagonal a probability means what it says."""
+def reliability(document: dict[str, Any], engines: tuple[str, ...]) -> Figure:
+    """Accuracy over confidence of some engines, with 95 % intervals: on the diagonal a probability means what it says."""
     figure, axes = _figure(3.1)
-    axes.plot([0, 100], [0, 100], color=_GRID, linewidth=1)
-    for row in document["engines"]:
+    axes.plot([0, 100], [0, 100], color=_INK, linewidth=0.9, linestyle=":", zorder=0)
+    rows = [row for row in document["engines"] if row["engine"] in engines]
+    lowest = min(point["confidence"] for row in rows for point in row["accuracy"]["reliability"])
+    for i, row in enumerate(rows):
         curve = row["accuracy"]["reliability"]
-        sure, right = ([100 * point[key] for point in curve] for key in ("confidence", "accuracy"))
+        sure, right = (np.array([100 * point[key] for point in curve]) for key in ("confidence", "accuracy"))
+        bounds = 100 * np.array([wilson(round(point["accuracy"] * point["tiles"]), point["tiles"]) for point in curve])
         look = _look(document, row)
-        sizes = [6 + 120 * point["tiles"] / row["accuracy"]["tiles"] for point in curve]
-        axes.scatter(sure, right, sizes, color=look["color"], marker=look["marker"])
-        axes.plot(sure, right, linewidth=0.7, markersize=3, label=f"{row['engine']}: {100 * row['accuracy']['ece']:.1f} %", **look)
-    axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 103), ylim=(0, 106))
+        label = f"{row['engine']}: {100 * row['accuracy']['ece']:.1f} %"
+        beside = sure + 0.7 * (i - (len(rows) - 1) / 2)  # their bars stand beside each other
+        bars = np.abs(bounds.T - right)  # to both sides; of all or none, rounding may lie beyond
+        axes.errorbar(beside, right, bars, color=look["color"], fmt="none", elinewidth=0.9)
+        sizes = [10 + 110 * point["tiles"] / row["accuracy"]["tiles"] for point in curve]
+        axes.scatter(beside, right, sizes, color=look["color"], marker=look["marker"])
+        axes.plot([], [], label=label, **look | {"linestyle": ""})
+    axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(10 * np.floor(10 * lowest) - 3, 103), ylim=(-3, 106))
     _legend_below(axes)
     return figure
 
@@ -176,15 +196,16 @@ def selective(document: dict[str, Any]) -> Figure:
             label=row["engine"],
             **_look(document, row) | {"marker": ""},
         )
-    axes.set(xlabel="tiles answered, %", ylabel="of those right, %")
-    axes.invert_xaxis()
+    curves = [row["accuracy"]["selective"] for row in document["engines"]]
+    flat = min(max((point["accuracy"], point["coverage"]) for point in curve)[1] for curve in curves)  # beyond it nothing is gained
+    axes.set(xlabel="tiles answered, %", ylabel="of those right, %", xlim=(100.5, min(90, max(0, 100 * flat - 5))))
     _legend_below(axes)
     return figure
 
 
 @_drawn
 def confusion(document: dict[str, Any], engine: str) -> Figure:
-    """Counts by true class (rows) and answer (columns); the shade is the share of the row."""
+    """Counts by true class (rows) and answer (columns); the darker, the larger the share of the row."""
     classes = document["dataset"]["classes"]
     [row] = [row for row in document["engines"] if row["engine"] == engine]
     matrix = np.array(row["accuracy"]["confusion"])
@@ -193,9 +214,10 @@ def confusion(document: dict[str, Any], engine: str) -> Figure:
     axes.grid(visible=False)
     shares = matrix / matrix.sum(1, keepdims=True).clip(1)
     for i, j in np.ndindex(count, count):
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=_SERIES[0], alpha=float(shares[i, j]), linewidth=0))
         if matrix[i, j]:
-            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=7, color=_PAPER if shares[i, j] > 0.55 else _INK)
+            colour, shade = (_SERIES[0] if i == j else _SERIES[9]), 0.15 + 0.85 * float(shares[i, j]) ** 0.5  # one error is seen
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=shade, linewidth=0))
+            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=7, color=_PAPER if shade > 0.7 else _INK)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="answer", ylabel="true class")
     axes.set_xticks(range(count), classes, rotation=45, ha="right")
     axes.set_yticks(range(count), classes)
@@ -225,11 +247,6 @@ def _legend_below(axes: Any, columns: int = 2) -> None:
     lines = -(-len(axes.get_legend_handles_labels()[0]) // columns)
     axes.figure.set_figheight(axes.figure.get_figheight() + _LEGEND_LINE * max(0, lines - 4))  # many engines leave the chart its height
     axes.figure.legend(ncols=columns, loc="outside lower center", handlelength=1.2, columnspacing=1.2)
-
-
-def _plain_numbers(axis: Any) -> None:
-    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
 def _svg(figure: Figure, name: str, said: str) -> str:

@@ -26,7 +26,7 @@ SCHEMA = 5
 Row = dict[str, Any]
 _RESAMPLES = 400
 _ACCURACY = "accuracy, %"
-_JUDGED = {"single_stream": 90, "multi_stream": 99}  # scenario to the percentile that it is judged by
+_JUDGED = {"single-stream": 90, "multi-stream": 99}  # scenario to the percentile that it is judged by
 _STUDENT = (math.inf, 63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17)  # Student's t, 99 % two-sided, by degrees of freedom
 _METHOD = ("seconds", "clock_batch", "latency_bound", "streams")
 _DRIFT = 0.05  # how far two runs of the same engine lie apart, which no look at one of them tells: docs/bench.md
@@ -202,7 +202,7 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
             found.append(_timing(name, f"{figure}, ms", seconds, now))
     for count, rates in old["callers_rounds"].items():
         if count in new["callers_rounds"]:
-            found.append(_callers(name, f"{count} callers, tiles/s", rates, new["callers_rounds"][count]))
+            found.append(_callers(name, f"{_callers_of(count)}, tiles/s", rates, new["callers_rounds"][count]))
     if old["server"] and new["server"] and old["server"]["bound_ms"] == new["server"]["bound_ms"]:
         found += _rate(name, old["server"], new["server"])
     before, after = old["accuracy"], new["accuracy"]
@@ -220,9 +220,9 @@ def _changes(old: Row, new: Row, same_tiles: bool) -> list[Change]:
 
 def _timings(row: Row) -> dict[str, tuple[int, list[float]]]:
     """Every timing of an engine by the name of its figure: images a call, raw seconds."""
-    found = {scenario: row[scenario] for scenario in _JUDGED}
-    found |= {f"offline at {batch}": timed for batch, timed in row["offline"].items()}
-    found |= {f"clock {clock}": row["clocks"][clock] for clock in ("engine", "host_to_host", "file_to_label") if row["clocks"]}
+    found = {scenario: row[scenario.replace("-", "_")] for scenario in _JUDGED}
+    found |= {f"batch of {batch}": timed for batch, timed in row["offline"].items()}
+    found |= {clock.replace("_", " "): row["clocks"][clock] for clock in ("engine", "host_to_host", "file_to_label") if row["clocks"]}
     return {figure: (timed["images_a_call"], timed["seconds"]) for figure, timed in found.items() if timed}
 
 
@@ -230,7 +230,7 @@ def _lacking(old: Row, new: Row) -> list[str]:
     """Names of the figures of an engine's old row that its new one does not have, or of other batches."""
     there = _timings(new)
     found = [figure for figure, (images, _) in _timings(old).items() if figure not in there or there[figure][0] != images]
-    found += [f"{count} callers" for count in old["callers_rounds"] if count not in new["callers_rounds"]]
+    found += [_callers_of(count) for count in old["callers_rounds"] if count not in new["callers_rounds"]]
     if old["server"] and not (new["server"] and new["server"]["bound_ms"] == old["server"]["bound_ms"]):
         found.append("server")
     return found
@@ -272,6 +272,10 @@ def _callers(engine: str, figure: str, old: list[float], new: list[float]) -> Ch
     errors = [np.std(rates, ddof=1) / math.sqrt(len(rates)) / np.mean(rates) if len(rates) > 1 else math.inf for rates in (old, new)]
     chance = _STUDENT[min(len(old) - 1, len(new) - 1, len(_STUDENT) - 1)] * math.hypot(*errors)
     return Change(engine, figure, before, after, 100 * (after / before - 1), 100 * math.hypot(chance, _DRIFT))
+
+
+def _callers_of(count: str) -> str:
+    return f"{count} caller{'s' * (count != '1')}"
 
 
 def _rate(engine: str, old: Row, new: Row) -> list[Change]:

@@ -32,8 +32,10 @@ from .tables import (
     percentile,
     rate,
     references,
+    said_of_changes,
     said_of_details,
     said_of_flips,
+    said_of_speed,
     speed,
 )
 
@@ -53,15 +55,15 @@ def to_html(document: Document, worst: NDArray[np.uint8]) -> str:
         f"<h2>Engines</h2><p class=faint>{escape(_marks(document))}</p>",
         _engines(document),
         _list(document["warnings"]),
-        _list(f"{', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()),
+        _titled("Not measured here", (f"{', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items())),
         _changes(document),
-        "<h2>What bounds them</h2>",
-        _list(f"{row['engine']}: {row['verdict']}" for row in document["engines"] if row["verdict"]),
+        _titled("What limits them", (f"{row['engine']}: {row['verdict']}" for row in document["engines"] if row["verdict"])),
         "<h2>Speed</h2>",
         _speed(document, charts),
         "<h2>Accuracy</h2>",
         _accuracy(document, charts),
-        f"<h2>The {len(worst)} tiles that are hardest for {escape(worst_of)}</h2>",
+        f"<h2>The {len(worst)} tiles that are hardest for {escape(worst_of)}</h2>"
+        "<p class=faint>True class, the probability that the network gave it, and what it answered instead.</p>",
         _worst(document, worst),
         _flips(document),
         "<h2>How this was measured</h2>",
@@ -82,7 +84,7 @@ def _matplotlib() -> ModuleType | None:
 def _subtitle(document: Document) -> str:
     environment, data = document["environment"], document["dataset"]
     return (
-        f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {data['tiles']} test tiles. "
+        f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {data['tiles']:,} test tiles. "
         f"Split: {data['split_description']}. {document['measured_at'][:10]}, sattrt {document['sattrt']}."
     )
 
@@ -105,14 +107,16 @@ def _facts(document: Document) -> str:
         listed.append((f"{speed(fastest):,.0f}", f"images a second: {fastest['engine']}, {size}{times}"))
     if quick := [row for row in engines if row["single_stream"]]:
         first = min(quick, key=lambda row: row["single_stream"]["latency_ms"]["p90"])
-        listed.append((f"{percentile(first['single_stream'], 'p90', 2)[1]} ms", f"for one tile, nine times of ten: {first['engine']}"))
+        listed.append((f"{percentile(first['single_stream'], 'p90', 2)[1]} ms", f"latency of one tile, 90th percentile: {first['engine']}"))
     if served := [row for row in engines if row["server"]]:
         first = max(served, key=lambda row: row["server"]["rate"])
-        within = f"tiles at random moments, 99 % answered within {first['server']['bound_ms']:g} ms: {first['engine']}"
+        within = (
+            f"single tiles at random moments, 99\N{NO-BREAK SPACE}% answered within {first['server']['bound_ms']:g} ms: {first['engine']}"
+        )
         listed.append((f"{rate(first['server'])}/s", within))
     score = fastest["accuracy"]
     low, high = score["interval"]
-    of = f"of {score['tiles']:,} test tiles right ({100 * low:.1f} to {100 * high:.1f}, 95 %): {fastest['engine']}"
+    of = f"of {score['tiles']:,} test tiles right ({100 * low:.1f} to {100 * high:.1f}, 95\N{NO-BREAK SPACE}%): {fastest['engine']}"
     listed.append((percent(score), of))
     return facts(listed)
 
@@ -132,13 +136,14 @@ def _engines(document: Document) -> str:
         "server/s",
     ]
     body, against = [], references(document)
+    several_devices = len({row["device"] for row in document["engines"]}) > 1
     for i, row in enumerate(document["engines"]):
         found, single = row["accuracy"], row["single_stream"]
         low, high = found["interval"]
         body.append(
             [
                 (row["engine"], f'<i class=look{i // 10 % 4} style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
-                (row["device"], escape(row["device"])),
+                (row["device"], escape(row["device"])) if several_devices else ("", ""),
                 (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 ("", "") if found["flips"] is None else (len(found["flips"]), str(len(found["flips"]))),
                 (against[row["engine"]], escape(against[row["engine"]])),
@@ -153,7 +158,10 @@ def _engines(document: Document) -> str:
         blank: list[Cell] = [("", "")] * 5
         body.append(
             [
-                (peer["command"], f"peer: <code>{escape(peer['command'])}</code>"),
+                (
+                    peer["command"],
+                    f'<span title="{escape(peer["command"], quote=True)}">peer: <code>{escape(peer["command"])}</code></span>',
+                ),
                 ("", ""),
                 (peer["accuracy"], f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
                 *blank,
@@ -167,12 +175,13 @@ def _engines(document: Document) -> str:
 
 def _marks(document: Document) -> str:
     """What the table's words and marks mean."""
-    bound = (
-        f" {AT_LEAST.strip()}: no trial failed above it."
-        if any((row["server"] or {}).get("at_least") for row in document["engines"])
-        else ""
+    rows, served = document["engines"], [row["server"] for row in document["engines"] if row["server"]]
+    bound = f" {AT_LEAST.strip()}: no trial failed above it." if any(found.get("at_least") for found in served) else ""
+    return (
+        f"{said_of_flips(document)} {said_of_speed(document)} {INDICATIVE}: indicative, fewer than ten samples lie beyond it.{bound}"
+        + f" All on {rows[0]['device']}." * (len({row["device"] for row in rows}) == 1)
+        + " Click a heading to sort."
     )
-    return f"{said_of_flips(document)} {INDICATIVE}: indicative, fewer than ten samples lie beyond it.{bound}"
 
 
 def _flips(document: Document) -> str:
@@ -187,27 +196,38 @@ def _changes(document: Document) -> str:
     if not document.get("changes"):
         return ""
     columns, body = changes(document)
-    return "<h2>Against the baseline</h2>" + _table("changes", columns, _escaped(body), "scroll long")
+    said = f"<p class=faint>{escape(said_of_changes(document))}</p>"
+    return f"<h2>Against the baseline</h2>{said}" + _table("changes", columns, _escaped(body), "scroll long")
 
 
 def _speed(document: Document, charts: ModuleType | None) -> str:
     drawn = []
     if charts and any(row["single_stream"] for row in document["engines"]):
         drawn.append(
-            ("Latency of one tile", charts.latency(document), "Boxes: the middle half; line: median; whiskers: 1st to 99th percentile.")
-        )
-    if charts and any(row["offline"] for row in document["engines"]):
-        drawn.append(
-            ("Throughput over batch size", charts.throughput(document), "All images over all seconds; from host array to host array.")
+            (
+                "Latency of one tile",
+                charts.latency(document),
+                "Boxes: 25th to 75th percentile; line: median; whiskers: 1st to 99th percentile.",
+            )
         )
     if charts and any(row["clocks"] for row in document["engines"]):
         drawn.append(
             (
                 "From file to label",
                 charts.clocks(document),
-                "Decoding may run beside the engine; then a bar is longer than the time it took.",
+                "Decoding may run in parallel with the engine; then a bar is longer than the time it took.",
             )
         )
+    if charts and any(row["offline"] for row in document["engines"]):
+        drawn.append(
+            ("Throughput over batch size", charts.throughput(document), "All images over all seconds; from host array to host array.")
+        )
+    if charts:
+        best = [row["engine"] for row in charts.front(document)]
+        front = (
+            "Dotted: what no other engine beats in both." if len(best) > 1 else f"No other engine beats {best[0]} in either." * len(best)
+        )
+        drawn.append(("Accuracy against speed", charts.pareto(document), f"Bars: 95 % intervals. {front}"))
     columns, body = details(document)
     said = escape(said_of_details(document))
     return (
@@ -220,24 +240,26 @@ def _speed(document: Document, charts: ModuleType | None) -> str:
 def _accuracy(document: Document, charts: ModuleType | None) -> str:
     fastest = _fastest(document)
     engine = fastest["engine"]
-    drawn = charts and [
-        ("Accuracy against speed", charts.pareto(document), "Bars: 95 % intervals. Dotted: what no other engine beats in both."),
-        (
-            "Confidence that means something",
-            charts.reliability(document),
-            "On the diagonal a probability is the share that is right. Larger dots: more tiles. Behind the names: expected calibration error.",
-        ),
-        (
-            "If it may decline to answer",
-            charts.selective(document),
-            "Accuracy of the answers that remain, when the least certain tiles are rejected.",
-        ),
-        (
-            f"Confusion, {engine}",
-            charts.confusion(document, engine),
-            f"The fastest engine. Counts; shades are shares of the row. {_differs(fastest)}",
-        ),
-    ]
+    drawn = []
+    if charts:
+        drawn = [
+            (
+                "Accuracy against confidence",
+                charts.reliability(document, tuple({fastest["reference"], engine})),
+                "On the diagonal a probability is the share that is right. Bars: 95 % intervals; larger dots: more tiles. After the names: "
+                "expected calibration error.",
+            ),
+            (
+                "Accuracy with rejection",
+                charts.selective(document),
+                "Accuracy of the answers that remain when the least certain tiles are rejected.",
+            ),
+            (
+                f"Confusion, {engine}",
+                charts.confusion(document, engine),
+                f"The fastest engine. Counts; red: errors. {_differs(fastest)}",
+            ),
+        ]
     rows = document["engines"]
     body = [
         [(name, escape(name)), (tiles := rows[0]["accuracy"]["per_class"][name]["tiles"], str(tiles))]
@@ -249,13 +271,8 @@ def _accuracy(document: Document, charts: ModuleType | None) -> str:
         [(name, escape(name)), *(number(found[name][key], 1, 100) for key in ("precision", "recall", "f1"))]
         for name in document["dataset"]["classes"]
     ]
-    return (
-        _charts(drawn or [])
-        + f"<h2>By class, {escape(engine)}</h2><p class=faint>{escape(f'The fastest engine. {_differs(fastest)}')}</p>"
-        + _table("classes", ["class", "precision %", "recall %", "F1 %"], own)
-        + "<h2>F1 by class, every engine</h2>"
-        + _table("f1", ["class", "tiles", *(row["engine"] for row in rows)], body)
-    )
+    drawn.append((f"By class, {engine}", _table("classes", ["class", "precision %", "recall %", "F1 %"], own), "The fastest engine."))
+    return _charts(drawn) + "<h2>F1 by class, every engine</h2>" + _table("f1", ["class", "tiles", *(row["engine"] for row in rows)], body)
 
 
 def _differs(row: dict[str, Any]) -> str:
@@ -263,16 +280,18 @@ def _differs(row: dict[str, Any]) -> str:
     if row["accuracy"]["flips"] is None:
         return ""
     if row["engine"] == row["reference"]:
-        return "The others are held against its answers."
+        return "The others are compared with it."
     count, tiles = len(row["accuracy"]["flips"]), row["accuracy"]["tiles"]
-    return f"It answers {count or 'none'} of {tiles:,} tiles otherwise than {row['reference']}."
+    return f"{count or 'None'} of its {tiles:,} answers differ from those of {row['reference']}."
 
 
 def _worst(document: Document, worst: NDArray[np.uint8]) -> str:
     figures = []
     for tile, image in zip(document["worst_tiles"], worst, strict=True):
         kind = "" if tile["class"] == tile["answer"] else " class=wrong"
-        caption = f"{escape(tile['class'])} {100 * tile['probability']:.0f} %" + ("" if not kind else f"<br>said {escape(tile['answer'])}")
+        caption = f"{escape(tile['class'])} {100 * tile['probability']:.0f}&nbsp;%" + (
+            "" if not kind else f"<br>→ {escape(tile['answer'])}"
+        )
         name = escape(tile["tile"], quote=True)
         figures.append(
             f'<figure{kind}><img src="{source(Image.fromarray(image))}" alt="{name}" title="{name}"><figcaption>{caption}</figcaption></figure>'
@@ -306,6 +325,12 @@ def _method(document: Document) -> str:
         rates += [f"memory {memory / 1e9:.1f} GB/s"] if memory else []
         entries[f"ceiling, {device}"] = ", ".join(rates) or "not measured: it takes PyTorch"
     return f"<p>{escape(text)}</p>{definitions(entries)}"
+
+
+def _titled(title: str, lines: Iterable[str]) -> str:
+    """A list under its heading; nothing where it is empty."""
+    listed = _list(lines)
+    return listed and f"<h2>{title}</h2>{listed}"
 
 
 def _escaped(body: Iterable[Iterable[Cell]]) -> list[list[Cell]]:

@@ -172,19 +172,15 @@ def warnings(document: Row) -> list[str]:
             f"{100 * timings[worst]['variation']:.0f} %): medians and percentiles are shown, the raw samples are in the JSON."
         )
     if restless := [name for name, timed in timings.items() if not timed["steady"]]:
-        found.append(
-            f"{len(restless)} of {len(timings)} warm-ups did not come to rest within {100 * STEADY:.0f} %: {', '.join(restless[:4])}."
-        )
+        found.append(f"{len(restless)} of {len(timings)} warm-ups did not settle within {100 * STEADY:.0f} %: {_listed(restless, 4)}.")
     if unsure := sorted(f"{name} {percentile}" for name, timed in latencies.items() for percentile in timed["indicative"]):
-        found.append(
-            f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {', '.join(unsure[:3])}{', ...' * (len(unsure) > 3)}"
-        )
+        found.append(f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {_listed(unsure, 3)}")
     found += [f"{row['engine']}, {what}: {reason}" for row in engines for what, reason in row.get("failed", {}).items()]
     scores = [row["accuracy"] for row in engines]
     half = max((high - low) / 2 for low, high in (score["interval"] for score in scores))
     if half > _DIGIT:
         found.append(
-            f"{scores[0]['tiles']} test tiles tell an accuracy to within {100 * half:.1f} points (95 %): don't quote more digits than that."
+            f"With {scores[0]['tiles']:,} test tiles an accuracy is known to ±{100 * half:.1f} points (95 %): don't quote more digits than that."
         )
     if close := [(a, b) for a, b in combinations(engines, 2) if _apart(a, b) and not _told_apart(a, b)]:
         first, second = max(close, key=lambda pair: _apart(*pair))
@@ -209,6 +205,11 @@ def warnings(document: Row) -> list[str]:
             f"The dataset's split is not the one that {', '.join(other)} was trained on: test tiles may have been seen in training."
         )
     return found
+
+
+def _listed(names: list[str], most: int) -> str:
+    """The first of them; names have commas of their own."""
+    return "; ".join(names[:most]) + "; ..." * (len(names) > most)
 
 
 def _told_apart(first: Row, second: Row) -> bool:

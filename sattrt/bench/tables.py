@@ -62,6 +62,17 @@ def said_of_flips(document: Row) -> str:
     return f"Flips: top-1 answers that differ from {'those of the engine they are held against' if others else name}."
 
 
+def said_of_speed(document: Row) -> str:
+    """What the columns of speed are."""
+    served = ""
+    if any(row["server"] for row in document["engines"]):
+        served = f" server/s: single tiles at random moments, 99 % answered within {document['method']['latency_bound']:g} ms."
+    return (
+        "ms: latency of one tile after another, from host array to host array. images/s: the best of the batch sweep. "
+        f"File to label: read, decode, infer, argmax.{served}"
+    )
+
+
 def flips(document: Row, most: int | None = None) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """Columns and rows of every tile that an engine answers otherwise than its reference, the first `most` of each; reports of an older
     sattrt name the tiles alone."""
@@ -117,7 +128,7 @@ def said_of_details(document: Row) -> str:
 
 def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """Columns and rows of what differs from the baseline; no row without one."""
-    columns = ("engine", "figure", "baseline", "now", "better by % (accuracy: points)", "noise %", "beyond the noise")
+    columns = ("engine", "figure", "baseline", "now", "change % (+: better)", "noise %", "beyond the noise")
     return columns, [
         (
             (change["engine"], change["engine"]),
@@ -128,8 +139,16 @@ def changes(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
             number(change["noise"], 1),
             (change["exceeds_noise"], "yes" if change["exceeds_noise"] else "no"),
         )
-        for change in document.get("changes", ())
+        for change in sorted(document.get("changes", ()), key=lambda change: not change["exceeds_noise"])
     ]
+
+
+def said_of_changes(document: Row) -> str:
+    """How much differs from the baseline."""
+    found = document["changes"]
+    real = [change["percent"] for change in found if change["exceeds_noise"]]
+    better = sum(percent > 0 for percent in real)
+    return f"{len(real)} of {len(found)} figures differ by more than the noise: {better} better, {len(real) - better} worse. Accuracy: in points."
 
 
 def rate(served: Row) -> str:
@@ -173,27 +192,29 @@ def to_markdown(document: Row) -> str:
     """The report for people who read text."""
     environment, data, method = document["environment"], document["dataset"], document["method"]
     engines = document["engines"]
-    served = ""
-    if any(row["server"] for row in engines):
-        served = f"server/s: single tiles at random moments, 99 % answered within {method['latency_bound']:g} ms. "
     lines = [
         f"# {', '.join(bundle['name'] for bundle in document['bundles'])}: speed and accuracy",
         "",
         f"{environment['cpu']}, {environment['cores']} cores; GPU: {environment['gpu'] or 'none'}. {document['measured_at']}, sattrt "
         f"{document['sattrt']}, bundle {', '.join('`' + bundle['digest'][:16] + '`' for bundle in document['bundles'])}.",
         "",
-        f"{data['tiles']} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. {said_of_flips(document)} "
-        "ms: one tile after another, from host array to host array. images/s: the best of the batch sweep. File to "
-        f"label: read, decode, infer, argmax. {served}{INDICATIVE}: indicative, fewer than ten samples lie beyond it. Each timed for {method['seconds']:g} s after its warm-up, in turns.",
+        f"{data['tiles']:,} test tiles, decoded by {data['decoder']}. Split: {data['split_description']}. {said_of_flips(document)} "
+        f"{said_of_speed(document)} {INDICATIVE}: indicative, fewer than ten samples lie beyond it. Each timed for {method['seconds']:g} s "
+        "after its warm-up, in turns.",
         "",
         *_markdown(*table(document)),
     ]
     if document["warnings"]:
         lines += ["", *[f"- {warning}" for warning in document["warnings"]]]
     if document["absent"]:
-        lines += ["", *[f"- {', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()]]
+        lines += [
+            "",
+            "## Not measured here",
+            "",
+            *[f"- {', '.join(names)}: {reason}" for reason, names in by_reason(document["absent"]).items()],
+        ]
     if any(row["verdict"] for row in engines):
-        lines += ["", "## What bounds it", "", *[f"- {row['engine']}: {row['verdict']}" for row in engines if row["verdict"]]]
+        lines += ["", "## What limits them", "", *[f"- {row['engine']}: {row['verdict']}" for row in engines if row["verdict"]]]
     lines += ["", "## Flips", "", *_flips(document)]
     columns, shown = details(document)
     lines += [
@@ -212,7 +233,7 @@ def to_markdown(document: Row) -> str:
         lines += ["", "## Images a second by batch size", "", *_markdown(("engine", *sizes), sweep)]
     columns, shown = changes(document)
     if shown:
-        lines += ["", "## Against the baseline", "", *_markdown(columns, _texts(shown))]
+        lines += ["", "## Against the baseline", "", said_of_changes(document), "", *_markdown(columns, _texts(shown))]
     names = [row["engine"] for row in engines]
     per_class = [
         (name, *["{correct} of {tiles}".format(**row["accuracy"]["per_class"][name]) for row in engines]) for name in data["classes"]

@@ -12,12 +12,12 @@ from sattrt.bench.compare import Change, _error, against, compare, read_report
 from sattrt.errors import ContractError, InputError
 
 TIMINGS = [
-    "single_stream p90, ms",
-    "multi_stream p90, ms",
-    "offline at 64, ms",
-    "clock engine, ms",
-    "clock host_to_host, ms",
-    "clock file_to_label, ms",
+    "single-stream p90, ms",
+    "multi-stream p90, ms",
+    "batch of 64, ms",
+    "engine, ms",
+    "host to host, ms",
+    "file to label, ms",
 ]
 FIGURES = [*TIMINGS, "2 callers, tiles/s", "server, tiles/s"]
 
@@ -102,7 +102,7 @@ def test_slow_calls_count_by_what_they_cost() -> None:
     slow["engines"][0]["offline"]["64"]["seconds"] = [
         2 * s if i % 4 == 0 else s for i, s in enumerate(document()["engines"][0]["offline"]["64"]["seconds"])
     ]
-    [offline] = [change for change in compare(document(), slow) if change.figure == "offline at 64, ms"]
+    [offline] = [change for change in compare(document(), slow) if change.figure == "batch of 64, ms"]
     assert offline.percent == pytest.approx(-20, abs=0.5)  # a quarter of the calls takes twice as long; the median call does not
     assert offline.real
 
@@ -118,14 +118,14 @@ def test_a_percentile_of_too_few_samples_gives_way_to_one_that_both_have_enough_
         return next(change.figure for change in compare(few, document()) if "multi_stream" in change.figure)
 
     assert [figure(calls) for calls in (2000, 99, 20, 19)] == [
-        "multi_stream p90, ms",  # of 500 calls in the other run
-        "multi_stream p50, ms",
-        "multi_stream p50, ms",
-        "multi_stream p50 (indicative), ms",
+        "multi-stream p90, ms",  # of 500 calls in the other run
+        "multi-stream p50, ms",
+        "multi-stream p50, ms",
+        "multi-stream p50 (indicative), ms",
     ]
     many = document()
     many["engines"][0]["multi_stream"] = {"images_a_call": 64, "seconds": [0.01] * 1000}
-    assert "multi_stream p99, ms" in [change.figure for change in compare(many, many)]
+    assert "multi-stream p99, ms" in [change.figure for change in compare(many, many)]
 
 
 def test_a_run_under_other_conditions_is_said_in_one_line() -> None:
@@ -146,7 +146,7 @@ def test_a_figure_that_is_gone_fails_the_check() -> None:
     row |= {"multi_stream": None, "offline": {}, "callers_rounds": {}, "server": None}
     row["clocks"]["engine"] = row["clocks"]["engine"] | {"images_a_call": 32}
     found = against(document(), new)
-    said = "In the baseline, but not measured now: e (multi_stream, offline at 64, clock engine, 2 callers, server)."
+    said = "In the baseline, but not measured now: e (multi-stream, batch of 64, engine, 2 callers, server)."
     assert new["warnings"] == [said]
     assert "not measured now: e (multi_stream" in str(found.failure(50))
 
@@ -166,7 +166,7 @@ def test_several_callers_are_compared_beyond_the_noise_of_their_rounds() -> None
 def test_a_single_turn_tells_nothing() -> None:
     few = document(slower=3)
     few["engines"][0]["offline"]["64"]["seconds"] = [0.03] * 5
-    [offline] = [change for change in compare(document(), few) if change.figure == "offline at 64, ms"]
+    [offline] = [change for change in compare(document(), few) if change.figure == "batch of 64, ms"]
     assert offline.percent < -60
     assert not offline.real
 
