@@ -34,7 +34,7 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
             axes.set_visible(False)
             continue
         axes.imshow(images[place])
-        axes.set_xlabel(captions[place], fontsize=5.5)
+        axes.set_xlabel(captions[place], fontsize=6)
         for spine in axes.spines.values():
             spine.set(color=GREY if right[place] else _RED, linewidth=1 if right[place] else 2.5)
     save(figure, path)

@@ -25,9 +25,9 @@ from .colours import Colour, class_colours
 from .geo import same_crs
 from .mapfile import CHANGE_TAG, Bytes, MapFile
 from .output import Layout, files_of, names_beside, names_path, write_cog
-from .picture import NOTHING, PAPER, map_picture, save_picture
+from .picture import NOTHING, map_picture, save_picture
 
-UNCHANGED, _PALE = 255, (243, 241, 234)
+UNCHANGED, _PALE = 255, (224, 220, 206)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
             write_cog(written, work, layout, rows())
             named.write_bytes(names_beside(layout))
             picture = map_picture(written, {value: colour for value, (_, colour) in layout.colours.items()}, certain)
-            legend += [(_PALE, "unchanged", ""), (NOTHING, "no data", ""), (PAPER, f"paler: less than {certain:g} % sure", "")]
+            legend += [(_PALE, "unchanged", ""), (NOTHING, "no data", ""), (None, f"pale: less than {certain:g} % sure", "")]
             save_picture(drawn, f"{before.path.name} to {after.path.name}", picture, legend)
     except OSError as error:
         raise unwritable(out, error) from None

@@ -22,10 +22,11 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption:
     parts = [
         f"<h1>{escape(found.made['scene'])}: land cover</h1>",
         f"<p class=faint>{escape(_subtitle(found))}</p>",
+        *(f"<p class=note>{escape(text[:1].upper() + text[1:])}.</p>" for text in found.made["says"]),
         _facts(found, statistics),
         "<div class=charts>",
         figure("The scene", _picture(scene, "the scene"), caption),
-        figure("The map", _picture(drawn, "the map"), "Grey: no data."),
+        figure("The map", _picture(_of_scene(found, drawn), "the map"), "Hatched: no data."),
         "</div>",
         "<h2>Area by class</h2>",
         _areas(found, statistics, colours),
@@ -44,8 +45,7 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption:
 
 def _subtitle(found: MapFile) -> str:
     made = found.made
-    says = "".join(f"; {text}" for text in made["says"])
-    return f"{made['kind']}, {made['width']:,} x {made['height']:,} pixels{says}. Map of {found.width:,} x {found.height:,} cells, sattrt {made['sattrt']}."
+    return f"{made['kind']}, {made['width']:,} x {made['height']:,} pixels. Map of {found.width:,} x {found.height:,} cells, sattrt {made['sattrt']}."
 
 
 def _facts(found: MapFile, statistics: Statistics) -> str:
@@ -70,6 +70,8 @@ def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str
         chip = f'<i style="background:rgb{colour}"></i>'
         sure = "" if each.confidence is None else f"{each.confidence:.1f}"
         lines.append(f"<tr><td>{chip}{escape(each.name)}</td><td>{each.area:,.1f}</td><td>{each.share:.1f}</td><td>{sure}</td></tr>")
+    lines.append(f"<tr><td>all</td><td>{statistics.area.sum():,.1f}</td><td>100.0</td><td></td></tr>" * bool(statistics.area.sum()))
+    lines.append(f"<tr><td>no data</td><td>{statistics.nothing:,.1f}</td><td></td><td></td></tr>" * bool(statistics.nothing))
     head = "".join(f"<th>{escape(text)}</th>" for text in ("class", f"area, {_unit(found)}", "share %", "mean confidence %"))
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
@@ -114,6 +116,12 @@ def _made(found: MapFile) -> str:
 
 def _unit(found: MapFile) -> str:
     return "hectares" if found.unit == "ha" else found.unit
+
+
+def _of_scene(found: MapFile, drawn: Image.Image) -> Image.Image:
+    """The picture without what the cells at its right and lower edge show beyond the scene: it lies beside that of the scene."""
+    pixel = drawn.width / (found.width * found.made["stride"])
+    return drawn.crop((0, 0, max(1, round(found.made["width"] * pixel)), max(1, round(found.made["height"] * pixel))))
 
 
 def _picture(image: Image.Image, what: str) -> str:

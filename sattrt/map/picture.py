@@ -20,7 +20,7 @@ from .scene import Scene, table
 _SIDE = 900  # of a picture, at most; smaller maps are enlarged in whole steps to come near
 _INK, _FAINT = (29, 35, 40), (102, 112, 122)
 PAPER = (253, 252, 249)
-NOTHING = (214, 214, 210)  # where there is no data
+NOTHING = (255, 255, 255)  # where there is no data; hatched, as a class may be white
 _TEXT, _PAD = 18, 28
 
 
@@ -32,7 +32,10 @@ def map_picture(path: Path, colours: dict[int, Colour], certain: float = 0) -> I
     values = _small(path, 1)
     shown = palette[values]
     faint = ((values > 0) & (_small(path, 2) < certain))[:, :, None]
-    return _enlarged(Image.fromarray(np.where(faint, (shown.astype(np.uint16) + 2 * np.array(PAPER)) // 3, shown).astype(np.uint8)))
+    picture = _enlarged(Image.fromarray(np.where(faint, (shown.astype(np.uint16) + 2 * np.array(PAPER)) // 3, shown).astype(np.uint8)))
+    nothing = _enlarged(Image.fromarray(values == 0))
+    picture.paste(_hatched(picture.size), mask=nothing)
+    return picture
 
 
 def scene_picture(scene: Scene) -> tuple[Image.Image, str]:
@@ -54,8 +57,8 @@ def scene_picture(scene: Scene) -> tuple[Image.Image, str]:
     return _enlarged(Image.fromarray(np.stack(layers, axis=2))), f"{said}, thinned out."
 
 
-def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[tuple[Colour, str, str]]) -> None:
-    """Write a PNG: a picture, and beside it a line for each colour, its name and a figure."""
+def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[tuple[Colour | None, str, str]]) -> None:
+    """Write a PNG: a picture, and beside it a line for each colour, its name and a figure; a remark has no colour."""
     lines = list(legend)
     text = ImageFont.load_default(_TEXT)
     names = max((text.getlength(name) for _, name, _ in lines), default=0)
@@ -69,11 +72,20 @@ def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[
     draw.text((left, top), title, fill=_INK, font=text)
     top += 2.2 * _TEXT
     for colour, name, figure in lines:
-        draw.rounded_rectangle((left, top + 2, left + _TEXT, top + 2 + _TEXT), 3, fill=colour)
+        box = (int(left), int(top) + 2, int(left) + _TEXT, int(top) + 2 + _TEXT)
+        if colour == NOTHING:
+            sheet.paste(_hatched((_TEXT, _TEXT)), box)
+        elif colour:
+            draw.rounded_rectangle(box, 3, fill=colour)
         draw.text((left + 1.7 * _TEXT, top), name, fill=_INK, font=text)
         draw.text((left + width, top), figure, fill=_FAINT, font=text, anchor="ra")
         top += 1.6 * _TEXT
     sheet.save(path, "PNG")
+
+
+def _hatched(size: tuple[int, int]) -> Image.Image:
+    stripes = np.add.outer(np.arange(size[1]), np.arange(size[0])) % 8 < 1
+    return Image.fromarray(np.where(stripes[:, :, None], _FAINT, NOTHING).astype(np.uint8))
 
 
 def _small(path: Path | str, index: int) -> NDArray[Any]:

@@ -77,16 +77,16 @@ def loss_and_accuracy(rows: list[dict[str, float | None]], folder: Path) -> list
 
 @as_it_is
 def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: Sequence[str], folder: Path) -> None:
-    """Counts of true class (rows) by answer (columns) on the validation split; shades are shares of the row."""
+    """Counts of true class (rows) by answer (columns) on the validation split; the darker, the larger the share of the row."""
     count = len(classes)
     matrix = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
-    shares = matrix / matrix.sum(1, keepdims=True).clip(1)
+    shades = (matrix / matrix.sum(1, keepdims=True).clip(1)) ** 0.5  # of the share itself, one error in a hundred would not be seen
     side = 3.5 + 0.55 * count
     figure = Figure((side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(matrix):
-        dark = shares[row, column] > 0.5
+        dark = shades[row, column] > 0.6
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
     axes.set_xticks(range(count), classes, rotation=45, ha="right")
     axes.set_yticks(range(count), classes)

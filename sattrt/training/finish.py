@@ -58,11 +58,13 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     predicted = logits.argmax(1)
     figures.curves(read_log(run / "log.csv"), run)
     figures.confusion(predicted, labels, dataset.classes, run)
-    probabilities = softmax(logits / found["temperature"])
-    worst = probabilities[np.arange(len(labels)), labels].argsort()[:WORST_TILES]
+    probabilities = 100 * softmax(logits / found["temperature"])
+    of_class = probabilities[np.arange(len(labels)), labels]
+    worst = of_class.argsort()[:WORST_TILES]
     images, _ = decode_tiles(dataset, [tiles[i] for i in worst], config.decoder, rank.threads)
     captions = [
-        f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]}\nsaid {dataset.classes[predicted[i]]} {100 * probabilities[i].max():.0f} %"
+        f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]} ({of_class[i]:.0f} %)\n"
+        f"said {dataset.classes[predicted[i]]} ({probabilities[i].max():.0f} %)"
         for i in worst
     ]
     contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
