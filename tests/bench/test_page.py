@@ -287,7 +287,12 @@ def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
     assert engines["images/s"] == [f"{speed(row):,.0f}" for row in rows]
     assert engines["file to label/s"] == [f"{row['clocks']['file_to_label']['images_per_second']:,.0f}" for row in rows]
     served = [
-        row["server"] and f"{'~' * row['server']['indicative']}{'≥ ' * row['server']['at_least']}{row['server']['rate']:,.0f}"
+        row["server"]
+        and (
+            f"{'~' * row['server']['indicative']}{'≥ ' * row['server']['at_least']}{row['server']['rate']:,.0f}"
+            if row["server"]["rate"]  # a machine that is busy with other tests may hold none
+            else f"below {row['server']['lowest_tried']:,.0f}"
+        )
         for row in rows
     ]
     assert engines["server/s"] == [text or "" for text in served]
