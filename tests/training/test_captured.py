@@ -39,6 +39,17 @@ def test_where_nothing_can_be_recorded_the_passes_stay_and_the_network_too() -> 
     assert model[0].num_batches_tracked == 0
 
 
+def test_the_error_that_ended_a_recording_is_the_one_that_is_said() -> None:
+    def gradient(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            raise ValueError("operation not permitted when stream is capturing\nFor debugging pass CUDA_LAUNCH_BLOCKING=1")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")  # as torch does
+
+    _, why = captured(gradient, torch.nn.Linear(1, 1), torch.rand(2, 1), torch.zeros(2), "fp32")
+    assert why == "no CUDA graph: operation not permitted when stream is capturing"
+
+
 @needs_weights
 @pytest.mark.skipif(not cpu_has_bf16(), reason="torch computes bf16 otherwise where the CPU does not multiply it")
 def test_a_replay_that_rounds_otherwise_is_taken_and_one_that_is_wrong_is_not() -> None:
