@@ -255,7 +255,8 @@ def test_with_onnxruntime_a_bare_machine_trains_exports_and_benches(tmp_path: Pa
 
 
 def test_the_export_goes_on_where_fp32_fails(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sattrt.deploy.gate.FP32_ERROR", 0.0)  # no engine sums in quite the order of torch
+    for name in ("FP32_ERROR", "GPU_FP32_ERROR"):
+        monkeypatch.setattr(f"sattrt.deploy.gate.{name}", 0.0)  # no engine sums in quite the order of torch
     (tmp_path / "run").symlink_to(run)
     found: dict[str, Any] = {}
     gpu.export_it(tmp_path, argparse.Namespace(), 0.0, lambda **what: found.update(what))
