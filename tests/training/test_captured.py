@@ -1,5 +1,7 @@
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,13 @@ from sattrt.machine import cpu_has_bf16
 from sattrt.model import TileClassifier, load_weights
 from sattrt.training import step
 from sattrt.training.captured import captured, fault_of
+from sattrt.training.hardware import Rank
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
 from sattrt.training.observer import Observer, Plan
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from gpu_training import RUNS
 
 needs_weights = pytest.mark.skipif(
     not WEIGHTS.exists(), reason="a network of random weights is thrown off by any rounding: ../shared/data has trained ones"
@@ -48,6 +54,19 @@ def test_the_error_that_ended_a_recording_is_the_one_that_is_said() -> None:
 
     _, why = captured(gradient, torch.nn.Linear(1, 1), torch.rand(2, 1), torch.zeros(2), "fp32")
     assert why == "no CUDA graph: operation not permitted when stream is capturing"
+
+
+def step_on_a_gpu(dataset: Dataset, precision: str = "bf16", **changes: Any) -> step.TrainStep:
+    """A step that takes the device for a GPU; its network is on the CPU."""
+    model = TileClassifier(3, (0.3, 0.4, 0.4), (0.2, 0.2, 0.2))
+    return step.TrainStep(model, dataset, replace(SMALL, **changes), Rank(0, 1, torch.device("cuda", 0), 1), precision)
+
+
+def test_convolutions_are_tuned_where_there_are_many_tiles_not_many_steps(dataset: Dataset) -> None:
+    train = tuple(dataset.tiles("train"))
+    eurosat = replace(dataset, all_tiles=train * (19_440 // len(train)))
+    assert step_on_a_gpu(eurosat, epochs=RUNS["quick"]["epochs"], batch_size=256).tunes
+    assert not step_on_a_gpu(eurosat, epochs=RUNS["fast"]["epochs"], batch_size=16).tunes
 
 
 @needs_weights
