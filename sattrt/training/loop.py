@@ -123,7 +123,7 @@ class _Run:
                 f"Choose a multiple of {2 * rank.world}."
             )
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
-        self.observer, self.stop, self.keeper, self.slower = observer, stop, keeper, ""
+        self.observer, self.stop, self.keeper, self.slower = observer if rank.is_first else Observer(), stop, keeper, ""
         self.precision = precision_of(saved[1], rank.device, out) if saved else choose_precision(config.precision, rank.device)
         torch.manual_seed(config.seed)
         self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size, dtype=dataset.dtype)
@@ -237,7 +237,7 @@ class _Run:
 
     def _recorded(self, step: TrainStep) -> TrainStep:
         if not self.slower:  # where it failed once it is not tried again: torch may have lost count of its memory
-            self.slower = step.record()
+            self.slower = step.record(self.observer.noted)
         return step
 
     @property

@@ -7,6 +7,7 @@ loss, norm = step(images, labels, rate=1e-3, number=0)
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -70,16 +71,25 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         return loss.detach(), _norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    def record(self) -> str:
-        """On a GPU, make one CUDA graph of both passes; why that can't be, if so. With several ranks or in fp16 more happens between its kernels."""
-        if self._rank.device.type == "cpu" or self._rank.world > 1 or self._precision == "fp16":
+    def record(self, noted: Callable[[str], object]) -> str:
+        """On a GPU, make one CUDA graph of both passes and note how long it took; why that can't be, if so: with several ranks or in fp16 more happens
+        between its kernels."""
+        if self._rank.device.type == "cpu":
             return ""
+        if self._rank.world > 1:
+            return "no CUDA graph: several processes"
+        if self._precision == "fp16":
+            return "no CUDA graph: fp16's gradient scaler"
+        begin = time.perf_counter()
         images, labels = self._example()
         if self._config.mixup or self._config.cutmix:
             labels = F.one_hot(labels, self._classes).float()
         with tuned_convolutions(self.tunes):
             recording, reason = captured(self._passes, self.model, images, labels, self._precision)
         self._recording = None if reason else recording
+        if not reason:
+            what = "Convolutions were tuned and a step recorded" if self.tunes else "A step was recorded"
+            noted(f"{what} as a CUDA graph in {time.perf_counter() - begin:.1f} s")
         return reason
 
     def speed(self) -> float:

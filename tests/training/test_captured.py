@@ -1,3 +1,4 @@
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,26 @@ def test_convolutions_are_tuned_where_there_are_many_tiles_not_many_steps(datase
     eurosat = replace(dataset, all_tiles=train * (19_440 // len(train)))
     assert step_on_a_gpu(eurosat, epochs=RUNS["quick"]["epochs"], batch_size=256).tunes
     assert not step_on_a_gpu(eurosat, epochs=RUNS["fast"]["epochs"], batch_size=16).tunes
+
+
+def test_a_recorded_step_says_how_long_it_took_and_any_other_why_it_is_none(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "example", lambda *_: (torch.zeros(1), torch.zeros(1, dtype=torch.int64)))
+    monkeypatch.setattr(step, "captured", lambda gradient, *_: (gradient, ""))
+    said: list[str] = []
+    made = step_on_a_gpu(dataset)
+    for tunes, expected in (
+        (False, r"A step was recorded as a CUDA graph in \d+\.\d s"),
+        (True, r"Convolutions were tuned and a step recorded as a CUDA graph in \d+\.\d s"),
+    ):
+        made.tunes = tunes
+        assert made.record(said.append) == ""
+        assert re.fullmatch(expected, said.pop())
+    made._rank = replace(made._rank, world=2)
+    assert made.record(said.append) == "no CUDA graph: several processes"
+    assert step_on_a_gpu(dataset, "fp16").record(said.append) == "no CUDA graph: fp16's gradient scaler"
+    monkeypatch.setattr(step, "captured", lambda gradient, *_: (gradient, "no CUDA graph: its loss is 9.0% off"))
+    assert step_on_a_gpu(dataset).record(said.append) == "no CUDA graph: its loss is 9.0% off"
+    assert said == []
 
 
 @needs_weights
