@@ -193,12 +193,15 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
             self.epochs: list[dict[str, float]] = []
             self.stages: dict[str, float] = {}
 
+        def reached(self, what: str) -> None:
+            self.stages.setdefault(what, time.perf_counter() - begin)
+
         def started(self, plan: Plan) -> None:
             self.plan = plan
-            self.stages["set up"] = time.perf_counter() - begin
+            self.reached("set up")
 
         def stepped(self, row: Row, plan: Plan) -> None:
-            self.stages.setdefault("first report", time.perf_counter() - begin)
+            self.reached("first report")
             self.windows.append((row.step - self.step, row.images_per_second))
             self.step = row.step
 
