@@ -179,9 +179,9 @@ def train_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
         if "failed" in run:
             failed.append(run)
             keep(training_failed=failed)
-            say(f"training, decoder {run['config']['decoder']} failed: {run['failed']}")
+            say(f"training, decoder {run['config']['decoder']} failed: {run['failed'].splitlines()[0]}")
     if "failed" in run:
-        raise RuntimeError(run["failed"])
+        raise RuntimeError(run["failed"].splitlines()[0])
     run |= {"scan_seconds": scanned, "goal": judged("fast", run, scanned)}
     keep(training=run)
     report("training", 0, run)

@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -58,6 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "full": {"recipe": "full"},
 }
 LONGEST = {"fast": 120.0, "quick": 180.0, "full": 420.0}  # seconds of a run on a GPU, after which it is killed
+MOST_OF_REASON, MOST_OF_TRACEBACK = 300, 1500  # characters that are kept, of the one's beginning and the other's end: the JSON stays small
 FOR_LIBRARIES = 60.0  # seconds that are waited for them at most
 
 
@@ -115,7 +117,8 @@ def libraries_read(seconds: float = FOR_LIBRARIES) -> None:
 
 
 def apart(seconds: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a fresh process, which is killed after so many seconds. RuntimeError that says how it failed."""
+    """What a function returns in a fresh process, which is killed after so many seconds. RuntimeError that says how it failed: the reason in its
+    first line, and where it came from in those after it."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, work, *arguments))
@@ -142,7 +145,9 @@ def _answer(sender: Connection, work: Callable[..., Any], *arguments: Any) -> No
     try:
         sender.send((work(*arguments), None))
     except Exception as error:  # as text: not every exception can be sent
-        sender.send((None, f"{type(error).__name__}: {error}"))
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        sender.send((None, f"{reason[:MOST_OF_REASON]}\n{traceback.format_exc()[-MOST_OF_TRACEBACK:]}"))
 
 
 def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float | None) -> Iterator[dict[str, Any]]:
@@ -326,7 +331,9 @@ def main() -> None:
                 for run in runs_of(Path(folder), TrainConfig.from_dict(settings, name), Path(folder, f"{name}-{seed}"), longest):
                     taken.append(run)
                     if "failed" in run:  # of any kind, its process killed among them: the others are worth having
-                        print(f"{name}, seed {seed}, decoder {run['config']['decoder']} failed: {run['failed']}", flush=True)
+                        print(
+                            f"{name}, seed {seed}, decoder {run['config']['decoder']} failed: {run['failed'].splitlines()[0]}", flush=True
+                        )
                     else:
                         run["goal"] = judged(name, run, scanned)
                         report(name, seed, run)

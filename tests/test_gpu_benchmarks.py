@@ -63,13 +63,26 @@ def test_a_process_of_its_own_is_ended_in_time_and_its_failure_said() -> None:
     assert apart(60, math.sqrt, 4.0) == 2.0
     for seconds, says, work, argument in (
         (0.5, r"^it took longer than 0.5 s$", time.sleep, 600),
-        (60, r"^ValueError: ", math.sqrt, -1.0),
+        (60, r"(?s)^ValueError: [^\n]+\nTraceback .*, in _answer\n.*\nValueError: [^\n]+\n$", math.sqrt, -1.0),
         (None, r"^its process ended with exit code 3$", os._exit, 3),  # as where a library ends it
     ):
         begin = time.monotonic()
         with pytest.raises(RuntimeError, match=says):
             apart(seconds, work, argument)
         assert time.monotonic() - begin < 60
+
+
+def fail_at_length() -> None:
+    raise ValueError("in vain\n" + 10_000 * "x" + "\nthe end")
+
+
+def test_of_a_long_failure_the_beginning_and_the_end_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError) as told:
+        apart(60, fail_at_length)
+    first, *_, last = str(told.value).splitlines()
+    assert (first, last) == ("ValueError: in vain", "the end")
+    assert len(str(told.value)) < 2500
+    assert "in fail_at_length" in capfd.readouterr().err  # the whole of it
 
 
 def test_of_a_run_that_fails_late_its_epochs_are_known(run: Path, tmp_path: Path) -> None:
