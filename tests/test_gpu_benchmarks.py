@@ -4,15 +4,17 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import running, write_tiles
+from conftest import SMALL, running, write_tiles
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +24,7 @@ from sattrt.runtime import Bundle
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
-from gpu_training import apart, ended, has_dali, judged, speed_of  # noqa: E402
+from gpu_training import apart, ended, has_dali, judged, libraries_read, runs_of, speed_of  # noqa: E402
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) -> None:
@@ -57,6 +59,65 @@ def test_what_is_known_of_the_machine_is_in_the_file_before_the_first_run(tmp_pa
     assert found["runs"] == {"fast": [], "quick": [], "full": []}
     assert found["scan_seconds"] > 0
     assert found["environment"]["cores"] > 0
+
+
+def test_a_run_in_hand_is_ended_with_the_program(tmp_path: Path) -> None:
+    tiles, out, end = write_tiles(tmp_path / "tiles"), tmp_path / "found.json", time.monotonic() + 120
+    command = [sys.executable, str(BENCHMARKS / "gpu_training.py"), "--tiles", str(tiles), "--weights", "none", "--share", "48"]
+    with running(
+        [*command, "--out", str(out)], env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "CUDA_VISIBLE_DEVICES": ""}
+    ) as process:
+        children = Path("/proc", str(process.pid), "task", str(process.pid), "children")
+        while not (out.exists() and "spawn_main" in "".join(map(command_of, children.read_text().split()))):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        started = [pid for pid in children.read_text().split() if "spawn_main" in command_of(pid)]
+        process.terminate()
+        assert process.wait(60) == 143
+        assert not any(map(is_alive, started))
+
+
+def command_of(pid: str) -> str:
+    """The command line of a process; nothing where it is gone."""
+    try:
+        return Path("/proc", pid, "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("TOGETHER = 5", ["skipped: [0-5] s are left for it"]),  # none is begun
+        ("LONGEST = {'fast': 1.0}; gpu_training.SHORTEST = 0", ["it took longer than 1 s"] * (2 if has_dali() else 1)),
+    ],
+)
+def test_runs_are_limited_in_time_without_a_gpu_too(tmp_path: Path, settings: str, says: list[str]) -> None:
+    tiles, out = write_tiles(tmp_path / "tiles", 12), tmp_path / "found.json"
+    program = f"import gpu_training; gpu_training.{settings}; gpu_training.main()"
+    options = ["--tiles", str(tiles), "--weights", "none", "--runs", "fast", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent))), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["runs"]["fast"]
+    assert len(found) == len(says)
+    assert all(re.fullmatch(said, run["failed"]) for said, run in zip(says, found, strict=True)), found
+
+
+def test_a_run_that_failed_is_not_repeated_where_no_time_is_left(dataset_folder: Path, tmp_path: Path) -> None:
+    config = replace(SMALL, weights=str(tmp_path / "absent.safetensors"))
+    [found] = runs_of(dataset_folder, config, tmp_path / "run", 60.0, time.perf_counter() - 1.0)
+    assert found["failed"] == "skipped: 0 s are left for it"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_libraries_took_is_known_and_whether_that_was_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = libraries_read(0.2)
+    assert found["libraries_killed"]
+    assert 0.2 <= found["libraries_seconds"] < 60
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert libraries_read() == {}
 
 
 def test_a_process_of_its_own_is_ended_in_time_and_its_failure_said() -> None:
