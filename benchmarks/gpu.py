@@ -39,7 +39,7 @@ FOR_EXPORT = ("onnx",)
 MOST_BYTES = 1_000_000
 # the fastest first, as far as one can say beforehand
 BACKENDS = ("tensorrt", "onnxruntime-tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
-PRECISIONS = ("int8", "fp8", "fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "int8", "fp8", "bf16", "fp32")  # int8 graphs for a GPU keep what is between their convolutions in fp32
 _RAW = ("seconds", "wrong", "selective")
 
 
@@ -241,9 +241,10 @@ def fastest(bundle: Bundle) -> EngineRecord:
     with contextlib.suppress(BackendError):  # it is not installed
         on_cuda = this_place()["provider"] == "cuda"
 
-    def rank(engine: EngineRecord) -> tuple[int, bool, int]:
-        on_cpu = on_cuda and (engine.backend, engine.precision) == ("onnxruntime", "int8")
-        return BACKENDS.index(engine.backend), on_cpu, PRECISIONS.index(engine.precision)
+    def rank(engine: EngineRecord) -> tuple[int, bool, bool, int]:
+        int8 = engine.precision == "int8"
+        on_cpu = engine.backend == "openvino" or (engine.backend == "onnxruntime" and (int8 or not on_cuda))
+        return BACKENDS.index(engine.backend), on_cpu, on_cpu and not int8, PRECISIONS.index(engine.precision)
 
     for engine in sorted(bundle.engines, key=rank):
         with contextlib.suppress(BackendError):

@@ -1,6 +1,7 @@
 """What the benchmarks for a GPU do where something goes wrong; what they measure needs one."""
 
 import argparse
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from sattrt import machine
 from sattrt.runtime import Bundle
+from sattrt.runtime.engine import EngineRecord
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -363,3 +366,20 @@ def test_without_onnxruntime_the_fastest_engine_is_another(bundle: Bundle, monke
     found = gpu.fastest(bundle)
     assert found.backend != "onnxruntime"
     bundle.open(found.name).close()
+
+
+@pytest.mark.parametrize(
+    ("engines", "provider", "fastest"),
+    [
+        (["tensorrt-fp32", "tensorrt-int8", "tensorrt-fp16", "onnxruntime-fp16"], "cuda", "tensorrt-fp16"),
+        (["onnxruntime-fp32", "onnxruntime-int8"], "cuda", "onnxruntime-fp32"),  # int8 runs on the CPU
+        (["onnxruntime-fp16", "onnxruntime-int8", "openvino-int8"], "cpu", "onnxruntime-int8"),
+        (["openvino-bf16", "openvino-int8"], "cuda", "openvino-int8"),
+    ],
+)
+def test_the_fastest_on_a_gpu_is_fp16_and_on_a_cpu_int8(
+    monkeypatch: pytest.MonkeyPatch, engines: list[str], provider: str, fastest: str
+) -> None:
+    monkeypatch.setattr("sattrt.runtime.ort.this_place", lambda: {"provider": provider})
+    records = tuple(EngineRecord(name, *name.rsplit("-", 1), name, {}) for name in engines)
+    assert gpu.fastest(SimpleNamespace(engines=records, open=lambda name: io.BytesIO())).name == fastest
