@@ -323,7 +323,7 @@ def test_with_onnxruntime_a_bare_machine_trains_exports_and_benches(tmp_path: Pa
     left_out = {"onnxscript": "no graphs in bf16; torch's older exporter makes the others", "matplotlib": "no pictures of the run"}
     assert found["without"] | left_out == found["without"]
     assert found["failed"] == {}, done.stdout + done.stderr
-    assert len(found["training"]["epochs"]) == 2
+    assert [(name, len(run["epochs"])) for name, run in found["training"].items()] == [("fast", 2), ("quick", 2)]
     assert {"onnxruntime-fp32", "onnxruntime-fp16"} <= found["engines"].keys()
     assert all(verdict["passed"] for verdict in found["engines"].values())
     assert "export_failed" not in found
@@ -331,6 +331,22 @@ def test_with_onnxruntime_a_bare_machine_trains_exports_and_benches(tmp_path: Pa
     assert {"onnxruntime-fp32", "onnxruntime-fp16"} <= {row["engine"] for row in found["bench"]["engines"]}
     assert "The run's pictures were left out: matplotlib is not installed" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == found
+
+
+def test_what_is_exported_is_the_last_run_that_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("fp16 fails on a CPU alone")
+    monkeypatch.setitem(gpu.RUNS, "quick", {**gpu.RUNS["quick"], "precision": "fp16"})
+    options = argparse.Namespace(tiles=write_tiles(tmp_path / "tiles"), weights="none", share=48)
+    found: dict[str, Any] = {}
+    gpu.train_it(tmp_path, options, time.perf_counter() + 240, lambda **what: found.update(what))
+    assert found["training"].keys() == {"fast"}
+    assert found["training"]["fast"]["goal"]["within_seconds"] == 15
+    assert all(run["run"] == "quick" and "no fp16 arithmetic" in run["failed"] for run in found["training_failed"])
+    assert (tmp_path / "run" / "best.safetensors").samefile(tmp_path / "fast" / "best.safetensors")
+    monkeypatch.setitem(gpu.RUNS, "fast", gpu.RUNS["quick"])
+    with pytest.raises(RuntimeError, match=r"^BackendError: .*no fp16 arithmetic"):
+        gpu.train_it(tmp_path, options, time.perf_counter() + 240, lambda **what: found.update(what))
 
 
 def test_the_export_goes_on_where_fp32_fails(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
