@@ -3,17 +3,19 @@
     python benchmarks/gpu_training.py --tiles EuroSAT_RGB.zip --weights resnet50_imagenet.safetensors --out gpu-training.json
 
 `fast` is to reach 97 % within 15 s, `quick` 98.57 % within 60 s, both at 20,000 images/s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
-Each run is a process of its own; on a GPU it is killed after two minutes (`fast`), three (`quick`) or seven (`full`). A run that fails is recorded with
-its reason and the epochs that it came to, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the
+Each run is a process of its own. It is killed after two minutes (`fast`), three (`quick`) or seven (`full`), and nine and a half minutes after the start
+of all (as many for each further seed); with less than ten seconds left it is skipped. A run that fails is recorded with its reason and the epochs that it
+came to, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the
 first run and anew after each of them, so nothing that was measured is lost. At first a ResNet-50 trains one step in a process of its own, so
-that the libraries of CUDA and DALI (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most.
+that the libraries of CUDA and DALI (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most
+(`libraries_seconds`; `libraries_killed` where that was too short).
 
 Needs torch and torchvision (with numpy and Pillow); where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
 decodes; without matplotlib a run has no pictures; safetensors, which checkpoints are, has a stand-in under benchmarks/bare. Each run is
 `sattrt train` itself; a run's clock starts when the process has imported torch and torchvision (the first import is not
 counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. The
 scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is held against its goal; it is that of `sattrt data`. Without a GPU it runs as well, on a small share of
-the tiles, to show that it works: `--share 640`.
+the tiles and without a limit of time, to show that it works: `--share 640`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import multiprocessing
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -57,7 +62,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "quick": {"recipe": "default", "epochs": 14, **_LARGE_BATCHES},
     "full": {"recipe": "full"},
 }
-LONGEST = {"fast": 120.0, "quick": 180.0, "full": 420.0}  # seconds of a run on a GPU, after which it is killed
+LONGEST = {"fast": 120.0, "quick": 180.0, "full": 420.0}  # seconds of a run, after which it is killed
+TOGETHER = 570.0  # seconds for all runs of a seed and what comes before them: a GPU may be lent for ten minutes
+SHORTEST = 10.0  # seconds that a run needs to be begun: with fewer left it hardly gets to its first step
+MOST_OF_REASON, MOST_OF_TRACEBACK = 300, 1500  # characters that are kept, of the one's beginning and the other's end: the JSON stays small
 FOR_LIBRARIES = 60.0  # seconds that are waited for them at most
 
 
@@ -99,23 +107,27 @@ def read_libraries() -> None:
         import torch.utils.tensorboard
 
 
-def libraries_read(seconds: float = FOR_LIBRARIES) -> None:
-    """Where there is a GPU, let the libraries be read in a process of its own, which is waited for, so many seconds at most."""
+def libraries_read(seconds: float = FOR_LIBRARIES) -> dict[str, Any]:
+    """Where there is a GPU, let the libraries be read in a process of its own, which is waited for, so many seconds at most; how long that took, and
+    whether it was killed, so that the runs had the rest to read."""
     import torch
 
     if not torch.cuda.is_available():
-        return
+        return {}
+    begin = time.perf_counter()
     process = multiprocessing.get_context("spawn").Process(target=read_libraries)
     process.start()
     try:
         process.join(seconds)
+        return {"libraries_seconds": time.perf_counter() - begin, "libraries_killed": process.exitcode is None}
     finally:
         process.kill()
         process.join()
 
 
 def apart(seconds: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a fresh process, which is killed after so many seconds. RuntimeError that says how it failed."""
+    """What a function returns in a fresh process, which is killed after so many seconds. RuntimeError that says how it failed: the reason in its
+    first line, and where it came from in those after it."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, work, *arguments))
@@ -123,7 +135,7 @@ def apart(seconds: float | None, work: Callable[..., Any], *arguments: Any) -> A
     sender.close()  # here, so that a process that dies is noticed
     try:
         if not receiver.poll(seconds):
-            raise RuntimeError(f"it took longer than {seconds:g} s")
+            raise RuntimeError(f"it took longer than {seconds:.3g} s")
         try:
             found, failure = receiver.recv()
         except EOFError:
@@ -142,19 +154,27 @@ def _answer(sender: Connection, work: Callable[..., Any], *arguments: Any) -> No
     try:
         sender.send((work(*arguments), None))
     except Exception as error:  # as text: not every exception can be sent
-        sender.send((None, f"{type(error).__name__}: {error}"))
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        sender.send((None, f"{reason[:MOST_OF_REASON]}\n{traceback.format_exc()[-MOST_OF_TRACEBACK:]}"))
 
 
-def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float | None) -> Iterator[dict[str, Any]]:
-    """A run on the dataset of a folder, in a process that is killed after so many seconds; once more without DALI where it failed and DALI is there.
+def runs_of(folder: Path, config: TrainConfig, out: Path, seconds: float = math.inf, end: float = math.inf) -> Iterator[dict[str, Any]]:
+    """A run on the dataset of a folder, in a process that is killed after so many seconds, or at the end, a time of `perf_counter`; once more without
+    DALI where it failed and DALI is there.
 
-    Each as `one_run` has it, or {"config": ..., "failed": why, "epochs": those that came to an end, by the run's own clock}.
+    Each as `one_run` has it, or {"config": ..., "failed": why, "epochs": those that came to an end, by the run's own clock}. One that there is no
+    time for is skipped: it failed before it began.
     """
-    for decoder in (config.decoder, *(["torchvision"] if has_dali() else [])):
+    for decoder in dict.fromkeys((config.decoder, *(["torchvision"] if has_dali() else []))):
         settings = replace(config, decoder=decoder).to_dict()
+        left = min(seconds, end - time.perf_counter())
+        if left < SHORTEST:
+            yield {"config": settings, "failed": f"skipped: {max(0.0, left):.0f} s are left for it", "epochs": []}
+            return
         shutil.rmtree(out, ignore_errors=True)  # what the first left
         try:
-            run = apart(seconds, one_run, folder, settings, out)
+            run = apart(left if left < math.inf else None, one_run, folder, settings, out)
         except RuntimeError as error:
             yield {"config": settings, "failed": str(error), "epochs": ended(out)}
         else:
@@ -193,12 +213,15 @@ def one_run(folder: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]
             self.epochs: list[dict[str, float]] = []
             self.stages: dict[str, float] = {}
 
+        def reached(self, what: str) -> None:
+            self.stages.setdefault(what, time.perf_counter() - begin)
+
         def started(self, plan: Plan) -> None:
             self.plan = plan
-            self.stages["set up"] = time.perf_counter() - begin
+            self.reached("set up")
 
         def stepped(self, row: Row, plan: Plan) -> None:
-            self.stages.setdefault("first report", time.perf_counter() - begin)
+            self.reached("first report")
             self.windows.append((row.step - self.step, row.images_per_second))
             self.step = row.step
 
@@ -287,8 +310,6 @@ def main() -> None:
         print(json.dumps(document), flush=True)
         sys.exit(document["failed"])
 
-    import torch
-
     from sattrt.cores import cores
     from sattrt.data.dataset import balanced
     from sattrt.data.scan import SplitRule, scan
@@ -296,8 +317,10 @@ def main() -> None:
     from sattrt.spec import write_bytes
     from sattrt.training.config import RECIPES, TrainConfig
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run in hand is ended too
+    end = math.inf if options.share else time.perf_counter() + TOGETHER * options.seeds
     surroundings = environment()
-    libraries_read()
+    libraries = libraries_read()
     begin = time.perf_counter()
     dataset = scan(options.tiles, SplitRule((80, 10, 10)), cores())
     scanned = time.perf_counter() - begin
@@ -305,7 +328,7 @@ def main() -> None:
         few = (*balanced(dataset.tiles("train"), options.share), *balanced(dataset.tiles("valid"), options.share // 4))
         dataset = replace(dataset, all_tiles=few)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.runs}
-    document = {"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": surroundings}
+    document = {"scan_seconds": scanned, "split": dataset.split, "runs": found, "environment": surroundings, **libraries}
 
     def write() -> None:
         if options.out:
@@ -315,15 +338,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset.write(Path(folder))
         for name, taken in found.items():
-            longest = LONGEST[name] if torch.cuda.is_available() else None
+            longest = math.inf if options.share else LONGEST[name]
             for seed in range(options.seeds):
                 settings = {**RECIPES[RUNS[name]["recipe"]], **RUNS[name], "weights": options.weights, "seed": seed}
                 if options.share:
                     settings |= {"epochs": 2, "batch_size": 32, "image_size": 0}
-                for run in runs_of(Path(folder), TrainConfig.from_dict(settings, name), Path(folder, f"{name}-{seed}"), longest):
+                for run in runs_of(Path(folder), TrainConfig.from_dict(settings, name), Path(folder, f"{name}-{seed}"), longest, end):
                     taken.append(run)
                     if "failed" in run:  # of any kind, its process killed among them: the others are worth having
-                        print(f"{name}, seed {seed}, decoder {run['config']['decoder']} failed: {run['failed']}", flush=True)
+                        print(
+                            f"{name}, seed {seed}, decoder {run['config']['decoder']} failed: {run['failed'].splitlines()[0]}", flush=True
+                        )
                     else:
                         run["goal"] = judged(name, run, scanned)
                         report(name, seed, run)

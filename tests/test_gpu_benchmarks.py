@@ -1,28 +1,33 @@
 """What the benchmarks for a GPU do where something goes wrong; what they measure needs one."""
 
 import argparse
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import running, write_tiles
+from conftest import SMALL, running, write_tiles
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sattrt import machine
 from sattrt.runtime import Bundle
+from sattrt.runtime.engine import EngineRecord
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
-from gpu_training import apart, ended, has_dali, judged, speed_of  # noqa: E402
+from gpu_training import apart, ended, has_dali, judged, libraries_read, runs_of, speed_of  # noqa: E402
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_are_made(tmp_path: Path) -> None:
@@ -59,17 +64,89 @@ def test_what_is_known_of_the_machine_is_in_the_file_before_the_first_run(tmp_pa
     assert found["environment"]["cores"] > 0
 
 
+def test_a_run_in_hand_is_ended_with_the_program(tmp_path: Path) -> None:
+    tiles, out, end = write_tiles(tmp_path / "tiles"), tmp_path / "found.json", time.monotonic() + 120
+    command = [sys.executable, str(BENCHMARKS / "gpu_training.py"), "--tiles", str(tiles), "--weights", "none", "--share", "48"]
+    with running(
+        [*command, "--out", str(out)], env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "CUDA_VISIBLE_DEVICES": ""}
+    ) as process:
+        children = Path("/proc", str(process.pid), "task", str(process.pid), "children")
+        while not (out.exists() and "spawn_main" in "".join(map(command_of, children.read_text().split()))):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        started = [pid for pid in children.read_text().split() if "spawn_main" in command_of(pid)]
+        process.terminate()
+        assert process.wait(60) == 143
+        assert not any(map(is_alive, started))
+
+
+def command_of(pid: str) -> str:
+    """The command line of a process; nothing where it is gone."""
+    try:
+        return Path("/proc", pid, "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("TOGETHER = 5", ["skipped: [0-5] s are left for it"]),  # none is begun
+        ("LONGEST = {'fast': 1.0}; gpu_training.SHORTEST = 0", ["it took longer than 1 s"] * (2 if has_dali() else 1)),
+    ],
+)
+def test_runs_are_limited_in_time_without_a_gpu_too(tmp_path: Path, settings: str, says: list[str]) -> None:
+    tiles, out = write_tiles(tmp_path / "tiles", 12), tmp_path / "found.json"
+    program = f"import gpu_training; gpu_training.{settings}; gpu_training.main()"
+    options = ["--tiles", str(tiles), "--weights", "none", "--runs", "fast", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent))), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["runs"]["fast"]
+    assert len(found) == len(says)
+    assert all(re.fullmatch(said, run["failed"]) for said, run in zip(says, found, strict=True)), found
+
+
+def test_a_run_that_failed_is_not_repeated_where_no_time_is_left(dataset_folder: Path, tmp_path: Path) -> None:
+    config = replace(SMALL, weights=str(tmp_path / "absent.safetensors"))
+    [found] = runs_of(dataset_folder, config, tmp_path / "run", 60.0, time.perf_counter() - 1.0)
+    assert found["failed"] == "skipped: 0 s are left for it"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_libraries_took_is_known_and_whether_that_was_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = libraries_read(0.2)
+    assert found["libraries_killed"]
+    assert 0.2 <= found["libraries_seconds"] < 60
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert libraries_read() == {}
+
+
 def test_a_process_of_its_own_is_ended_in_time_and_its_failure_said() -> None:
     assert apart(60, math.sqrt, 4.0) == 2.0
     for seconds, says, work, argument in (
         (0.5, r"^it took longer than 0.5 s$", time.sleep, 600),
-        (60, r"^ValueError: ", math.sqrt, -1.0),
+        (60, r"(?s)^ValueError: [^\n]+\nTraceback .*, in _answer\n.*\nValueError: [^\n]+\n$", math.sqrt, -1.0),
         (None, r"^its process ended with exit code 3$", os._exit, 3),  # as where a library ends it
     ):
         begin = time.monotonic()
         with pytest.raises(RuntimeError, match=says):
             apart(seconds, work, argument)
         assert time.monotonic() - begin < 60
+
+
+def fail_at_length() -> None:
+    raise ValueError("in vain\n" + 10_000 * "x" + "\nthe end")
+
+
+def test_of_a_long_failure_the_beginning_and_the_end_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError) as told:
+        apart(60, fail_at_length)
+    first, *_, last = str(told.value).splitlines()
+    assert (first, last) == ("ValueError: in vain", "the end")
+    assert len(str(told.value)) < 2500
+    assert "in fail_at_length" in capfd.readouterr().err  # the whole of it
 
 
 def test_of_a_run_that_fails_late_its_epochs_are_known(run: Path, tmp_path: Path) -> None:
@@ -198,7 +275,9 @@ def test_it_trains_on_a_machine_that_has_hardly_more_than_torch(tmp_path: Path) 
     assert "failed" not in run, run
     assert len(run["epochs"]) == 2
     assert run["images_per_second"] > 0
-    assert 0 < run["seconds_until"]["set up"] < run["seconds_until"]["first report"] < run["epochs"][0]["seconds"]
+    until = run["seconds_until"]
+    assert list(until) == ["network", "recorded", "samples", "set up", "first tiles", "first report"]
+    assert [0.0, *until.values(), run["epochs"][0]["seconds"]] == sorted([0.0, *until.values(), run["epochs"][0]["seconds"]])
 
 
 def test_the_stand_in_for_safetensors_reads_what_the_library_wrote_and_the_other_way_round(tmp_path: Path) -> None:
@@ -244,7 +323,7 @@ def test_with_onnxruntime_a_bare_machine_trains_exports_and_benches(tmp_path: Pa
     left_out = {"onnxscript": "no graphs in bf16; torch's older exporter makes the others", "matplotlib": "no pictures of the run"}
     assert found["without"] | left_out == found["without"]
     assert found["failed"] == {}, done.stdout + done.stderr
-    assert len(found["training"]["epochs"]) == 2
+    assert [(name, len(run["epochs"])) for name, run in found["training"].items()] == [("fast", 2), ("quick", 2)]
     assert {"onnxruntime-fp32", "onnxruntime-fp16"} <= found["engines"].keys()
     assert all(verdict["passed"] for verdict in found["engines"].values())
     assert "export_failed" not in found
@@ -254,8 +333,25 @@ def test_with_onnxruntime_a_bare_machine_trains_exports_and_benches(tmp_path: Pa
     assert json.loads(done.stdout.splitlines()[-1]) == found
 
 
+def test_what_is_exported_is_the_last_run_that_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("fp16 fails on a CPU alone")
+    monkeypatch.setitem(gpu.RUNS, "quick", {**gpu.RUNS["quick"], "precision": "fp16"})
+    options = argparse.Namespace(tiles=write_tiles(tmp_path / "tiles"), weights="none", share=48)
+    found: dict[str, Any] = {}
+    gpu.train_it(tmp_path, options, time.perf_counter() + 240, lambda **what: found.update(what))
+    assert found["training"].keys() == {"fast"}
+    assert found["training"]["fast"]["goal"]["within_seconds"] == 15
+    assert all(run["run"] == "quick" and "no fp16 arithmetic" in run["failed"] for run in found["training_failed"])
+    assert (tmp_path / "run" / "best.safetensors").samefile(tmp_path / "fast" / "best.safetensors")
+    monkeypatch.setitem(gpu.RUNS, "fast", gpu.RUNS["quick"])
+    with pytest.raises(RuntimeError, match=r"^BackendError: .*no fp16 arithmetic"):
+        gpu.train_it(tmp_path, options, time.perf_counter() + 240, lambda **what: found.update(what))
+
+
 def test_the_export_goes_on_where_fp32_fails(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sattrt.deploy.gate.FP32_ERROR", 0.0)  # no engine sums in quite the order of torch
+    for name in ("FP32_ERROR", "GPU_FP32_ERROR"):
+        monkeypatch.setattr(f"sattrt.deploy.gate.{name}", 0.0)  # no engine sums in quite the order of torch
     (tmp_path / "run").symlink_to(run)
     found: dict[str, Any] = {}
     gpu.export_it(tmp_path, argparse.Namespace(), 0.0, lambda **what: found.update(what))
@@ -286,3 +382,20 @@ def test_without_onnxruntime_the_fastest_engine_is_another(bundle: Bundle, monke
     found = gpu.fastest(bundle)
     assert found.backend != "onnxruntime"
     bundle.open(found.name).close()
+
+
+@pytest.mark.parametrize(
+    ("engines", "provider", "fastest"),
+    [
+        (["tensorrt-fp32", "tensorrt-int8", "tensorrt-fp16", "onnxruntime-fp16"], "cuda", "tensorrt-fp16"),
+        (["onnxruntime-fp32", "onnxruntime-int8"], "cuda", "onnxruntime-fp32"),  # int8 runs on the CPU
+        (["onnxruntime-fp16", "onnxruntime-int8", "openvino-int8"], "cpu", "onnxruntime-int8"),
+        (["openvino-bf16", "openvino-int8"], "cuda", "openvino-int8"),
+    ],
+)
+def test_the_fastest_on_a_gpu_is_fp16_and_on_a_cpu_int8(
+    monkeypatch: pytest.MonkeyPatch, engines: list[str], provider: str, fastest: str
+) -> None:
+    monkeypatch.setattr("sattrt.runtime.ort.this_place", lambda: {"provider": provider})
+    records = tuple(EngineRecord(name, *name.rsplit("-", 1), name, {}) for name in engines)
+    assert gpu.fastest(SimpleNamespace(engines=records, open=lambda name: io.BytesIO())).name == fastest

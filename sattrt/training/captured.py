@@ -36,7 +36,10 @@ def captured(gradient: Gradient, model: nn.Module, images: Tensor, labels: Tenso
         return graph, ""
     except RuntimeError as error:
         model.zero_grad()
-        return gradient, f"no CUDA graph: {' '.join(str(error).split())[:120]}"
+        first: BaseException = error
+        while first.__context__:  # torch ends a recording that failed by an error of its own, which says no more than that
+            first = first.__context__
+        return gradient, f"no CUDA graph: {(str(first) or repr(first)).splitlines()[0][:300]}"
     finally:
         for each, value in zip(model.buffers(), before, strict=True):
             each.copy_(value)

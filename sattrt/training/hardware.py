@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..cores import cores
 from ..errors import BackendError, InputError
-from ..machine import cpu_has_bf16
+from ..machine import cpu_has_bf16, gpu
 from .cpu import keep_freed_memory
 
 # torch's, gloo's and NCCL's words for a process that went away; their other errors are faults of another kind, and keep their traceback
@@ -76,9 +76,15 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
 
     threads: CPU threads of a rank; 0 is its share of the cores, or on a CPU as many as `before`, of the run that goes on, where the
     share has so many: sums over another number of threads differ in their last bits.
+    Raises InputError where the environment makes no sense, BackendError where there is a GPU that torch can't use.
     """
     world, number, local, local_world, restarts = _from_launcher()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus and (unusable := gpu()):  # on the CPU it would train for hours, without a word
+        raise BackendError(
+            f"torch {torch.__version__} can't use the {unusable[0]}. Install a torch build for its driver, or hide the GPU "
+            "(CUDA_VISIBLE_DEVICES=) to run on the CPU."
+        )
     if 0 < gpus < local_world:
         raise InputError(f"{local_world} processes were started for {gpus} GPUs. Use torchrun --nproc-per-node {gpus}.")
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
@@ -91,8 +97,8 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
         keep_freed_memory()
     try:
         if world > 1:
-            backend, gpu = ("nccl", device) if gpus else ("gloo", None)
-            dist.init_process_group(backend, store=_store(restarts), rank=number, world_size=world, device_id=gpu)
+            backend, own = ("nccl", device) if gpus else ("gloo", None)
+            dist.init_process_group(backend, store=_store(restarts), rank=number, world_size=world, device_id=own)
         rank = Rank(number, world, device, threads)
         # torchrun counts restarts where the process was lost, not on the other machines
         yield replace(rank, restarted=rank.sum(restarts)[0] > 0)

@@ -123,7 +123,7 @@ class _Run:
                 f"Choose a multiple of {2 * rank.world}."
             )
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
-        self.observer, self.stop, self.keeper, self.slower = observer, stop, keeper, ""
+        self.observer, self.stop, self.keeper, self.slower = observer if rank.is_first else Observer(), stop, keeper, ""
         self.precision = precision_of(saved[1], rank.device, out) if saved else choose_precision(config.precision, rank.device)
         torch.manual_seed(config.seed)
         self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size, dtype=dataset.dtype)
@@ -138,6 +138,7 @@ class _Run:
             self.slower = "" if rank.world > 1 else fuse_norms(self.model, DTYPES[self.precision])
         if rank.world > 1:
             self.model = synchronise_batchnorm(self.model, rank.device)
+        self.observer.reached("network")
         # of a copy of the network, and before the step itself is recorded: on a GPU a recording keeps the memory that it takes
         speed = self._recorded(self._step_of(copy.deepcopy(self.model))).speed() if config.minutes is not None and not saved else 0.0
         self.make_step = self._step_of(self.model)
@@ -148,6 +149,7 @@ class _Run:
         if saved:
             self._restore(*saved)
         self._recorded(self.make_step)
+        self.observer.reached("recorded")
         self.source = open_tiles(dataset)  # once for all loaders: the directory of an archive takes a while
         self.valid = self._loader(dataset.tiles("valid"), config.cache_gb)
         self.plan, tiles = self._plan(saved[1] if saved else None, speed)
@@ -160,6 +162,7 @@ class _Run:
             write_json(self.out / "config.json", {**self.config.to_dict(), "ran_with": vars(self.plan)})
             if self.step == 0 or not (self.out / "samples.npz").exists():
                 write_samples(self.dataset, self.out, self.config.decoder, self.rank.threads, source=self.source)
+                self.observer.reached("samples")
             self.observer.started(self.plan)
             self.log = TrainLog(self.out, self.step)
             if self.step == 0:
@@ -193,6 +196,8 @@ class _Run:
         set_training_mode(self.model, self.config.tune)
         window: Window | None = None
         for images, labels in self.train.epoch(epoch, self.step - epoch * self.plan.steps_per_epoch):
+            if self.step == self.plan.first_step:
+                self.observer.reached("first tiles")
             window = window or Window()  # its clock begins when the first tiles are there: the run's first epoch decodes all of them
             rate = learning_rate_at(self.config, self.step, self.plan.steps, self.plan.steps_per_epoch)
             window.add(rate, *self.make_step(images, labels, rate, self.step), len(labels) * self.rank.world)
@@ -237,7 +242,7 @@ class _Run:
 
     def _recorded(self, step: TrainStep) -> TrainStep:
         if not self.slower:  # where it failed once it is not tried again: torch may have lost count of its memory
-            self.slower = step.record()
+            self.slower = step.record(self.observer.noted)
         return step
 
     @property

@@ -40,6 +40,9 @@ class Plan:
 class Observer:
     """What a run tells while it goes on; the command line draws it. Called on the first rank only."""
 
+    def reached(self, what: str) -> None:
+        """What comes before the first step has come so far: "network" (on its device), "recorded", "samples" (written), "first tiles" (decoded)."""
+
     def started(self, plan: Plan) -> None:
         """The plan is made; training begins."""
 

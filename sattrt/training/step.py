@@ -7,6 +7,7 @@ loss, norm = step(images, labels, rate=1e-3, number=0)
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from .config import TrainConfig
 from .hardware import DTYPES, Rank, tuned_convolutions
 from .optimizer import make_optimizer, set_learning_rate
 
-# of a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds
-STEPS_WORTH_TUNING = 3000
+# shown in a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds. What the fastest one saves grows with
+# the tiles, not with the steps
+TILES_WORTH_TUNING = 200_000
 
 
 class TrainStep:
@@ -37,7 +39,7 @@ class TrainStep:
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
         self._dataset, self._classes = dataset, len(dataset.classes)
-        self._tunes = config.epochs * len(dataset.tiles("train")) >= config.batch_size * STEPS_WORTH_TUNING
+        self.tunes = config.epochs * len(dataset.tiles("train")) >= TILES_WORTH_TUNING
         self._net: nn.Module = model
         if rank.world > 1:
             gpu = [rank.device.index] if rank.device.type == "cuda" else None
@@ -53,7 +55,7 @@ class TrainStep:
             # the same on all ranks; with the 1, other numbers than those that an epoch's order is drawn from
             rng = np.random.default_rng([config.seed, number, 1])
             images, labels = mix(images, labels, self._classes, rng, config.mixup, config.cutmix)
-        with tuned_convolutions(self._tunes):
+        with tuned_convolutions(self.tunes):
             loss, norm = (self._recording or self._passes)(images, labels)
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
@@ -69,16 +71,25 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         return loss.detach(), _norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    def record(self) -> str:
-        """On a GPU, make one CUDA graph of both passes; why that can't be, if so. With several ranks or in fp16 more happens between its kernels."""
-        if self._rank.device.type == "cpu" or self._rank.world > 1 or self._precision == "fp16":
+    def record(self, noted: Callable[[str], object]) -> str:
+        """On a GPU, make one CUDA graph of both passes and note how long it took; why that can't be, if so: with several ranks or in fp16 more happens
+        between its kernels."""
+        if self._rank.device.type == "cpu":
             return ""
+        if self._rank.world > 1:
+            return "no CUDA graph: several processes"
+        if self._precision == "fp16":
+            return "no CUDA graph: fp16's gradient scaler"
+        begin = time.perf_counter()
         images, labels = self._example()
         if self._config.mixup or self._config.cutmix:
             labels = F.one_hot(labels, self._classes).float()
-        with tuned_convolutions(self._tunes):
+        with tuned_convolutions(self.tunes):
             recording, reason = captured(self._passes, self.model, images, labels, self._precision)
         self._recording = None if reason else recording
+        if not reason:
+            what = "Convolutions were tuned and a step recorded" if self.tunes else "A step was recorded"
+            noted(f"{what} as a CUDA graph in {time.perf_counter() - begin:.1f} s")
         return reason
 
     def speed(self) -> float:

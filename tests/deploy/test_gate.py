@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import re
@@ -53,6 +54,20 @@ def test_an_exporter_that_goes_wrong_is_caught(run: Path, bundle: Bundle) -> Non
         judge(engine, samples.valid, samples.valid_labels, expected, 0.0)
         with pytest.raises(ParityError, match="differs from the trained network"):
             judge(engine, samples.valid, samples.valid_labels, other, 0.0)
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("cpu", 1e-4), ("cuda", 1e-3), ("NVIDIA H200", 1e-3)])
+def test_fp32_may_be_further_off_on_a_gpu(run: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: str, allowed: float) -> None:
+    samples = read_samples(run, bundle.spec)
+    with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
+        monkeypatch.setattr(engine._backend, "device", device)
+        expected = engine.predict(samples.valid).logits
+        largest, where = np.abs(expected).max(), np.unravel_index(np.abs(expected).argmin(), expected.shape)
+        for error, judged in ((0.5 * allowed, contextlib.nullcontext()), (2 * allowed, pytest.raises(ParityError, match="differs from"))):
+            off = expected.copy()
+            off[where] += error * largest
+            with judged:
+                judge(engine, samples.valid, samples.valid_labels, off, 1.0)
 
 
 def test_the_verdict_counts_what_was_lost_and_gained(run: Path, bundle: Bundle) -> None:

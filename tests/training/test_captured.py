@@ -1,5 +1,8 @@
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +14,13 @@ from sattrt.machine import cpu_has_bf16
 from sattrt.model import TileClassifier, load_weights
 from sattrt.training import step
 from sattrt.training.captured import captured, fault_of
+from sattrt.training.hardware import Rank
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
 from sattrt.training.observer import Observer, Plan
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from gpu_training import RUNS
 
 needs_weights = pytest.mark.skipif(
     not WEIGHTS.exists(), reason="a network of random weights is thrown off by any rounding: ../shared/data has trained ones"
@@ -37,6 +44,50 @@ def test_where_nothing_can_be_recorded_the_passes_stay_and_the_network_too() -> 
     assert passes[1] > 0  # the passes before the recording moved it
     assert model[0].running_mean.eq(0).all()
     assert model[0].num_batches_tracked == 0
+
+
+def test_the_error_that_ended_a_recording_is_the_one_that_is_said() -> None:
+    def gradient(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            raise ValueError("operation not permitted when stream is capturing\nFor debugging pass CUDA_LAUNCH_BLOCKING=1")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")  # as torch does
+
+    _, why = captured(gradient, torch.nn.Linear(1, 1), torch.rand(2, 1), torch.zeros(2), "fp32")
+    assert why == "no CUDA graph: operation not permitted when stream is capturing"
+
+
+def step_on_a_gpu(dataset: Dataset, precision: str = "bf16", **changes: Any) -> step.TrainStep:
+    """A step that takes the device for a GPU; its network is on the CPU."""
+    model = TileClassifier(3, (0.3, 0.4, 0.4), (0.2, 0.2, 0.2))
+    return step.TrainStep(model, dataset, replace(SMALL, **changes), Rank(0, 1, torch.device("cuda", 0), 1), precision)
+
+
+def test_convolutions_are_tuned_where_there_are_many_tiles_not_many_steps(dataset: Dataset) -> None:
+    train = tuple(dataset.tiles("train"))
+    eurosat = replace(dataset, all_tiles=train * (19_440 // len(train)))
+    assert step_on_a_gpu(eurosat, epochs=RUNS["quick"]["epochs"], batch_size=256).tunes
+    assert not step_on_a_gpu(eurosat, epochs=RUNS["fast"]["epochs"], batch_size=16).tunes
+
+
+def test_a_recorded_step_says_how_long_it_took_and_any_other_why_it_is_none(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "example", lambda *_: (torch.zeros(1), torch.zeros(1, dtype=torch.int64)))
+    monkeypatch.setattr(step, "captured", lambda gradient, *_: (gradient, ""))
+    said: list[str] = []
+    made = step_on_a_gpu(dataset)
+    for tunes, expected in (
+        (False, r"A step was recorded as a CUDA graph in \d+\.\d s"),
+        (True, r"Convolutions were tuned and a step recorded as a CUDA graph in \d+\.\d s"),
+    ):
+        made.tunes = tunes
+        assert made.record(said.append) == ""
+        assert re.fullmatch(expected, said.pop())
+    made._rank = replace(made._rank, world=2)
+    assert made.record(said.append) == "no CUDA graph: several processes"
+    assert step_on_a_gpu(dataset, "fp16").record(said.append) == "no CUDA graph: fp16's gradient scaler"
+    monkeypatch.setattr(step, "captured", lambda gradient, *_: (gradient, "no CUDA graph: its loss is 9.0% off"))
+    assert step_on_a_gpu(dataset).record(said.append) == "no CUDA graph: its loss is 9.0% off"
+    assert said == []
 
 
 @needs_weights

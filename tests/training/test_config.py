@@ -140,3 +140,11 @@ def test_a_lost_process_is_told_from_other_errors_of_the_same_libraries() -> Non
 def test_too_little_memory_is_one_line() -> None:
     with pytest.raises(BackendError, match=r"not enough memory on cpu: .*allocate.* Lower batch_size"), ranks():
         torch.empty(10**15)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
+def test_a_gpu_that_torch_can_not_use_is_one_line_and_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpu", lambda: ("NVIDIA H200", "9.0"))
+    with pytest.raises(BackendError, match=r"^torch \S+ can't use the NVIDIA H200\. .*CUDA_VISIBLE_DEVICES=") as told, ranks():
+        pass
+    assert len(str(told.value).splitlines()) == 1

@@ -134,11 +134,11 @@ def test_the_speed_of_steps_has_neither_checkpoints_nor_the_first_decoding_in_it
     assert {float(row["images_per_second"]) for row in rows(tmp_path / "run")} == {16.0}
 
 
-@pytest.mark.parametrize(("steps_worth_it", "tuned"), [(1, True), (step.STEPS_WORTH_TUNING, False)])
+@pytest.mark.parametrize(("tiles_worth_it", "tuned"), [(1, True), (step.TILES_WORTH_TUNING, False)])
 def test_convolutions_are_tuned_in_the_training_steps_of_a_long_run_alone(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_worth_it: int, tuned: bool
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiles_worth_it: int, tuned: bool
 ) -> None:
-    monkeypatch.setattr(step, "STEPS_WORTH_TUNING", steps_worth_it)
+    monkeypatch.setattr(step, "TILES_WORTH_TUNING", tiles_worth_it)
     seen = set()
     watch = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: seen.add((module.training, torch.backends.cudnn.benchmark)) if isinstance(module, torch.nn.Conv2d) else None
