@@ -117,7 +117,7 @@ def impossible(order: tuple[str, ...], found: Statistics) -> str | None:
         rest = [(found.mean[i], name) for name, i in place.items() if name != "B10"]
         cirrus = found.mean[place["B10"]]
         if 900 < cirrus < min(rest)[0]:
-            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers carry the offset of 1,000 of products since baseline 04.00; --offset 1000 takes it off"
+            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers include the offset of 1,000 (baseline 04.00 and later); --offset 1000 subtracts it"
         if not cirrus < 0.5 * min(rest)[0]:
             return f"B10 (cirrus) should be by far the darkest band; its mean is {cirrus:.0f}, that of {min(rest)[1]} {min(rest)[0]:.0f}"
     return None

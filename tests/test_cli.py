@@ -148,12 +148,12 @@ def test_export_and_bench_refuse_what_is_not_there(tmp_path: Path, dataset_folde
     assert "does not exist" in refusal("export", tmp_path / "nothing", "--out", tmp_path / "b")
     assert "is not a bundle" in refusal("bench", tmp_path, "--data", dataset_folder, "--out", tmp_path / "r")
     (tmp_path / "taken").touch()
-    assert "taken is no folder" in refusal("bench", bundle.path, "--data", dataset_folder, "--out", tmp_path / "taken" / "r")
-    assert "taken is no folder" in refusal(
+    assert "taken is not a folder" in refusal("bench", bundle.path, "--data", dataset_folder, "--out", tmp_path / "taken" / "r")
+    assert "taken is not a folder" in refusal(
         "data", tmp_path / "no tiles", "--out", tmp_path / "taken" / "d"
     )  # before the work, not after it
     (tmp_path / "nothing").symlink_to(tmp_path / "gone")
-    assert "nothing is no folder" in refusal("data", tmp_path / "no tiles", "--out", tmp_path / "nothing")
+    assert "nothing is not a folder" in refusal("data", tmp_path / "no tiles", "--out", tmp_path / "nothing")
     assert "does not exist" in refusal("bench", bundle.path, "--data", tmp_path / "nothing", "--out", tmp_path / "r")
     (tiles / "Water").rename(tiles / "Snow")
     assert sattrt("data", tiles, "--out", tmp_path / "d", "--split", "50:25:25").returncode == 0
@@ -269,7 +269,7 @@ def test_without_what_trains_the_way_out_is_named(run: Path, dataset_folder: Pat
         )
         assert (done.returncode, done.stderr) == (
             1,
-            f"sattrt: {package} is not installed here. Bring it with: pip install 'sattrt[train]'\n",
+            f"sattrt: {package} is not installed here. Install it with: pip install 'sattrt[train]'\n",
         ), done.stderr
 
 

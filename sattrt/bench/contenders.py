@@ -172,7 +172,7 @@ def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
         )
     if (spec.offset or 0) != (dataset.offset or 0):
         return (
-            f"The bundle's network learned from tiles with {spec.offset or 0} taken off, the dataset's have {dataset.offset or 0} taken off. "
+            f"The bundle's network learned from tiles with an offset of {spec.offset or 0} subtracted; the dataset's offset is {dataset.offset or 0}. "
             "Scan the tiles with the same --offset."
         )
     return None

@@ -101,7 +101,7 @@ def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise InputError(f"The peer {command!r} is no command ({error}). Quote it as for a shell.") from None
+        raise InputError(f"The peer {command!r} is not a command ({error}). Quote it as for a shell.") from None
     if not words:
         raise InputError("The peer is an empty command. Give a program.")
     return words if any("{tiles}" in word for word in words) else [*words, "{tiles}"]
@@ -124,14 +124,14 @@ def _run(words: list[str], command: str, path: Path, limit: float) -> tuple[floa
     try:
         said, complaints = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        raise InputError(f"The peer {command!r} was stopped after {limit:g} s. Raise peer_seconds, or mend it.") from None
+        raise InputError(f"The peer {command!r} was stopped after {limit:g} s. Raise peer_seconds, or fix the program.") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
         last = (complaints.strip() or "it says nothing").splitlines()[-1]
-        raise InputError(f"The peer {command!r} failed with exit code {process.returncode}: {last[:200]}. Mend it, or leave it out.")
+        raise InputError(f"The peer {command!r} failed with exit code {process.returncode}: {last[:200]}. Fix it, or leave it out.")
     return time.perf_counter() - begin, said
 
 

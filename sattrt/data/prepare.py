@@ -57,7 +57,7 @@ def prepare(
     scanned(dataset)
     if strict and dataset.left_out:
         name, reason = next(iter(dataset.left_out.items()))
-        raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
+        raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Fix them, or leave out --strict.")
     if split is not None and dataset.split == "folders":
         raise InputError(
             f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."

@@ -266,7 +266,7 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
         member = self._member(name)
         _refuse_huge(self.path, name, member.size)
         if member.issparse():
-            raise _unreadable(f"{self.path} holds {name!r} with holes in it. Pack it again without --sparse.", "packed with holes in it")
+            raise _unreadable(f"{self.path} holds {name!r} as a sparse file. Pack it again without --sparse.", "packed as a sparse file")
         try:
             content = os.pread(self._file.fileno(), member.size, member.offset_data)
         except OSError as error:
@@ -345,7 +345,7 @@ def _refuse_mode(path: Path, name: str, mode: int) -> None:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise InputError(f"{path} holds {name!r}, a link or device, which may lead outside. Pack it again without links.")
     if mode & stat.S_IWOTH:
-        raise InputError(f"{path} holds {name!r}, which anybody may write. Make sure it is what it was: chmod -R o-w, and pack it again.")
+        raise InputError(f"{path} holds {name!r}, which is world-writable. Check it, then chmod -R o-w and pack it again.")
 
 
 def _refuse_huge(path: Path, name: str, size: int) -> None:

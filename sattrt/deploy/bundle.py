@@ -96,7 +96,7 @@ def export(
     checkpoint = sha256_file(run / "best.safetensors") if (run / "best.safetensors").is_file() else ""
     model, spec = load_trained(run)
     if sha256_file(run / "best.safetensors") != checkpoint:
-        raise InputError(f"{run} got a better network while it was read: its training goes on. Export it again.")
+        raise InputError(f"{run} saved a better network while it was read: it is still training. Export it again.")
     if config.symmetries:
         model.views = views_of(model, spec.height, spec.width)
     samples = read_samples(run, spec)
@@ -195,7 +195,7 @@ class _Making:
         for precision in wanted if self.config.best_effort else ():
             stand_ins = [name for simpler in _simpler(backend, precision) if (name := f"{backend}-{simpler}") in made]
             if stand_ins and f"{backend}-{precision}" in self.failed:
-                self.failed[f"{backend}-{precision}"] += f"; {stand_ins[0]} stands in for it"
+                self.failed[f"{backend}-{precision}"] += f"; {stand_ins[0]} replaces it"
 
     def _built(self, backend: str, precision: str, name: str) -> EngineRecord:
         if backend in _INTERPRETERS:
@@ -299,7 +299,7 @@ def _refuse_foreign(out: Path) -> None:
     except (InputError, ContractError, LookupError, TypeError, ValueError):
         raise InputError(f"{out} exists and is no bundle: it is not overwritten. Choose another --out.") from None
     if name := unlisted(out, files):
-        raise InputError(f"{out / name} is not of the bundle there, which is replaced as a whole. Move it away, or choose another --out.")
+        raise InputError(f"{out / name} is not part of the bundle there and would be deleted. Move it away, or choose another --out.")
 
 
 def _older(out: Path) -> Bundle | None:

@@ -106,14 +106,14 @@ def _gsd_said(fine: Shape, spec: ModelSpec) -> list[str]:
     found = spec.gsd and gsd_of(fine.crs, fine.transform, fine.height, fine.width)
     if not spec.gsd or not found or same_gsd(found, spec.gsd):
         return []
-    return [f"its pixels show {found:.3g} m of ground, and the engine learned from {spec.gsd:g} m: resample it before you trust this map"]
+    return [f"its pixels are {found:.3g} m wide, the training tiles' {spec.gsd:g} m: resample the scene before you trust this map"]
 
 
 def _decided(scene: Scene) -> list[str]:
     """What is done to the pixels, for people."""
     said = []
     if taken := sorted({band.offset for band in scene.bands} - {0}):
-        said.append(f"offset of {', '.join(map(str, taken))} taken off")
+        said.append(f"offset of {', '.join(map(str, taken))} subtracted")
     if scene.scaled:
         said.append(f"digital numbers 0..{WHITE} scaled to 1..255")
     if coarse := [band.name for band in scene.bands if band.factor > 1]:

@@ -70,7 +70,7 @@ def read_layers(layers: Path | dict[str, Any] | list[Any], name: str) -> Graph:
     if isinstance(document, dict):
         if document.get("class_name") not in _MODELS or not isinstance(document.get("config"), dict):
             raise ContractError(
-                f"{name} is no Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
+                f"{name} is not a Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
             )
         trainable = _flag(document["config"], name)
         document = document["config"].get("layers")

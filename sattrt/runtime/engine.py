@@ -205,7 +205,7 @@ class Engine:
                     f"{self.name} answers with {answer.dtype} {answer.shape} where {wanted} of float32 belong. Export the bundle again."
                 )
             if not np.isfinite(answer).all():
-                raise NoNumbersError(f"{self.name} answers with what is no number. Use an engine of another precision, or export again.")
+                raise NoNumbersError(f"{self.name} returned NaN or infinity. Use an engine of another precision, or export again.")
         return logits, probabilities
 
     def close(self) -> None:

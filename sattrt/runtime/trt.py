@@ -75,7 +75,7 @@ class TensorRTBackend:
             self.dtype = str(record["dtype"])
             version = str(record["builder_version"])
         except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
+            raise ContractError(f"The build record of {path} is invalid ({error!r}). Export the bundle again.") from None
         trt = load_module(builder)
         if not hasattr(trt, "Builder") and "VERSION_COMPATIBLE" not in flags:
             raise BackendError(

@@ -230,7 +230,7 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
     new["engines"][0]["engine"] = "other"
     found = against(document(), new)
     assert found.changes == ()
-    assert found.failure(50) == "in the baseline, but not measured now: e. Mend that, or make a new baseline"
+    assert found.failure(50) == "in the baseline, but not measured now: e. Measure them, or make a new baseline"
     assert new["warnings"] == ["In the baseline, but not measured now: e."]
 
 
@@ -247,10 +247,13 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
         ({"engines": [{"engine": "e"}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"offline": 3}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"accuracy": None}]}, "baseline is damaged"),
-        ({"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": float("nan"), "wrong": []}}]}, "is no number"),
+        (
+            {"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": float("nan"), "wrong": []}}]},
+            "contains NaN or infinity",
+        ),
         ({"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": 98.0, "wrong": []}}]}, "accuracy of 98"),
-        ({"engines": served(float("inf"))["engines"]}, "is no number"),
-        ({"engines": served(float("nan"), 900)["engines"]}, "is no number"),
+        ({"engines": served(float("inf"))["engines"]}, "contains NaN or infinity"),
+        ({"engines": served(float("nan"), 900)["engines"]}, "contains NaN or infinity"),
         ({"engines": served(-5)["engines"]}, "a server rate of -5"),
         ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": "x", "indicative": []}}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": [0.0] * 9, "indicative": []}}]}, "baseline is damaged"),

@@ -73,7 +73,7 @@ def test_of_two_class_names_the_longer_that_fits_is_meant() -> None:
     ("command", "message"),
     [
         ("/no/such/program", "can't be started: No such file"),
-        ("'", "no command"),
+        ("'", "is not a command"),
         (" ", "empty command"),
         ("false", "failed with exit code 1: it says nothing"),
         ("sh -c 'echo broken >&2; exit 3'", "exit code 3: broken"),

@@ -89,7 +89,7 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
     for i, path in enumerate(sorted((tmp_path / "t").rglob("*.tif"))):  # the names of two bands are exchanged
         write_geotiff(path, pixels(EUROSAT_ORDER, i), wrong)
     [note] = scan(tmp_path / "t", RULE, workers=1).notes  # B10 is where it is said to be: no ground to refuse them
-    assert "as they are named, though B03 and B04 should look alike" in note
+    assert f"taken as named ({','.join(wrong)}), though B03 and B04 should look alike" in note
     write_classes(tmp_path / "cirrus", ESA, described=True)
     for i, path in enumerate(sorted((tmp_path / "cirrus").rglob("*.tif"))):
         write_geotiff(path, pixels(EUROSAT_ORDER, i), ESA)
@@ -97,7 +97,7 @@ def test_an_order_that_can_not_be_right_is_refused_by_name(tmp_path: Path) -> No
         scan(tmp_path / "cirrus", RULE, workers=1)
     for i, path in enumerate(sorted((tmp_path / "cirrus").rglob("*.tif"))):
         write_geotiff(path, pixels(EUROSAT_ORDER, i) + np.uint16(1000))
-    with pytest.raises(InputError, match=r"carry the offset of 1,000"):
+    with pytest.raises(InputError, match=r"include the offset of 1,000"):
         scan(tmp_path / "cirrus", RULE, workers=1)
     write_classes(tmp_path / "rgb", ("B02", "B03", "B04"))
     assert scan(tmp_path / "rgb", RULE, workers=1, bands=("B02", "B03", "B04")).bands == ("B02", "B03", "B04")
@@ -116,7 +116,7 @@ def test_arid_ground_under_named_bands_is_a_note_and_under_a_guessed_order_refus
     found = scan(tmp_path / "3", RULE, workers=1)
     assert found.bands == ("B02", "B03", "B04")
     [note] = found.notes
-    assert "taken as B02,B03,B04, as they are named, though dark places should be brighter in B02 (blue)" in note
+    assert "taken as named (B02,B03,B04), though dark places should be brighter in B02 (blue)" in note
     write_cache(found, tmp_path, workers=1).write(tmp_path)
     assert Dataset.read(tmp_path).notes == found.notes
     print_dataset(found, wilson)
@@ -367,7 +367,7 @@ def test_tags_go_before_an_offset_that_is_given_and_what_can_not_carry_it_is_ref
     np.testing.assert_array_equal(tagged.pixels, read_geotiff(path.read_bytes(), 4096).pixels)
     assert scan(folder, RULE, workers=1, offset=1000).file_bands == plain.file_bands
     low = write_classes(tmp_path / "low", ("B02", "B04", "B12"), described=True)
-    assert "--offset 5000 leaves nothing of 100 % of the values" in refused(scan, low, RULE, workers=1, offset=5000)
+    assert "--offset 5000 would reduce 100 % of the values" in refused(scan, low, RULE, workers=1, offset=5000)
     assert "--offset 1000 is for GeoTIFF of digital numbers" in refused(scan, tiles, RULE, workers=1, offset=1000)
     assert "--offset 0 is for GeoTIFF of digital numbers" in refused(scan, tiles, RULE, workers=1, offset=0)
 

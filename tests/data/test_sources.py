@@ -73,7 +73,7 @@ def test_a_name_of_any_length_is_refused(tmp_path: Path) -> None:
             open_source(tmp_path / archive)
 
 
-@pytest.mark.parametrize(("mode", "why"), [(0o120777, "link or device"), (0o100666, "anybody may write")])
+@pytest.mark.parametrize(("mode", "why"), [(0o120777, "link or device"), (0o100666, "world-writable")])
 def test_what_a_member_must_not_be(tmp_path: Path, mode: int, why: str) -> None:
     member = zipfile.ZipInfo("a/x.jpg")
     member.create_system, member.external_attr = 3, mode << 16

@@ -223,7 +223,7 @@ def test_a_folder_is_no_bundle_because_a_file_is_called_so(run: Path, tmp_path: 
 def test_a_bundle_with_something_else_in_its_folder_is_not_overwritten(run: Path, copy: Path, name: str) -> None:
     (copy / name).parent.mkdir(exist_ok=True)
     (copy / name).write_text("mine")
-    with pytest.raises(InputError, match=rf"{name.partition('/')[0]} is not of the bundle there"):
+    with pytest.raises(InputError, match=rf"{name.partition('/')[0]} is not part of the bundle there"):
         export(run, copy)
     assert (copy / name).read_text() == "mine"
 
@@ -258,7 +258,7 @@ def test_a_network_that_changes_while_it_is_read_is_not_exported(run: Path, tmp_
         return found
 
     monkeypatch.setattr("sattrt.deploy.bundle.load_trained", load_and_train_on)
-    with pytest.raises(InputError, match="got a better network while it was read"):
+    with pytest.raises(InputError, match="saved a better network while it was read"):
         export(tmp_path / "run", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -306,7 +306,7 @@ def test_a_precision_that_gives_no_numbers_is_left_out_alone(run: Path, tmp_path
 
     monkeypatch.setattr("sattrt.deploy.graphs.write_onnx", overflowing)
     report = export(run, tmp_path / "b", ExportConfig(precision="fp16"))
-    assert "onnxruntime-fp16 answers with what is no number" in report.failed["onnxruntime-fp16"]
+    assert "onnxruntime-fp16 returned NaN or infinity" in report.failed["onnxruntime-fp16"]
     assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
 
 

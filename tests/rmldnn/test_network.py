@@ -191,7 +191,7 @@ def test_what_is_no_network_is_one_line(layer_file: dict[str, Any], tmp_path: Pa
         "has two layers 'dense": twice,
         "is used 2 times, not once": shared,
         "ZeroPadding2D": deep,
-        "is no Keras model": {"model": 5},
+        "is not a Keras model": {"model": 5},
         "holds no list of layers": {"class_name": "Functional", "config": {}},
         "has no 'class_name' and 'config'": [5],
     }
