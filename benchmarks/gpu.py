@@ -6,7 +6,7 @@ Needs torch and torchvision (with numpy and Pillow) for anything; onnx for expor
 Uses onnxscript, DALI, TensorRT, TensorRT-RTX, OpenVINO, matplotlib and onnxruntime-gpu where it finds them, and says what it did without.
 
 Each stage is a process of its own, which is killed, with all that it has started, when its share of the time is over. A stage that fails is said, and
-the next one goes on with what there is: training that fails with DALI is begun again with torchvision's decoder, and where the export of fp32
+the next one continues with what there is: training that fails with DALI is started again with torchvision's decoder, and where the export of fp32
 alone fails that of all precisions is tried. The file holds what stands after each stage, and the bench of the engine that should be the fastest
 before that of all. Without a GPU it runs as well, on a small share of the tiles and with short timings, to show that it works: `--share 640`.
 """

@@ -5,14 +5,14 @@
 `fast` is to reach 97 % within 15 s, `quick` 98.57 % within 60 s, both at 20,000 images/s. `full` has more arithmetic in it than one GPU does in a minute: it is to reach 99 %, however long it takes.
 Each run is a process of its own; on a GPU it is killed after two minutes (`fast`), three (`quick`) or seven (`full`). A run that fails is recorded with
 its reason and the epochs that it came to, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the
-first run and anew after each of them, so nothing that was measured is lost. At first a ResNet-50 trains one step in a process of its own, so
+first run and again after each of them, so nothing that was measured is lost. At first a ResNet-50 trains one step in a process of its own, so
 that the libraries of CUDA and DALI (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most.
 
 Needs torch and torchvision (with numpy and Pillow); where one is missing the JSON has nothing but that reason. Uses DALI where it is installed, else torchvision
 decodes; without matplotlib a run has no pictures; safetensors, which checkpoints are, has a stand-in under benchmarks/bare. Each run is
 `sattrt train` itself; a run's clock starts when the process has imported torch and torchvision (the first import is not
 counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. The
-scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is held against its goal; it is that of `sattrt data`. Without a GPU it runs as well, on a small share of
+scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is compared with its goal; it is that of `sattrt data`. Without a GPU it runs as well, on a small share of
 the tiles, to show that it works: `--share 640`.
 """
 
