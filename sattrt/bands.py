@@ -75,7 +75,7 @@ def parse_bands(text: str) -> tuple[str, ...]:
     """Read "B04,B03,B02"; InputError for a name that is none or comes twice."""
     names = tuple(band_name(part) or part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in ESA]:
-        raise InputError(f"--bands has {unknown[0]!r}, which is no band of Sentinel-2. Choose from: {', '.join(ESA)}; or say all.")
+        raise InputError(f"--bands has {unknown[0]!r}, which is not a band of Sentinel-2. Choose from: {', '.join(ESA)}; or give all.")
     if len(set(names)) < len(names):
         raise InputError(f"--bands {text} names a band twice. Name each once.")
     return names

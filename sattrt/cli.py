@@ -275,7 +275,7 @@ def predict(
     bundle: BundleFolder,
     sources: Annotated[list[Path], typer.Argument(help="Images of the tile size, or folders, zips or tars of them.", show_default=False)],
     engine: Annotated[str, typer.Option(help="Name of an engine in the bundle; auto is the first that runs.")] = "auto",
-    reject: Annotated[bool, typer.Option("--reject", help="Say 'rejected' where the engine is not sure enough.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Answer 'rejected' where the engine is not sure enough.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a table here: a row a file, a column a class.", show_default=False)] = None,
     require_signature: Signed = None,
     as_json: Json = False,
@@ -366,7 +366,7 @@ def selftest(
     engine: Annotated[
         str | None, typer.Option(help="Name of an engine in the bundle, which has to run; all if not given.", show_default=False)
     ] = None,
-    timed: Annotated[bool, typer.Option("--time", help="Measure how fast each is here, too: some seconds an engine.")] = False,
+    timed: Annotated[bool, typer.Option("--time", help="Time each engine here, too: a few seconds each.")] = False,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:

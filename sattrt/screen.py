@@ -208,14 +208,14 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
     if dataset.offset:
         print(f"offset: {dataset.offset} subtracted from tiles whose tags record none")
     if dataset.gsd:
-        print(f"ground sampling distance: {dataset.gsd:g} m a pixel")
+        print(f"ground sampling distance: {dataset.gsd:g} m per pixel")
     for note in dataset.notes:
         print(f"note: {note}")
     few, total = len(dataset.tiles("test")), len(dataset.all_tiles)
     if dataset.split != "folders" and 0 < few < _FEW_TESTS:
         low, high = interval(0.95 * few, few)
         rule = "spatial:80:10:10" if dataset.split.startswith("spatial") else "80:10:10"
-        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would tell more"
+        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would narrow it"
         print(f"note: {few} test tile{'s' * (few > 1)}: an accuracy near 95 % would be known to ±{50 * (high - low):.0f} points; {more}")
 
 

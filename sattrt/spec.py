@@ -110,7 +110,7 @@ class ModelSpec:
         elif len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             fault = "needs at least two different class names"
         elif not _is_text("".join((*self.classes, *self.bands, *self.file_bands))):
-            fault = "has a class or band whose name is no text"
+            fault = "has a class or band whose name is not text"
         elif not len(self.bands) == len(self.mean) == len(self.std) or not all(self.std):
             fault = "has bands, mean and std that don't match"
         elif self.file_bands and not set(self.bands) <= set(self.file_bands):

@@ -124,7 +124,7 @@ def test_train_refuses_what_it_can_not_use(dataset_folder: Path, run: Path, tmp_
     (tmp_path / "w.pth").write_text("no weights")
     assert "can't be read as weights" in refusal("train", dataset_folder, "--out", out, "--weights", tmp_path / "w.pth")
     assert "tune is 'tail'" in refusal("train", dataset_folder, "--out", out, "--set", "tune=tail")
-    assert "Go on with --resume" in refusal("train", dataset_folder, "--out", run)
+    assert "Continue with --resume" in refusal("train", dataset_folder, "--out", run)
     assert "leave epochs out" in refusal("train", dataset_folder, "--out", run, "--resume", "--epochs", "3")
     assert "leave config, seed out" in refusal("train", dataset_folder, "--out", run, "--resume", "--set", "seed=1", "--config", "c.toml")
     assert "does not exist" in refusal("train", dataset_folder, "--out", out, "--resume", "--set", "decoder=torchvision", "--cache-gb", "0")
@@ -180,7 +180,7 @@ def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
     shutil.rmtree(tmp_path / "r")
     (tmp_path / "old.json").write_text(json.dumps(before | {"schema": 1}))
     assert "has schema 1" in refusal(*words, "--baseline", tmp_path / "old.json")
-    assert "there is no program 'no-such-program'" in refusal(*words, "--peer", "no-such-program {tiles}")
+    assert "'no-such-program' is not a program that can be run" in refusal(*words, "--peer", "no-such-program {tiles}")
     assert "--baseline to compare with" in refusal(*words, "--max-regression", "5")
     assert not (tmp_path / "r").exists()  # all of that is said before anything is measured
     spoilt = shutil.copytree(copy, tmp_path / "spoilt")

@@ -94,10 +94,10 @@ def against(old: object, document: Row) -> Comparison:
         document["warnings"].append(str(error))
         return Comparison(fault=error)
     if differing:
-        document["warnings"].append(f"The baseline was measured otherwise: {'; '.join(differing)}.")
+        document["warnings"].append(f"The baseline was measured differently: {'; '.join(differing)}.")
     if others:
         document["warnings"].append(
-            f"Accuracy was not compared, of {', '.join(others)}: the baseline was measured on other tiles, or on these under other names."
+            f"Accuracy of {', '.join(others)} was not compared: the baseline was measured on other tiles, or on these under other names."
         )
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:

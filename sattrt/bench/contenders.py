@@ -52,7 +52,7 @@ class Contenders:
 
     def set_aside(self, torch: bool) -> None:
         """Who has answered for flips to be counted against it is not timed: the spare ones and, where that is said, torch."""
-        said = "It answered, so that flips are counted against it, and was not timed: the setting engines does not name it."
+        said = "It is the reference for flips and was not timed: the setting engines does not name it."
         aside = [name for name, each in self.present.items() if name in self.spare or (torch and not each.engine)]
         self.absent |= {name: said for name in aside if name not in self.absent}
 

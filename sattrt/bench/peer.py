@@ -74,7 +74,7 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
     if beyond <= jitter:
         raise InputError(
             f"The peer {command!r} takes {1e3 * beyond:.0f} ms longer for {times * len(tiles)} tiles than for one, and its runs differ by "
-            f"{1e3 * jitter:.0f} ms: that is no speed. Give it more tiles, or check what it does."
+            f"{1e3 * jitter:.0f} ms: too much to tell its speed. Give it more tiles, or check what it does."
         )
     images = times * len(tiles)
     return Peer(command, labels, (images - 1) / beyond, start, bool(beyond < _CLEAR * jitter), images, seconds, starts)
@@ -84,7 +84,7 @@ def require_program(command: str) -> None:
     """InputError where a peer's command is none, or its program is not there: before anything is measured."""
     program = _words(command)[0]
     if not shutil.which(program):
-        raise InputError(f"The peer {command!r} can't be started: there is no program {program!r} that may be run. Check the command.")
+        raise InputError(f"The peer {command!r} can't be started: {program!r} is not a program that can be run. Check the command.")
 
 
 def _save(path: Path, tiles: NDArray[np.unsignedinteger]) -> None:

@@ -108,7 +108,7 @@ class Dataset:
     def open(self) -> Source:
         """The folder or archive of the tiles, to be closed by the caller. InputError where it is gone."""
         if not Path(self.source).exists():
-            raise InputError(f"The tiles are no longer at {self.source}. Put them back, or run `sattrt data` again with their new place.")
+            raise InputError(f"The tiles are no longer at {self.source}. Put them back, or run `sattrt data` again with their new path.")
         return open_source(Path(self.source))
 
     def content(self, source: Source, name: str) -> bytes:

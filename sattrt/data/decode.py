@@ -104,8 +104,8 @@ def read_for(
     order = min(candidates, key=lambda order: found.mean[order.index("B10")] if "B10" in order else 0)
     if not tile.known_offset and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
         raise InputError(
-            f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers carry the offset of 1,000 of products since "
-            "baseline 04.00, which its tags don't record. Record it there: gdal_edit.py -offset -0.1 -scale 0.0001 FILE"
+            f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers include the offset of 1,000 (baseline "
+            "04.00 and later), which its tags don't record. Record it there: gdal_edit.py -offset -0.1 -scale 0.0001 FILE"
         )
     if missing := [name for name in bands if name not in order]:
         raise InputError(f"it has no band {missing[0]} (it holds {', '.join(order)})")
@@ -130,7 +130,7 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
     except UnidentifiedImageError:
         if content.startswith(TIFF):
             raise InputError(
-                "no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
+                "not a TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
             ) from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
     except FAULTS as error:

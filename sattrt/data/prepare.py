@@ -42,7 +42,7 @@ def prepare(
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     if gsd is not None and not 0 < gsd <= 1e6:
-        raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
+        raise InputError(f"--gsd is {gsd:g}; give metres per pixel, above 0.")
     if offset is not None and not 0 <= offset <= MOST_OFFSET:
         raise InputError(f"--offset is {offset}; give 0 to {MOST_OFFSET:,} digital numbers.")
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None

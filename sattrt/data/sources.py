@@ -161,7 +161,7 @@ class FolderSource(Source):
             linked = waiting.popleft()
             real = os.path.realpath(self.path / linked)
             if real in walked or (linked.parts and os.path.commonpath([real, top]) == real):
-                irregular[linked.as_posix()] = "a link to a folder that is looked into already"
+                irregular[linked.as_posix()] = "a link to a folder that is included already"
                 continue
             below += [linked.as_posix()] * bool(linked.parts)
             for root, folders, files in os.walk(self.path / linked, onerror=unreadable):
@@ -350,7 +350,7 @@ def _refuse_mode(path: Path, name: str, mode: int) -> None:
 
 def _refuse_huge(path: Path, name: str, size: int) -> None:
     if size > MAX_BYTES:
-        fault = f"{size / 1e6:.0f} MB, which is no tile (at most {MAX_BYTES / 1e6:.0f} MB)"
+        fault = f"{size / 1e6:.0f} MB, too large for a tile (at most {MAX_BYTES / 1e6:.0f} MB)"
         raise _unreadable(f"{path} holds {name!r} of {fault}. Take it out.", fault)
 
 

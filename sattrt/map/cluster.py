@@ -108,7 +108,7 @@ def _check_versions(client: Any, address: str) -> None:
             raise BackendError(f"{name} does not answer. Start it again, or leave it out.") from None
         found = found if isinstance(found, str) else next(iter(found.values()))
         if found != __version__:
-            raise BackendError(f"{name} has sattrt {found}, unlike {__version__} here. Install the same version on all.")
+            raise BackendError(f"{name} has sattrt {found}, this machine {__version__}. Install the same version on all.")
 
 
 def _results(client: Any, completed: Any) -> Iterator[Any]:

@@ -54,7 +54,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
     dtypes, nothing = {shape.dtype for shape in shapes.values()}, {shape.nodata for shape in shapes.values() if shape.nodata is not None}
     if len(nothing) > 1 and config.nodata is None:
         raise InputError(
-            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which: --set nodata=0"
+            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Choose one: --set nodata=0"
         )
     if len(dtypes) > 1:
         raise InputError(f"{path} has files of {' and of '.join(sorted(dtypes))}. Give files of one type, as they were delivered.")

@@ -179,7 +179,9 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
         )
     for name in (*files, *names):
         if not _PLAIN.fullmatch(name):
-            raise ContractError(f"{path / MANIFEST} names {name!r}, which is no plain name and may lie outside the bundle. Don't use it.")
+            raise ContractError(
+                f"{path / MANIFEST} names {name!r}, which is not a plain name and may lie outside the bundle. Don't use it."
+            )
     spec = ModelSpec.from_json(parse_json(_read(path, files, "spec.json"), path / "spec.json"), path / "spec.json")
     bundle = Bundle(path, spec, engines, files, source, claimed)
     # those of an engine are checked as it is opened: whoever needs one should not have to wait for all, or have them

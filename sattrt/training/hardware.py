@@ -102,7 +102,7 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
         if world > 1 and lost_another(error):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
-                "below. Start the run again by the same launcher; sattrt train goes on with --resume."
+                "below. Start the run again with the same launcher; sattrt train continues with --resume."
             ) from None
         if out_of_memory(error):
             said = " ".join(str(error).rpartition("] ")[2].split())[:120]

@@ -66,14 +66,14 @@ def refuse_to_overwrite(out: Path) -> None:
     except (ContractError, InputError):
         raise InputError(f"{last} can't be read as a checkpoint: it is not overwritten. Restore it, or choose another --out.") from None
     if steps:
-        raise InputError(f"{out} holds a run of {steps} steps already. Go on with --resume, or choose another --out.")
+        raise InputError(f"{out} holds a run of {steps} steps already. Continue with --resume, or choose another --out.")
     if (out / "best.safetensors").exists():  # of `sattrt rmldnn` there is no other checkpoint, and no going on
-        way_out = "Go on with --resume, or choose" if last.exists() else "Choose"
+        way_out = "Continue with --resume, or choose" if last.exists() else "Choose"
         raise InputError(f"{out} holds a run with a trained network already. {way_out} another --out.")
     found = {path.name for path in out.glob("[!.]*")}
     strange = found - _OF_A_START if _begun(out / "config.json") else found
     if strange:
-        raise InputError(f"{out} holds {min(strange)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
+        raise InputError(f"{out} holds {min(strange)!r}, which is not part of a run: nothing there is overwritten. Choose another --out.")
 
 
 def _begun(config: Path) -> bool:

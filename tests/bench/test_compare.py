@@ -135,7 +135,7 @@ def test_a_run_under_other_conditions_is_said_in_one_line() -> None:
     old["engines"][0] |= {"device": "cuda", "threads": 1}
     assert against(old, new).fault is None
     assert new["warnings"] == [
-        "The baseline was measured otherwise: cpu d -> c; onnxruntime 1.31 -> 1.32; seconds 0.5 -> 3.0; e's device cuda -> cpu; "
+        "The baseline was measured differently: cpu d -> c; onnxruntime 1.31 -> 1.32; seconds 0.5 -> 3.0; e's device cuda -> cpu; "
         "e's threads 1 -> 2."
     ]
 
@@ -283,4 +283,4 @@ def test_accuracies_on_other_tiles_are_not_compared(other: dict[str, str]) -> No
     assert figures == FIGURES
     new = document(wrong=("a",), **other)
     against(document(), new)
-    assert new["warnings"] == ["Accuracy was not compared, of e: the baseline was measured on other tiles, or on these under other names."]
+    assert new["warnings"] == ["Accuracy of e was not compared: the baseline was measured on other tiles, or on these under other names."]

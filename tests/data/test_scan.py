@@ -160,14 +160,14 @@ def test_what_an_archive_holds_damaged_or_too_large_is_left_out(tiles: Path, tmp
     path.write_bytes(content)
     dataset = scan(path, RULE, workers=1)
     assert len(dataset.all_tiles) == 35
-    assert dataset.left_out["Field/large.jpg"] == "101 MB, which is no tile (at most 100 MB)"
+    assert dataset.left_out["Field/large.jpg"] == "101 MB, too large for a tile (at most 100 MB)"
     assert "damaged or cut short in the archive (Bad CRC-32" in dataset.left_out["Water/Water_3.jpg"]
 
 
 def test_a_file_too_large_for_a_tile_is_not_read(tiles: Path) -> None:
     with open(tiles / "Field" / "large.jpg", "wb") as file:
         file.truncate(8 * 10**9)  # of holes
-    assert scan(tiles, RULE, workers=1).left_out == {"Field/large.jpg": "8000 MB, which is no tile (at most 100 MB)"}
+    assert scan(tiles, RULE, workers=1).left_out == {"Field/large.jpg": "8000 MB, too large for a tile (at most 100 MB)"}
 
 
 def test_invisible_characters_of_a_script_may_be_in_names_and_control_characters_not(tiles: Path) -> None:

@@ -220,7 +220,7 @@ def test_folders_that_are_linked_to_each_other_are_walked_once(tiles: Path) -> N
         assert len(source.names()) == 36
         assert source.folders() == sorted(CLASSES)
         assert source.irregular == {
-            f"{name}/to {other}": "a link to a folder that is looked into already" for name in CLASSES for other in (*CLASSES, ".")
+            f"{name}/to {other}": "a link to a folder that is included already" for name in CLASSES for other in (*CLASSES, ".")
         }
 
 

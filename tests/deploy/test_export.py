@@ -141,7 +141,7 @@ def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_pat
         assert np.abs(engine.predict(turned).logits - engine.predict(tiles).logits).max() > 1e-3
 
 
-@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs for the CPU alone")
+@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs only for the CPU")
 def test_an_optimised_graph_is_kept_and_opened_where_it_was_made_for(run: Path, bundle: Bundle, tmp_path: Path) -> None:
     made = export(run, tmp_path / "b", ExportConfig(precision="fp32", optimised=True)).bundle
     optimised = records(made)["onnxruntime-fp32"].record["optimised"]
@@ -169,7 +169,7 @@ def test_a_graph_that_can_not_be_rewritten_is_one_line(bundle: Bundle, tmp_path:
             save_optimised(source, target)
 
 
-@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs for the CPU alone")
+@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs only for the CPU")
 def test_both_files_of_an_optimised_engine_are_judged(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(source: Path, target: Path) -> dict[str, str]:
         place, model = save_optimised(source, target), onnx.load(source)

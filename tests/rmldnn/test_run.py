@@ -285,7 +285,7 @@ def test_the_folder_of_a_run_is_the_runs_alone(tutorial: Path, tmp_path: Path) -
     config = read(tmp_path / "c.json", configuration(tutorial))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text('{"theirs": 1}')
-    with pytest.raises(InputError, match=r"mine holds 'config.json', which is not of a run"):
+    with pytest.raises(InputError, match=r"mine holds 'config.json', which is not part of a run"):
         run_config(config, tmp_path / "mine")
     assert (tmp_path / "mine" / "config.json").read_text() == '{"theirs": 1}'
     with ranks() as rank, held(tmp_path / "run", rank), pytest.raises(InputError, match="Another process is training into"):
