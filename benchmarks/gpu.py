@@ -9,7 +9,7 @@ It trains `fast` and then `quick` of gpu_training.py, for their goals of 97 % wi
 the latter has failed.
 
 Each stage is a process of its own, which is killed, with all that it has started, when its share of the time is over. A stage that fails is said, and
-the next one goes on with what there is: a run that fails with DALI is begun again with torchvision's decoder, and where the export of fp32
+the next one continues with what there is: a run that fails with DALI is started again with torchvision's decoder, and where the export of fp32
 alone fails that of all precisions is tried. The file holds what stands after each stage, and the bench of the engine that should be the fastest
 before that of all. Without a GPU it runs as well, on a small share of the tiles and with short timings, to show that it works: `--share 640`.
 """

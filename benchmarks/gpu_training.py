@@ -6,7 +6,7 @@
 Each run is a process of its own. It is killed after two minutes (`fast`), three (`quick`) or seven (`full`), and nine and a half minutes after the start
 of all (as many for each further seed); with less than ten seconds left it is skipped. A run that fails is recorded with its reason and the epochs that it
 came to, and where DALI is installed it is made once more with torchvision's decoder, as a second entry. The file is written before the
-first run and anew after each of them, so nothing that was measured is lost. At first a ResNet-50 trains one step in a process of its own, so
+first run and again after each of them, so nothing that was measured is lost. At first a ResNet-50 trains one step in a process of its own, so
 that the libraries of CUDA and DALI (some gigabytes) are read from the disk once, and in no run's time; it is waited for, a minute at most
 (`libraries_seconds`; `libraries_killed` where that was too short).
 
@@ -14,7 +14,7 @@ Needs torch and torchvision (with numpy and Pillow); where one is missing the JS
 decodes; without matplotlib a run has no pictures; safetensors, which checkpoints are, has a stand-in under benchmarks/bare. Each run is
 `sattrt train` itself; a run's clock starts when the process has imported torch and torchvision (the first import is not
 counted, but recorded as `import_seconds`) and covers what follows: sattrt's own modules, reading of dataset.json, CUDA's context, weights, decoding, training and validation. The
-scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is held against its goal; it is that of `sattrt data`. Without a GPU it runs as well, on a small share of
+scan of the tiles, which all runs share, is recorded as `scan_seconds`, and added where a run is compared with its goal; it is that of `sattrt data`. Without a GPU it runs as well, on a small share of
 the tiles and without a limit of time, to show that it works: `--share 640`.
 """
 

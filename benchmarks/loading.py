@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py --tiles EuroSAT_RGB.zip
 
-Everyone delivers the same: batches of 64 as float32 0..1 (N, 3, H, W), on the GPU where there is one, shuffled anew and flipped at random in each
+Everyone delivers the same: batches of 64 as float32 0..1 (N, 3, H, W), on the GPU where there is one, reshuffled and flipped at random in each
 epoch (sattrt turns by quarters too), with as many workers or threads as there are cores. The loops are those that each library's documentation
 shows: ImageFolder with DataLoader; DALI's file reader, decoder and flips; sattrt's loader. Kept: decoded in the first epoch and held in
 memory as uint8, so that later epochs read and decode nothing, which the peers do each time. Streamed: read and decoded in every epoch, as the

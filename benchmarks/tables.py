@@ -288,7 +288,7 @@ def main() -> None:
     options = parser.parse_args()
     stale = [page for page in PAGES if (text := (ROOT / page).read_text()) != render(text)]
     if options.check:
-        sys.exit(f"Made from other results than there are: {', '.join(stale)}. Run python benchmarks/tables.py" if stale else 0)
+        sys.exit(f"Out of date: {', '.join(stale)}. Run python benchmarks/tables.py" if stale else 0)
     for page in stale:
         (ROOT / page).write_text(render((ROOT / page).read_text()))
         print(page)

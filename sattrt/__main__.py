@@ -27,7 +27,7 @@ def main() -> None:
     try:
         code = app(prog_name="sattrt", standalone_mode=False) or 0
         if code == 128 + signal.SIGINT and sys.argv[1:2] == ["map"]:
-            print("sattrt: Interrupted. The same command with --resume goes on, if it had begun.", file=sys.stderr)
+            print("sattrt: Interrupted. Add --resume to continue, if it had started.", file=sys.stderr)
         sys.exit(code)
     except SattrtError as error:
         sys.exit(f"sattrt: {error}")
@@ -43,7 +43,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (package := (error.name or "").partition(".")[0]) not in _OF_TRAIN:
             raise
-        sys.exit(f"sattrt: {package} is not installed here. Bring it with: pip install 'sattrt[train]'")
+        sys.exit(f"sattrt: {package} is not installed here. Install it with: pip install 'sattrt[train]'")
     except OSError as error:  # of a path that the system refuses: too long, no permission, a loop of links
         name = ascii(error.filename)[1:-1] if error.filename else "the system"
         sys.exit(f"sattrt: {name}: {error.strerror or error}. Check the path and its permissions.")

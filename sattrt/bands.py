@@ -75,7 +75,7 @@ def parse_bands(text: str) -> tuple[str, ...]:
     """Read "B04,B03,B02"; InputError for a name that is none or comes twice."""
     names = tuple(band_name(part) or part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in ESA]:
-        raise InputError(f"--bands has {unknown[0]!r}, which is no band of Sentinel-2. Choose from: {', '.join(ESA)}; or say all.")
+        raise InputError(f"--bands has {unknown[0]!r}, which is not a band of Sentinel-2. Choose from: {', '.join(ESA)}; or give all.")
     if len(set(names)) < len(names):
         raise InputError(f"--bands {text} names a band twice. Name each once.")
     return names
@@ -117,7 +117,7 @@ def impossible(order: tuple[str, ...], found: Statistics) -> str | None:
         rest = [(found.mean[i], name) for name, i in place.items() if name != "B10"]
         cirrus = found.mean[place["B10"]]
         if 900 < cirrus < min(rest)[0]:
-            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers carry the offset of 1,000 of products since baseline 04.00; --offset 1000 takes it off"
+            return f"the mean of B10 (cirrus) is {cirrus:.0f}: these numbers include the offset of 1,000 (baseline 04.00 and later); --offset 1000 subtracts it"
         if not cirrus < 0.5 * min(rest)[0]:
             return f"B10 (cirrus) should be by far the darkest band; its mean is {cirrus:.0f}, that of {min(rest)[1]} {min(rest)[0]:.0f}"
     return None

@@ -75,7 +75,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist. Train first: sattrt train DATASET --out {path.parent}")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path} may not be read by this user. Look at its permissions.")
+        raise InputError(f"{path} can't be read by this user. Check its permissions.")
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _state(file: Any, needed: Iterable[str]) -> dict[str, Any]:
     state = json.loads((file.metadata() or {})["sattrt"])
     if not isinstance(state, dict):
-        raise ValueError("its state is not one")
+        raise ValueError("its state is not an object")
     for key in needed:
         if key not in state:
             raise ValueError(f"its state lacks {key!r}")

@@ -54,7 +54,7 @@ BundleFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt export` 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file with any setting of this stage.", show_default=False)]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One of them, over the file: seed=1. Repeatable.", show_default=False)
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, e.g. seed=1. Repeatable.", show_default=False)
 ]
 
 
@@ -84,13 +84,14 @@ def data(
     gsd: Annotated[
         float | None,
         typer.Option(
-            help="Ground sampling distance, metres a pixel, of tiles without coordinates; `sattrt map` heeds it.", show_default=False
+            help="Ground sampling distance, metres per pixel, of tiles without coordinates; `sattrt map` compares scenes with it.",
+            show_default=False,
         ),
     ] = None,
     offset: Annotated[
         int | None,
         typer.Option(
-            help="Digital numbers to take off GeoTIFF tiles whose tags don't say it: 1000 since baseline 04.00, 0 for none.",
+            help="Offset to subtract from GeoTIFF tiles that record none: 1000 since baseline 04.00, 0 for none.",
             show_default=False,
         ),
     ] = None,
@@ -131,7 +132,7 @@ def train(
     cache_gb: Annotated[float | None, typer.Option(help="Memory for decoded tiles, GB; 4 if not given.", show_default=False)] = None,
     config: Config = None,
     assignments: Assignments = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, with the settings it was begun with.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint, with the run's settings.")] = False,
     verify_resume: Annotated[bool, typer.Option("--verify-resume", help="Prove on a short run that a killed run ends the same.")] = False,
 ) -> None:
     """Train ResNet-50. Several GPUs: torchrun --nproc-per-node N -m sattrt train ..."""
@@ -145,21 +146,21 @@ def train(
     given = TrainConfig.given(assignments, **options)
     if resume and (others := [*given.keys() - set(OF_THE_MACHINE), *["config"] * (config is not None)]):
         raise InputError(
-            f"--resume goes on with the settings the run was begun with; leave {', '.join(sorted(others))} out, or start anew. "
-            f"It takes {', '.join(OF_THE_MACHINE)} alone."
+            f"--resume keeps the run's settings; leave {', '.join(sorted(others))} out, or start a new run. "
+            f"Only {', '.join(OF_THE_MACHINE)} can be changed."
         )
     from .training.loop import train as run_training
 
     if resume and verify_resume:
-        raise InputError("--verify-resume makes runs of its own, and goes on with none; leave --resume out.")
+        raise InputError("--verify-resume makes its own runs; leave --resume out.")
     settings = None if resume else TrainConfig.from_toml(config, assignments, **options)
     if verify_resume:
         from .training.verify import verify_resume as verify
 
         report = verify(tiles, settings or TrainConfig())
         print(
-            f"{report.tensors} tensors are the same bit for bit after {report.kills} kills and resumes, by which {report.runs} "
-            f"{'run' if report.runs == 1 else 'runs'} of {report.steps} steps on the CPU came to an end"
+            f"{report.tensors} tensors are bit-identical after {report.kills} kills and resumes ({report.runs} "
+            f"{'run' if report.runs == 1 else 'runs'} of {report.steps} steps on the CPU)"
         )
         return
     with progress_bar("steps") as bar:
@@ -177,9 +178,9 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="Some of fp32, fp16, bf16, int8, fp8, or all; all but fp8 if not given.", show_default=False)
     ] = None,
-    best_effort: Annotated[bool | None, typer.Option("--best-effort", help="Take a simpler precision for what fails the gate.")] = None,
+    best_effort: Annotated[bool | None, typer.Option("--best-effort", help="Replace what fails the gate by a simpler precision.")] = None,
     tta: Annotated[bool | None, typer.Option("--tta", help="Average over the eight symmetries of a tile, inside the graph.")] = None,
-    rebuild: Annotated[bool | None, typer.Option("--rebuild", help="Build plans anew that the old bundle holds.")] = None,
+    rebuild: Annotated[bool | None, typer.Option("--rebuild", help="Rebuild plans that the old bundle has.")] = None,
     triton: Annotated[Path | None, typer.Option(help="Folder for a model repository of Triton, too.", show_default=False)] = None,
     config: Config = None,
     assignments: Assignments = None,
@@ -214,9 +215,9 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.html.")] = Path("report"),
     config: Config = None,
     assignments: Assignments = None,
-    peer: Annotated[list[str] | None, typer.Option(help="A foreign program to measure beside: 'python theirs.py {tiles}'.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Another program to measure too: 'python theirs.py {tiles}'.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="An older bench.json to compare with.", show_default=False)] = None,
-    max_regression: Annotated[float | None, typer.Option(help="Percent worse than the baseline that ends in exit code 2.")] = None,
+    max_regression: Annotated[float | None, typer.Option(help="Exit with code 2 if more than this % worse than the baseline.")] = None,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:
@@ -274,7 +275,7 @@ def predict(
     bundle: BundleFolder,
     sources: Annotated[list[Path], typer.Argument(help="Images of the tile size, or folders, zips or tars of them.", show_default=False)],
     engine: Annotated[str, typer.Option(help="Name of an engine in the bundle; auto is the first that runs.")] = "auto",
-    reject: Annotated[bool, typer.Option("--reject", help="Say 'rejected' where the engine is not sure enough.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Answer 'rejected' where the engine is not sure enough.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a table here: a row a file, a column a class.", show_default=False)] = None,
     require_signature: Signed = None,
     as_json: Json = False,
@@ -325,7 +326,7 @@ def map_(
     engine: Annotated[
         str | None, typer.Option(help="Name of an engine in the bundle; the first that runs if not given.", show_default=False)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write an HTML page with areas and confidences, too.")] = False,
     cluster: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, or 'local'.", show_default=False)] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Two maps: what changed between them.", show_default=False)] = None,
@@ -343,9 +344,7 @@ def map_(
 
         others = {each.partition("=")[0].strip() for each in assignments or ()} - {"certain"}
         if bundle or resume or report or others or any(value is not None for value in (stride, engine, cluster)):
-            raise InputError(
-                "--compare takes two maps, --out, --config, --set certain=N and --json, and neither bundle nor scene nor another option. Give it alone."
-            )
+            raise InputError("--compare takes two maps, --out, --config, --set certain=N and --json, and nothing else. Leave the rest out.")
         print_change(compare_maps(*compare, settings.certain, out), as_json)
         return
     if not bundle or not scenes:
@@ -367,7 +366,7 @@ def selftest(
     engine: Annotated[
         str | None, typer.Option(help="Name of an engine in the bundle, which has to run; all if not given.", show_default=False)
     ] = None,
-    timed: Annotated[bool, typer.Option("--time", help="Measure how fast each is here, too: some seconds an engine.")] = False,
+    timed: Annotated[bool, typer.Option("--time", help="Time each engine here, too: a few seconds each.")] = False,
     require_signature: Signed = None,
     as_json: Json = False,
 ) -> None:

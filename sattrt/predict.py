@@ -96,7 +96,9 @@ def predict_files(
         name, reason = next(iter(left_out.items()), ("nothing", "no path was given"))
         first = f"{name}: {reason.rstrip('.')}"
         said = first if len(left_out) < 2 else f"None of {len(left_out)} files can be used. The first is {first}"
-        raise InputError(f"{said}. Give images of {engine.spec.width}x{engine.spec.height} pixels, or folders, zips or tars of them.")
+        raise InputError(
+            f"{said}. Give images of {engine.spec.width}x{engine.spec.height} pixels, or folders, zips or tars of them, or map a scene: sattrt map."
+        )
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def _describe(plan: Plan) -> str:
     where = plan.device if plan.world == 1 else f"{plan.world} processes on {plan.device}"
     resumed = f", from step {plan.first_step}" if plan.first_step else ""
     slower = f"; {plan.slower}" if plan.slower else ""
-    differs = f"; need not be bit for bit the run that it would have been: {plan.differs}" if plan.differs else ""
+    differs = f"; may not be bit-identical to an uninterrupted run: {plan.differs}" if plan.differs else ""
     return f"{epochs} of {share} tiles, {plan.precision} on {where}, decoded by {plan.decoder}{resumed}{slower}{differs}"
 
 
@@ -135,9 +135,9 @@ def _shown(name: str) -> str:
 def print_trained(result: Result, dataset: Path, out: Path) -> None:
     """What a training came to, or how it goes on. dataset, out: its folders."""
     if result.stopped:
-        launcher = " by the same launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        launcher = " under the same launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         command = shlex.join(["sattrt", "train", str(dataset), "--out", str(out), "--resume"])
-        print(f"stopped after step {result.steps}; go on{launcher} with: {command}")
+        print(f"stopped after step {result.steps}; continue{launcher} with: {command}")
     else:
         print(f"validation accuracy {100 * result.accuracy:.2f} % (epoch {result.epoch})  {out / 'best.safetensors'}")
 
@@ -206,16 +206,16 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
         chosen = "" if dataset.bands == dataset.file_bands else f" (of {', '.join(dataset.file_bands)})"
         print(f"bands: {', '.join(dataset.bands)}{chosen}")
     if dataset.offset:
-        print(f"offset: {dataset.offset} taken off where a tile's tags don't say it")
+        print(f"offset: {dataset.offset} subtracted from tiles whose tags record none")
     if dataset.gsd:
-        print(f"ground sampling distance: {dataset.gsd:g} m a pixel")
+        print(f"ground sampling distance: {dataset.gsd:g} m per pixel")
     for note in dataset.notes:
         print(f"note: {note}")
     few, total = len(dataset.tiles("test")), len(dataset.all_tiles)
     if dataset.split != "folders" and 0 < few < _FEW_TESTS:
         low, high = interval(0.95 * few, few)
         rule = "spatial:80:10:10" if dataset.split.startswith("spatial") else "80:10:10"
-        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would tell more"
+        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would narrow it"
         print(f"note: {few} test tile{'s' * (few > 1)}: an accuracy near 95 % would be known to ±{50 * (high - low):.0f} points; {more}")
 
 
@@ -243,7 +243,7 @@ def print_speeds(speeds: Sequence[Speed], bundle: Path) -> None:
         print_table(("engine", "on", "ms, one tile", "images/s, batches of 64"), rows)
         best, soonest = max(speeds, key=lambda speed: speed.images_per_second), min(speeds, key=lambda speed: speed.milliseconds)
         other = f" ({soonest.engine} for single tiles)" if soonest.milliseconds < 0.9 * best.milliseconds else ""
-        print(f'fastest: {best.engine}{other}. Take it: --engine {best.engine}, or open_bundle("{bundle}", engine="{best.engine}")')
+        print(f'fastest: {best.engine}{other}. Select it: --engine {best.engine}, or open_bundle("{bundle}", engine="{best.engine}")')
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -72,7 +72,7 @@ class Settings:
         for each in assignments:
             key, equals, text = (part.strip() for part in each.partition("="))
             if not key or not equals:
-                raise InputError(f"--set {each} is no KEY=VALUE. Write it as: --set {key or 'seed'}=1")
+                raise InputError(f"--set {each} is not KEY=VALUE. Write it as: --set {key or 'seed'}=1")
             if key in found:
                 raise InputError(f"--set {key} is given twice. Give it once.")
             value = _toml_value(text)

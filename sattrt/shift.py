@@ -44,8 +44,8 @@ def shifts(spec: ModelSpec, pixels: NDArray[np.unsignedinteger]) -> list[str]:
         middle = float(np.median(pixels[..., i]))
         if not 0 <= middle - low + _MARGIN * (high - low) <= (1 + 2 * _MARGIN) * (high - low):
             said.append(
-                f"the median of {name} is {middle:.0f}, and 98 % of the pixels that the network learned from lie within {low:.0f} and {high:.0f}: "
-                "another offset, scaling or sensor? Its answers may be wrong"
+                f"the median of {name} is {middle:.0f}, but 98 % of the training pixels lie between {low:.0f} and {high:.0f}: "
+                "another offset, scaling or sensor? Results may be wrong"
             )
     return said
 
@@ -56,5 +56,5 @@ def _range(learned: Any, name: str) -> tuple[float, float] | None:
             return None
         low, _, high = (float(value) for value in learned[name])
     except (LookupError, TypeError, ValueError, OverflowError):
-        raise ContractError(f"The contract has percentiles that are none for {name}. Export the bundle or train the run again.") from None
+        raise ContractError(f"The contract has invalid percentiles for {name}. Export the bundle or train the run again.") from None
     return low, high

@@ -110,7 +110,7 @@ class ModelSpec:
         elif len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             fault = "needs at least two different class names"
         elif not _is_text("".join((*self.classes, *self.bands, *self.file_bands))):
-            fault = "has a class or band whose name is no text"
+            fault = "has a class or band whose name is not text"
         elif not len(self.bands) == len(self.mean) == len(self.std) or not all(self.std):
             fault = "has bands, mean and std that don't match"
         elif self.file_bands and not set(self.bands) <= set(self.file_bands):
@@ -321,7 +321,7 @@ def require_writable(path: Path, setting: str = "--out") -> None:
         return
     place = _nearest(_target(path).parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'no folder'}. Choose another {setting}.")
+        raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'not a folder'}. Choose another {setting}.")
 
 
 def _nearest(path: Path) -> Path:

@@ -124,7 +124,7 @@ def test_train_refuses_what_it_can_not_use(dataset_folder: Path, run: Path, tmp_
     (tmp_path / "w.pth").write_text("no weights")
     assert "can't be read as weights" in refusal("train", dataset_folder, "--out", out, "--weights", tmp_path / "w.pth")
     assert "tune is 'tail'" in refusal("train", dataset_folder, "--out", out, "--set", "tune=tail")
-    assert "Go on with --resume" in refusal("train", dataset_folder, "--out", run)
+    assert "Continue with --resume" in refusal("train", dataset_folder, "--out", run)
     assert "leave epochs out" in refusal("train", dataset_folder, "--out", run, "--resume", "--epochs", "3")
     assert "leave config, seed out" in refusal("train", dataset_folder, "--out", run, "--resume", "--set", "seed=1", "--config", "c.toml")
     assert "does not exist" in refusal("train", dataset_folder, "--out", out, "--resume", "--set", "decoder=torchvision", "--cache-gb", "0")
@@ -148,12 +148,12 @@ def test_export_and_bench_refuse_what_is_not_there(tmp_path: Path, dataset_folde
     assert "does not exist" in refusal("export", tmp_path / "nothing", "--out", tmp_path / "b")
     assert "is not a bundle" in refusal("bench", tmp_path, "--data", dataset_folder, "--out", tmp_path / "r")
     (tmp_path / "taken").touch()
-    assert "taken is no folder" in refusal("bench", bundle.path, "--data", dataset_folder, "--out", tmp_path / "taken" / "r")
-    assert "taken is no folder" in refusal(
+    assert "taken is not a folder" in refusal("bench", bundle.path, "--data", dataset_folder, "--out", tmp_path / "taken" / "r")
+    assert "taken is not a folder" in refusal(
         "data", tmp_path / "no tiles", "--out", tmp_path / "taken" / "d"
     )  # before the work, not after it
     (tmp_path / "nothing").symlink_to(tmp_path / "gone")
-    assert "nothing is no folder" in refusal("data", tmp_path / "no tiles", "--out", tmp_path / "nothing")
+    assert "nothing is not a folder" in refusal("data", tmp_path / "no tiles", "--out", tmp_path / "nothing")
     assert "does not exist" in refusal("bench", bundle.path, "--data", tmp_path / "nothing", "--out", tmp_path / "r")
     (tiles / "Water").rename(tiles / "Snow")
     assert sattrt("data", tiles, "--out", tmp_path / "d", "--split", "50:25:25").returncode == 0
@@ -180,7 +180,7 @@ def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
     shutil.rmtree(tmp_path / "r")
     (tmp_path / "old.json").write_text(json.dumps(before | {"schema": 1}))
     assert "has schema 1" in refusal(*words, "--baseline", tmp_path / "old.json")
-    assert "there is no program 'no-such-program'" in refusal(*words, "--peer", "no-such-program {tiles}")
+    assert "'no-such-program' is not a program that can be run" in refusal(*words, "--peer", "no-such-program {tiles}")
     assert "--baseline to compare with" in refusal(*words, "--max-regression", "5")
     assert not (tmp_path / "r").exists()  # all of that is said before anything is measured
     spoilt = shutil.copytree(copy, tmp_path / "spoilt")
@@ -269,7 +269,7 @@ def test_without_what_trains_the_way_out_is_named(run: Path, dataset_folder: Pat
         )
         assert (done.returncode, done.stderr) == (
             1,
-            f"sattrt: {package} is not installed here. Bring it with: pip install 'sattrt[train]'\n",
+            f"sattrt: {package} is not installed here. Install it with: pip install 'sattrt[train]'\n",
         ), done.stderr
 
 

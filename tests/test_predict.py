@@ -126,7 +126,7 @@ def test_a_table_has_a_row_a_file_and_a_column_a_class(bundle: Bundle, tmp_path:
 
 def test_a_table_that_can_not_be_written_is_refused_before_the_work(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
-    for path, reason in {tmp_path: "it is a folder", tmp_path / "taken" / "o.csv": "taken is no folder"}.items():
+    for path, reason in {tmp_path: "it is a folder", tmp_path / "taken" / "o.csv": "taken is not a folder"}.items():
         done = sattrt("predict", bundle.path, tmp_path / "nothing.jpg", "--csv", path)
         assert (done.returncode, done.stdout) == (1, "")
         assert reason in done.stderr

@@ -40,7 +40,7 @@ def test_what_a_run_is_about_to_do_is_one_line(steps: int, tiles: int, said: str
         (10, 990, "94:5:1", "note: 10 test tiles: an accuracy near 95 % would be known to ±17 points; --split 80:10:10 gives about 100"),
         (1, 99, "94:5:1", "note: 1 test tile: an accuracy near 95 % would be known to ±41 points; --split 80:10:10 gives about 10"),
         (40, 960, "spatial:94:5:1", "known to ±8 points; --split spatial:80:10:10 gives about 100"),
-        (40, 360, "80:10:10", "known to ±8 points; more tiles would tell more"),
+        (40, 360, "80:10:10", "known to ±8 points; more tiles would narrow it"),
         (99, 9901, "94:5:1", "known to ±5 points; --split 80:10:10 gives about 1000"),
         (100, 9900, "94:5:1", ""),
         (10, 990, "folders", ""),

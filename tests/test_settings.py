@@ -43,8 +43,8 @@ def test_a_value_is_one_of_toml_and_text_needs_no_quotes(
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["seed"], "--set seed is no KEY=VALUE. Write it as: --set seed=1"),
-        (["=1"], "--set =1 is no KEY=VALUE"),
+        (["seed"], "--set seed is not KEY=VALUE. Write it as: --set seed=1"),
+        (["=1"], "--set =1 is not KEY=VALUE"),
         (["sed=1"], "--set has the unknown setting 'sed'. Did you mean 'seed'?"),
         (["batch-size=8"], "Did you mean 'batch_size'?"),
         (["seed=one"], "--set: seed is 'one'; give a whole number."),

@@ -25,7 +25,7 @@ def test_spec_survives_its_file(tmp_path: Path) -> None:
         ({"schema": 99}, "schema 99"),
         ({"classes": None}, "'classes' is not a list"),
         ({"classes": ["a", "a"]}, "two different class names"),
-        ({"classes": ["a", "\ud800"]}, "name is no text"),
+        ({"classes": ["a", "\ud800"]}, "name is not text"),
         ({"colour": 1}, "unknown field 'colour'"),
         ({"height": -4}, "input size"),
         ({"mean": [0.5]}, "don't match"),

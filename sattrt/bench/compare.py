@@ -77,7 +77,7 @@ class Comparison:
         if (worst := self.regression) and -worst.percent > max_regression:
             faults.append(f"worse than the baseline by more than {max_regression:g} %: {worst}")
         if self.missing:
-            faults.append(f"in the baseline, but not measured now: {', '.join(self.missing)}. Mend that, or make a new baseline")
+            faults.append(f"in the baseline, but not measured now: {', '.join(self.missing)}. Measure them, or make a new baseline")
         elif not any(math.isfinite(change.noise) for change in self.changes):
             faults.append("nothing of the baseline could be compared. Give both runs the same settings and tiles, and more than one turn")
         return "; ".join(faults) or None
@@ -94,10 +94,10 @@ def against(old: object, document: Row) -> Comparison:
         document["warnings"].append(str(error))
         return Comparison(fault=error)
     if differing:
-        document["warnings"].append(f"The baseline was measured otherwise: {'; '.join(differing)}.")
+        document["warnings"].append(f"The baseline was measured differently: {'; '.join(differing)}.")
     if others:
         document["warnings"].append(
-            f"Accuracy was not compared, of {', '.join(others)}: the baseline was measured on other tiles, or on these under other names."
+            f"Accuracy of {', '.join(others)} was not compared: the baseline was measured on other tiles, or on these under other names."
         )
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:
@@ -117,7 +117,7 @@ def _checked(data: Any) -> Row:
     try:
         json.dumps(data, allow_nan=False)
     except ValueError:
-        raise ContractError("The baseline is damaged: a figure of it is no number. Make it again with `sattrt bench`.") from None
+        raise ContractError("The baseline is damaged: it contains NaN or infinity. Make it again with `sattrt bench`.") from None
     rows = data.get("engines")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and isinstance(row.get("engine"), str) for row in rows):
         raise ContractError("The baseline has no list of engines. Make it again with `sattrt bench`.")

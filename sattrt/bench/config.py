@@ -18,7 +18,7 @@ class BenchConfig(Settings):
     """Every choice of a bench.
 
     engines: names of the engines to measure, separated by commas ("openvino-int8,onnxruntime-fp32"); empty for all. The trained network
-    ("torch-eager-fp32") is timed if none or it is named; it always answers, so that flips are counted against it.
+    ("torch-eager-fp32") is timed if none or it is named; it always answers, since flips are counted against it.
     scenarios: some of these, separated by commas (after MLPerf inference, Reddi et al., 2020): one tile after another; eight
     tiles per query; all tiles at once, over a sweep of batch sizes; single tiles at random moments.
     seconds: how long each engine is timed, after its warm-up, in each scenario and at each batch size.

@@ -52,7 +52,7 @@ class Contenders:
 
     def set_aside(self, torch: bool) -> None:
         """Who has answered for flips to be counted against it is not timed: the spare ones and, where that is said, torch."""
-        said = "It answered, so that flips are counted against it, and was not timed: the setting engines does not name it."
+        said = "It is the reference for flips and was not timed: the setting engines does not name it."
         aside = [name for name, each in self.present.items() if name in self.spare or (torch and not each.engine)]
         self.absent |= {name: said for name in aside if name not in self.absent}
 
@@ -172,7 +172,7 @@ def misfit(spec: ModelSpec, dataset: Dataset) -> str | None:
         )
     if (spec.offset or 0) != (dataset.offset or 0):
         return (
-            f"The bundle's network learned from tiles with {spec.offset or 0} taken off, the dataset's have {dataset.offset or 0} taken off. "
+            f"The bundle's network learned from tiles with an offset of {spec.offset or 0} subtracted; the dataset's offset is {dataset.offset or 0}. "
             "Scan the tiles with the same --offset."
         )
     return None

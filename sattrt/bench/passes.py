@@ -57,7 +57,7 @@ class Passes:
                 parts = [contender.infer(self._images[start : start + _ACCURACY_BATCH]) for start in starts]
                 logits, probabilities = (np.concatenate(each) for each in zip(*parts, strict=True))
                 if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
-                    raise BackendError("It answers with what is no number. Export the bundle again.")
+                    raise BackendError("It returned NaN or infinity. Export the bundle again.")
                 found[name] = (logits, probabilities)
         if not found:
             raise BackendError(f"No engine gave an answer: {' | '.join(f'{name}: {why}' for name, why in self._all.absent.items())}")

@@ -74,7 +74,7 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
     if beyond <= jitter:
         raise InputError(
             f"The peer {command!r} takes {1e3 * beyond:.0f} ms longer for {times * len(tiles)} tiles than for one, and its runs differ by "
-            f"{1e3 * jitter:.0f} ms: that is no speed. Give it more tiles, or check what it does."
+            f"{1e3 * jitter:.0f} ms: too much to tell its speed. Give it more tiles, or check what it does."
         )
     images = times * len(tiles)
     return Peer(command, labels, (images - 1) / beyond, start, bool(beyond < _CLEAR * jitter), images, seconds, starts)
@@ -84,7 +84,7 @@ def require_program(command: str) -> None:
     """InputError where a peer's command is none, or its program is not there: before anything is measured."""
     program = _words(command)[0]
     if not shutil.which(program):
-        raise InputError(f"The peer {command!r} can't be started: there is no program {program!r} that may be run. Check the command.")
+        raise InputError(f"The peer {command!r} can't be started: {program!r} is not a program that can be run. Check the command.")
 
 
 def _save(path: Path, tiles: NDArray[np.unsignedinteger]) -> None:
@@ -101,7 +101,7 @@ def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise InputError(f"The peer {command!r} is no command ({error}). Quote it as for a shell.") from None
+        raise InputError(f"The peer {command!r} is not a command ({error}). Quote it as for a shell.") from None
     if not words:
         raise InputError("The peer is an empty command. Give a program.")
     return words if any("{tiles}" in word for word in words) else [*words, "{tiles}"]
@@ -124,14 +124,14 @@ def _run(words: list[str], command: str, path: Path, limit: float) -> tuple[floa
     try:
         said, complaints = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        raise InputError(f"The peer {command!r} was stopped after {limit:g} s. Raise peer_seconds, or mend it.") from None
+        raise InputError(f"The peer {command!r} was stopped after {limit:g} s. Raise peer_seconds, or fix the program.") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
         last = (complaints.strip() or "it says nothing").splitlines()[-1]
-        raise InputError(f"The peer {command!r} failed with exit code {process.returncode}: {last[:200]}. Mend it, or leave it out.")
+        raise InputError(f"The peer {command!r} failed with exit code {process.returncode}: {last[:200]}. Fix it, or leave it out.")
     return time.perf_counter() - begin, said
 
 

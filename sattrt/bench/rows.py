@@ -179,13 +179,11 @@ def warnings(document: Row) -> list[str]:
     scores = [row["accuracy"] for row in engines]
     half = max((high - low) / 2 for low, high in (score["interval"] for score in scores))
     if half > _DIGIT:
-        found.append(
-            f"With {scores[0]['tiles']:,} test tiles an accuracy is known to ±{100 * half:.1f} points (95 %): don't quote more digits than that."
-        )
+        found.append(f"With {scores[0]['tiles']:,} test tiles accuracy is known to ±{100 * half:.1f} points (95 %): quote no more digits.")
     if close := [(a, b) for a, b in combinations(engines, 2) if _apart(a, b) and not _told_apart(a, b)]:
         first, second = max(close, key=lambda pair: _apart(*pair))
         found.append(
-            f"{len(close)} pairs of engines differ in accuracy by no more than chance makes of tiles that one alone has right (McNemar's exact "
+            f"{len(close)} pairs of engines differ in accuracy by no more than chance (McNemar's exact "
             f"test at 5 %; most: {first['engine']} and {second['engine']}, {100 * _apart(first, second):.2f} points): this split can't tell "
             "them apart. Look at the flips."
         )
@@ -197,9 +195,7 @@ def warnings(document: Row) -> list[str]:
     if slowed := document["environment"]["gpu_throttled_by"]:
         found.append(f"The GPU was throttled while it was measured ({', '.join(slowed)}): cool it, or raise its power limit.")
     if beyond := [row["engine"] for row in engines if (row["fraction_of_matrix_rate"] or 0) > 1]:
-        found.append(
-            f"{', '.join(beyond)}: faster than the matrix products that were to be the ceiling, which is none for them; no share of it is claimed."
-        )
+        found.append(f"{', '.join(beyond)}: faster than the matrix products meant as the ceiling; no share of it is given.")
     if other := [bundle["name"] for bundle in document["bundles"] if not bundle["same_split"]]:
         found.append(
             f"The dataset's split is not the one that {', '.join(other)} was trained on: test tiles may have been seen in training."

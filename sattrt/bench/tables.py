@@ -57,9 +57,9 @@ def references(document: Row) -> dict[str, str]:
 def said_of_flips(document: Row) -> str:
     """What a flip is, and against whom."""
     if all(row["accuracy"]["flips"] is None for row in document["engines"]):
-        return "Flips are not counted: nothing else that answers for this network is here to hold it against."
+        return "Flips are not counted: no other engine of this network runs here to compare with."
     [name, *others] = dict.fromkeys(row["reference"] for row in document["engines"])
-    return f"Flips: top-1 answers that differ from {'those of the engine they are held against' if others else name}."
+    return f"Flips: top-1 answers that differ from those of {'the engine they are compared with' if others else name}."
 
 
 def said_of_speed(document: Row) -> str:

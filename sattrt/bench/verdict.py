@@ -61,10 +61,10 @@ def _less(outer: Samples, inner: Samples) -> float:
 
 _DRIFT = 0.05  # clocks are read one after another, and machines drift
 NAMES = {
-    "engine": "the engine itself",
+    "engine": "the engine",
     "copy": "copies between host and engine",
     "decode": "reading and decoding the files",
-    "host": "the host program around it",
+    "host": "the host program around the engine",
 }
 
 
@@ -73,17 +73,17 @@ def verdict(clocks: Clocks, of_ceiling: float | None = None) -> str:
     if found := clocks.disagreement():
         inner = {"host to host": "the engine alone", "file to label": "host to host"}[found[0]]
         faster = f"{found[0]} was {100 * found[1]:.0f} % faster than {inner}, which is part of it"
-        return f"The clocks disagree: {faster}. No bound is named: measure again."
+        return f"The clocks disagree: {faster}. No limit is named: measure again."
     shares = clocks.shares()
     bound, *others = sorted(shares, key=lambda name: -shares[name])
-    overlap = " (they overlap)" if sum(shares.values()) > 1.02 else ""
+    overlap = " (in parallel)" if sum(shares.values()) > 1.02 else ""
     told = [name for name in others if name not in clocks.within_noise()]
     text = (
-        f"Bound by {NAMES[bound]}: {100 * shares[bound]:.0f} % of the {1e3 / clocks.whole.images_per_second:.2f} ms from file to label"
+        f"Limited by {NAMES[bound]}: {100 * shares[bound]:.0f} % of {1e3 / clocks.whole.images_per_second:.2f} ms per tile from file to label"
         + "; " * bool(told)
         + ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in told)
         + overlap
     )
     if bound == "engine" and of_ceiling and of_ceiling <= 1:
-        text += f". It runs at {100 * of_ceiling:.0f} % of the machine's matrix rate"
+        text += f". It reaches {100 * of_ceiling:.0f} % of the machine's matrix rate"
     return text + "."

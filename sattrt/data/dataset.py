@@ -108,7 +108,7 @@ class Dataset:
     def open(self) -> Source:
         """The folder or archive of the tiles, to be closed by the caller. InputError where it is gone."""
         if not Path(self.source).exists():
-            raise InputError(f"The tiles are no longer at {self.source}. Put them back, or run `sattrt data` again with their new place.")
+            raise InputError(f"The tiles are no longer at {self.source}. Put them back, or run `sattrt data` again with their new path.")
         return open_source(Path(self.source))
 
     def content(self, source: Source, name: str) -> bytes:
@@ -156,8 +156,8 @@ class Dataset:
             kind = f"blocks of longitude ({self.split}, seed {self.seed})"
         copies, near = self.leaks.near_duplicates, self.leaks.touching
         return (
-            f"{kind}; on both sides of it: {'near-duplicates not looked for' if copies is None else f'{copies} near-duplicates'}, "
-            f"{'touching tiles not known (tiles without coordinates)' if near is None else f'{near} pairs of touching tiles'}"
+            f"{kind}; across splits: {'near-duplicates not checked' if copies is None else f'{copies} near-duplicate pairs'}, "
+            f"{'touching tiles unknown (no coordinates)' if near is None else f'{near} pairs of touching tiles'}"
         )
 
     def require(self, split: str) -> list[Tile]:

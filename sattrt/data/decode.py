@@ -92,7 +92,7 @@ def read_for(
     tile = read_geotiff(content, MAX_SIDE, offset)
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
     if not values.any():
-        raise InputError(f"it holds no data: every value is 0{f', the offset of {offset} taken off' * bool(offset)}")
+        raise InputError(f"it holds no data: every value is 0{f', the offset of {offset} subtracted' * bool(offset)}")
     if values.max() <= 255:
         raise InputError(f"it has no value above {values.max()}: 8-bit colours in 16 bits, where digital numbers are needed")
     unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
@@ -104,8 +104,8 @@ def read_for(
     order = min(candidates, key=lambda order: found.mean[order.index("B10")] if "B10" in order else 0)
     if not tile.known_offset and "B10" in order and found.mean[order.index("B10")] >= LEAST_WITH_OFFSET:
         raise InputError(
-            f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers carry the offset of 1,000 of products since "
-            "baseline 04.00, which its tags don't record. Record it there: gdal_edit.py -offset -0.1 -scale 0.0001 FILE"
+            f"the mean of B10 (cirrus) is {found.mean[order.index('B10')]:.0f}: its numbers include the offset of 1,000 (baseline "
+            "04.00 and later), which its tags don't record. Record it there: gdal_edit.py -offset -0.1 -scale 0.0001 FILE"
         )
     if missing := [name for name in bands if name not in order]:
         raise InputError(f"it has no band {missing[0]} (it holds {', '.join(order)})")
@@ -122,7 +122,7 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
             raise InputError(f"wrong mode ({image.mode}; 8-bit RGB is needed)")
         tags = getattr(image, "tag_v2", {})
         if tags.get(_ORIENTATION, 1) != 1:  # which Pillow follows and DALI does not
-            raise InputError(f"turned by its orientation tag ({tags[_ORIENTATION]}; store its pixels as they are to be seen)")
+            raise InputError(f"rotated by its EXIF orientation tag ({tags[_ORIENTATION]}; save it upright)")
         # Pillow would keep the upper half of 16-bit channels without a word
         if max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(image.tile):
             raise InputError("wrong mode (16 bits a channel; 8-bit RGB is needed)")
@@ -130,7 +130,7 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
     except UnidentifiedImageError:
         if content.startswith(TIFF):
             raise InputError(
-                "no TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
+                "not a TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
             ) from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
     except FAULTS as error:

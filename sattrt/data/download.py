@@ -69,7 +69,9 @@ def fetch(archive: Archive, folder: Path, on_progress: Progress = lambda done, t
             raise InputError(f"{archive.url} answers {error.code} {error.reason}. Download it yourself and give its path.") from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             if attempt == tries:
-                kept = f"What was fetched is kept in {part}; the same command goes on from there" if part.exists() else "Check the network"
+                kept = (
+                    f"What was fetched is kept in {part}; the same command continues from there" if part.exists() else "Check the network"
+                )
                 raise InputError(f"Can't download {archive.url} ({error}). {kept}, or download it yourself and give its path.") from None
             time.sleep(min(2**attempt, 10) / 4)
         except OSError as error:

@@ -64,5 +64,5 @@ class Layout:
         classes = tuple(sorted({PurePosixPath(folder).name for folder in class_folders}))
         class_of = {name: PurePosixPath(name).parent.name for name in names}
         if len(classes) < 2:
-            raise InputError(f"{source.path} has the one class {classes[0]!r} only. A classifier needs at least two class folders.")
+            raise InputError(f"{source.path} has only the class {classes[0]!r}. A classifier needs at least two class folders.")
         return cls(source.path, names, classes, class_of, split_folders, left_out)

@@ -42,7 +42,7 @@ def prepare(
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     if gsd is not None and not 0 < gsd <= 1e6:
-        raise InputError(f"--gsd is {gsd:g}; give metres a pixel, above 0.")
+        raise InputError(f"--gsd is {gsd:g}; give metres per pixel, above 0.")
     if offset is not None and not 0 <= offset <= MOST_OFFSET:
         raise InputError(f"--offset is {offset}; give 0 to {MOST_OFFSET:,} digital numbers.")
     wanted = parse_bands(bands) if bands is not None and bands != "all" else None
@@ -57,7 +57,7 @@ def prepare(
     scanned(dataset)
     if strict and dataset.left_out:
         name, reason = next(iter(dataset.left_out.items()))
-        raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Mend them, or go without --strict.")
+        raise InputError(f"{len(dataset.left_out)} files of {path} can't be used ({name}: {reason}). Fix them, or leave out --strict.")
     if split is not None and dataset.split == "folders":
         raise InputError(
             f"{path} is divided already, into train/, valid/ and test/. Leave --split out, or give one folder of class folders."

@@ -197,19 +197,19 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None,
         raise InputError(f"{source.path} has no GeoTIFF that can be used ({most[0].look.name}: {error}).") from None
     if offset and (none := float(np.mean([probe.zeros for probe in most]))) > 0.5:
         raise InputError(
-            f"--offset {offset} leaves nothing of {100 * none:.0f} % of the values of {source.path}: they don't carry it. Give --offset 0, or leave it out."
+            f"--offset {offset} would reduce {100 * none:.0f} % of the values of {source.path} to 0: they don't include it. Give --offset 0, or leave it out."
         )
     found = _statistics([probe.look for probe in most])
     order, odd = choose_order(candidates, found, str(source.path), named_order(descriptions, wanted))
     known = all(probe.known_offset for probe in most)
     if not known and (darkest := float(found.darkest.min())) >= LEAST_WITH_OFFSET:
         raise InputError(
-            f"The tiles of {source.path} have hardly a value below {darkest:.0f}, as numbers that carry the offset of 1,000 of products since "
-            "baseline 04.00. Say --offset 1000, or --offset 0 if they are that bright; or say it in their tags: gdal_edit.py -scale 0.0001 -offset -0.1 TILE"
+            f"The tiles of {source.path} have hardly a value below {darkest:.0f}: they seem to include the offset of 1,000 (baseline 04.00 and "
+            "later). Give --offset 1000, or --offset 0 if they are that bright; or record it in their tags: gdal_edit.py -scale 0.0001 -offset -0.1 TILE"
         )
     if missing := [name for name in wanted or () if name not in order]:
         raise InputError(f"--bands asks for {missing[0]}; the tiles of {source.path} hold {', '.join(order)}. Choose from these.")
-    notes = f"the bands are taken as {','.join(order)}, as they are named, though {odd}. Some ground is like that; else check their names"
+    notes = f"bands taken as named ({','.join(order)}), though {odd}. Some ground looks like that; otherwise check the names"
     return TileFormat(wanted or order, order, offset), (notes,) if odd else ()
 
 

@@ -161,7 +161,7 @@ class FolderSource(Source):
             linked = waiting.popleft()
             real = os.path.realpath(self.path / linked)
             if real in walked or (linked.parts and os.path.commonpath([real, top]) == real):
-                irregular[linked.as_posix()] = "a link to a folder that is looked into already"
+                irregular[linked.as_posix()] = "a link to a folder that is included already"
                 continue
             below += [linked.as_posix()] * bool(linked.parts)
             for root, folders, files in os.walk(self.path / linked, onerror=unreadable):
@@ -266,7 +266,7 @@ class TarSource(ArchiveSource[tarfile.TarInfo]):
         member = self._member(name)
         _refuse_huge(self.path, name, member.size)
         if member.issparse():
-            raise _unreadable(f"{self.path} holds {name!r} with holes in it. Pack it again without --sparse.", "packed with holes in it")
+            raise _unreadable(f"{self.path} holds {name!r} as a sparse file. Pack it again without --sparse.", "packed as a sparse file")
         try:
             content = os.pread(self._file.fileno(), member.size, member.offset_data)
         except OSError as error:
@@ -345,12 +345,12 @@ def _refuse_mode(path: Path, name: str, mode: int) -> None:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise InputError(f"{path} holds {name!r}, a link or device, which may lead outside. Pack it again without links.")
     if mode & stat.S_IWOTH:
-        raise InputError(f"{path} holds {name!r}, which anybody may write. Make sure it is what it was: chmod -R o-w, and pack it again.")
+        raise InputError(f"{path} holds {name!r}, which is world-writable. Check it, then chmod -R o-w and pack it again.")
 
 
 def _refuse_huge(path: Path, name: str, size: int) -> None:
     if size > MAX_BYTES:
-        fault = f"{size / 1e6:.0f} MB, which is no tile (at most {MAX_BYTES / 1e6:.0f} MB)"
+        fault = f"{size / 1e6:.0f} MB, too large for a tile (at most {MAX_BYTES / 1e6:.0f} MB)"
         raise _unreadable(f"{path} holds {name!r} of {fault}. Take it out.", fault)
 
 

@@ -47,7 +47,7 @@ def each_file(
         except BrokenProcessPool:
             pool.shutdown(wait=False, cancel_futures=True)
             raise BackendError(
-                f"A process that read {source.path} was ended by the system, most likely for want of memory. Free some, and run it again."
+                f"A process that read {source.path} was killed by the system, most likely out of memory. Free some memory and run it again."
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -96,7 +96,7 @@ def export(
     checkpoint = sha256_file(run / "best.safetensors") if (run / "best.safetensors").is_file() else ""
     model, spec = load_trained(run)
     if sha256_file(run / "best.safetensors") != checkpoint:
-        raise InputError(f"{run} got a better network while it was read: its training goes on. Export it again.")
+        raise InputError(f"{run} saved a better network while it was read: it is still training. Export it again.")
     if config.symmetries:
         model.views = views_of(model, spec.height, spec.width)
     samples = read_samples(run, spec)
@@ -195,7 +195,7 @@ class _Making:
         for precision in wanted if self.config.best_effort else ():
             stand_ins = [name for simpler in _simpler(backend, precision) if (name := f"{backend}-{simpler}") in made]
             if stand_ins and f"{backend}-{precision}" in self.failed:
-                self.failed[f"{backend}-{precision}"] += f"; {stand_ins[0]} stands in for it"
+                self.failed[f"{backend}-{precision}"] += f"; {stand_ins[0]} replaces it"
 
     def _built(self, backend: str, precision: str, name: str) -> EngineRecord:
         if backend in _INTERPRETERS:
@@ -203,7 +203,7 @@ class _Making:
             if backend == "onnxruntime-tensorrt":
                 if self.spec.dtype != "uint8":
                     raise BackendError(
-                        "ONNX Runtime's TensorRT provider takes 8-bit tiles alone. TensorRT's own engines take others, as bytes."
+                        "ONNX Runtime's TensorRT provider takes only 8-bit tiles. TensorRT's own engines take others, as bytes."
                     )
                 require_tensorrt()
             else:  # OpenVINO computes an fp32 graph in bf16 when told to
@@ -211,14 +211,14 @@ class _Making:
             file, notes = self.graphs.make(graph)
             made: dict[str, Any] = {"onnx": file, "onnx_sha256": sha256_file(self.folder / file), **notes}
             if backend == "onnxruntime" and self.config.optimised and this_place()["provider"] != "cpu":
-                self.skipped[f"{name}, optimised"] = "ONNX Runtime rewrites graphs for the CPU alone, and runs on the GPU here"
+                self.skipped[f"{name}, optimised"] = "ONNX Runtime rewrites graphs only for the CPU, and here it runs on the GPU"
             elif backend == "onnxruntime" and self.config.optimised:
                 optimised = f"{name}.optimised.onnx"
                 made["optimised"] = {"file": optimised, "for": save_optimised(self.folder / file, self.folder / optimised)}
             return EngineRecord(name, backend, precision, file, made)
         plan = self.folder / f"{name}.plan"
         if backend == "tensorrt-rtx" and self.config.strip_weights:
-            raise BackendError("TensorRT-RTX strips weights on a machine with a GPU alone. Leave strip_weights out.")
+            raise BackendError("TensorRT-RTX strips weights only on a machine with a GPU. Leave strip_weights out.")
         if backend == "tensorrt-rtx" and self.config.hardware_compatible:
             raise BackendError(
                 "TensorRT-RTX builds for the compute capabilities it is given, and no others. Leave hardware_compatible out."
@@ -297,9 +297,9 @@ def _refuse_foreign(out: Path) -> None:
         if "spec.json" not in files:
             raise ValueError
     except (InputError, ContractError, LookupError, TypeError, ValueError):
-        raise InputError(f"{out} exists and is no bundle: it is not overwritten. Choose another --out.") from None
+        raise InputError(f"{out} exists and is not a bundle: it is not overwritten. Choose another --out.") from None
     if name := unlisted(out, files):
-        raise InputError(f"{out / name} is not of the bundle there, which is replaced as a whole. Move it away, or choose another --out.")
+        raise InputError(f"{out / name} is not part of the bundle there and would be deleted. Move it away, or choose another --out.")
 
 
 def _older(out: Path) -> Bundle | None:
@@ -320,7 +320,7 @@ def _uncalibrated(spec: ModelSpec) -> str:
     """Why a run has no temperature, and what mends it."""
     if "tiles_after" in spec.training:
         return "has transforms before the network, through which no temperature is fitted"
-    return "was stopped before its end: `sattrt train --resume` goes on"
+    return "was stopped before its end: `sattrt train --resume` continues it"
 
 
 def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], source: dict[str, str], config: ExportConfig) -> None:

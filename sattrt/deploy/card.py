@@ -32,7 +32,7 @@ def model_card(spec: ModelSpec, score: Score, engines: list[EngineRecord], confi
         "",
         f"Classifies {spec.width}x{spec.height} tiles ({', '.join(spec.bands)}; {spec.dtype}, {spec.layout}) into: {', '.join(spec.classes)}.",
         "Give the tile's own values: scaling and normalisation are inside the graph."
-        + f" An offset of {spec.offset} is to be taken off them first." * bool(spec.offset),
+        + f" Subtract an offset of {spec.offset} from them first." * bool(spec.offset),
         "",
         *_data(spec),
         "## Training",
@@ -44,7 +44,7 @@ def model_card(spec: ModelSpec, score: Score, engines: list[EngineRecord], confi
         "",
         *_by_class(spec, score),
         "## Engines",
-        "Each, or its graph where this machine can't run it, was run on the validation tiles and held against the trained network in fp32. Allowed to lie below it: "
+        "Each, or its graph where this machine can't run it, was run on the validation tiles and compared with the trained network in fp32. Allowed loss: "
         f"{config.gate:g} points. Lost and gained: tiles that fp32 alone, or the engine alone, gets right; p by McNemar's exact test. "
         f"Coverage: the share answered when {config.error_rate:g} % of the answers may be wrong and the least certain tiles are rejected. "
         "Flipped tiles: `flips.csv`.",

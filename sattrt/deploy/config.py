@@ -22,15 +22,15 @@ class ExportConfig(Settings):
     """Every choice of an export.
 
     precision: some of fp32, fp16, bf16, int8, fp8, separated by commas, the preferred one first, or "all"; fp32 is always built, last if not named.
-    gate: percentage points of validation accuracy that an engine may lie below fp32. best_effort: replace an engine that fails the gate by the next
+    gate: percentage points of validation accuracy that an engine may lose against fp32. best_effort: replace an engine that fails the gate by the next
     simpler precision (int8, fp16, fp32), without an error.
     error_rate: percent of wrong answers among those that are not rejected; each engine's reject threshold is chosen for it.
     symmetries: average over the symmetries of a tile inside the graph (test-time augmentation: eight times the work).
-    rebuild: build plans anew even if the bundle that is replaced holds them.
+    rebuild: build plans again even if the bundle that is replaced has them.
     calibration_tiles: train tiles for the calibration of int8 and fp8, balanced over the classes.
-    optimised: also keep each graph as ONNX Runtime rewrites it, for machines like this one: it opens in less time and memory.
-    min_batch: the fewest tiles that a plan accepts at once. opt_batch: what it is tuned for. max_batch: the most tiles that a plan accepts at once.
-    compute_capabilities: of TensorRT-RTX plans, separated by commas, such as "8.6,8.9"; empty for all that the precision runs on.
+    optimised: also keep each graph as ONNX Runtime rewrites it, for machines like this one: it opens faster and in less memory.
+    min_batch: the fewest tiles that a plan accepts at once. opt_batch: the batch size that it is tuned for. max_batch: the most tiles that a plan accepts at once.
+    compute_capabilities: the targets of TensorRT-RTX plans, separated by commas, such as "8.6,8.9"; empty for all that the precision runs on.
     version_compatible: plans that the lean runtime of the same TensorRT version can load too. hardware_compatible: TensorRT's plans (not
     those of RTX) for Ampere and later. strip_weights: plans without weights, refitted from the ONNX file on the device.
     """

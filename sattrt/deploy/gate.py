@@ -83,18 +83,18 @@ def judge(
         logits, probabilities = _answers(engine, tiles, max(BATCHES))
         by_batch = {batch: _answers(engine, tiles[:24], batch)[0] for batch in BATCHES[:-1]}  # a few tiles are as telling as all
     except NoNumbersError:
-        raise ParityError(
-            f"{engine.name} answers with what is no number. Leave this precision out, or use another backend version."
-        ) from None
+        raise ParityError(f"{engine.name} returned NaN or infinity. Leave this precision out, or use another backend version.") from None
     except BackendError as refusal:
-        raise ParityError(f"{engine.name} was opened, and does not answer: {refusal}") from None
+        raise ParityError(f"{engine.name} was opened but failed to run: {refusal}") from None
     largest = float(np.abs(expected).max())
     fp32_error = FP32_ERROR if engine.device == "cpu" else GPU_FP32_ERROR
     for batch, few in by_batch.items():
         if not np.allclose(few, logits[: len(few)], atol=largest * (fp32_error if engine.precision == "fp32" else BATCH_ERROR)):
-            raise ParityError(f"{engine.name} answers otherwise in batches of {batch} than of {max(BATCHES)}. Use another backend version.")
+            raise ParityError(
+                f"{engine.name} gives other logits in batches of {batch} than of {max(BATCHES)}. Use another backend version."
+            )
     if not np.allclose(probabilities, softmax(logits), atol=1e-4):
-        raise ParityError(f"{engine.name} gives probabilities that are no softmax of its logits. Use another torch version.")
+        raise ParityError(f"{engine.name} gives probabilities that aren't the softmax of its logits. Use another torch version.")
     answers, reference = logits.argmax(1), expected.argmax(1)
     right, fp32_right = answers == labels, reference == labels
     score = evaluate(answers, labels, engine.classes, reference)

@@ -124,7 +124,7 @@ def _traced(deployed: DeployedClassifier, spec: ModelSpec, opset: int) -> onnx.M
     """What torch makes with onnx alone. BackendError where the opset is beyond it."""
     if opset > _LAST_TRACED:
         raise BackendError(
-            f"Without onnxscript torch writes ONNX of opset {_LAST_TRACED} at most, and this graph wants {opset}. "
+            f"Without onnxscript torch writes ONNX of opset {_LAST_TRACED} at most, and this graph needs {opset}. "
             "Install it with: pip install 'sattrt[train]'"
         )
     buffer, names = io.BytesIO(), ["logits", "probabilities"]

@@ -53,7 +53,9 @@ def check_folder(folder: Path, bundle: Path) -> None:
     require_replaceable(folder, "--triton")
     own, other = folder.resolve(), bundle.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
-        raise InputError(f"{folder} and the bundle {bundle} lie in one another, and each is replaced as a whole. Choose another --triton.")
+        raise InputError(
+            f"{folder} and the bundle {bundle} can't lie in one another: each is replaced as a whole. Choose another --triton."
+        )
     require_writable(folder, "--triton")
 
 
@@ -64,7 +66,7 @@ def _refuse_others(folder: Path, bundle: Path) -> None:
         other, files = str(written["bundle"]), dict(written["files"])
     except (InputError, ContractError, LookupError, TypeError, ValueError):
         raise InputError(
-            f"{folder} exists and is no repository that sattrt wrote: it is not overwritten. Choose another --triton."
+            f"{folder} exists and is not a repository that sattrt wrote: it is not overwritten. Choose another --triton."
         ) from None
     if other != _name(bundle):
         raise InputError(
@@ -91,7 +93,7 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
     if not isinstance(largest, int) or largest < 1:
         raise ContractError(f"{record.name} has a record without its largest batch. Export the bundle again.")
     if profile.get("min", 1) != 1:  # Triton would send it fewer
-        raise ContractError(f"{record.name} takes no single tile, as Triton's plans must. Export with min_batch = 1.")
+        raise ContractError(f"{record.name} does not take a single tile, as Triton's plans must. Export with min_batch = 1.")
     where = ""
     if record.backend == "onnxruntime" and record.precision == "int8":
         # ONNX Runtime's CUDA provider has no int8 convolution: it would compute the graph in fp32, unjudged

@@ -90,7 +90,7 @@ def connect(bundle: Bundle, engine: Engine, config: MapConfig) -> Iterator[Calla
                     yield index, found
             except (distributed.KilledWorker, distributed.CancelledError, OSError, TimeoutError) as error:
                 raise BackendError(
-                    f"The Dask cluster at {address} failed ({error or type(error).__name__}). Mend it, and go on with what it has answered: --resume"
+                    f"The Dask cluster at {address} failed ({error or type(error).__name__}). Fix it, then continue with --resume: finished blocks are kept."
                 ) from None
 
         yield compute
@@ -108,7 +108,7 @@ def _check_versions(client: Any, address: str) -> None:
             raise BackendError(f"{name} does not answer. Start it again, or leave it out.") from None
         found = found if isinstance(found, str) else next(iter(found.values()))
         if found != __version__:
-            raise BackendError(f"{name} has sattrt {found}, unlike {__version__} here. Install the same version on all.")
+            raise BackendError(f"{name} has sattrt {found}, this machine {__version__}. Install the same version on all.")
 
 
 def _results(client: Any, completed: Any) -> Iterator[Any]:
@@ -149,7 +149,7 @@ def _same_files(plan: Plan, files: dict[str, list[int]]) -> None:
         same = False
     if not same:
         raise ContractError(
-            f"{plan.scene.files[0]} is missing on a worker, or another file than here. Put scenes on a disk that all share."
+            f"{plan.scene.files[0]} is missing on a worker, or differs from the file here. Put scenes on a disk that all share."
         )
 
 
@@ -166,12 +166,12 @@ def _engine(bundle: str, digest: str, name: str, device: str, threads: int) -> E
     """An engine stays open in its worker. ContractError where that has another bundle, or runs the engine on another device than it says here."""
     found = read_bundle(Path(bundle))
     if found.digest != digest:
-        raise ContractError(f"{bundle} is another bundle on a worker than here. Give all of them the same, on a shared disk.")
+        raise ContractError(f"{bundle} differs on a worker. Give all the same bundle, on a shared disk.")
     engine = found.open(name, threads, spinning=False)
     if (engine.device == "cpu") != (device == "cpu"):  # GPUs may differ: each plan says which it is for
         engine.close()
         raise ContractError(
-            f"A worker runs {name} on {engine.device}, and {device} it is here. Install the same on all, or give another --engine."
+            f"A worker runs {name} on {engine.device}, this machine on {device}. Install the same on all, or give another --engine."
         )
     return engine
 

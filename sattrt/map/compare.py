@@ -96,10 +96,10 @@ def compare_maps(old: Path, new: Path, certain: float, out: Path | None = None) 
 
 def _check(before: MapFile, after: MapFile) -> None:
     faults = {
-        f"knows the classes {', '.join(after.classes)}": before.classes != after.classes,
+        f"has the classes {', '.join(after.classes)}": before.classes != after.classes,
         f"has {after.width}x{after.height} cells": (before.width, before.height) != (after.width, after.height),
         "has another CRS": not same_crs(before.crs, after.crs),
-        f"begins or is scaled elsewhere ({after.transform})": before.transform != after.transform,
+        f"has the origin and cell size {after.transform}": before.transform != after.transform,
         f"is of {after.made['width']}x{after.made['height']} pixels": any(
             before.made[side] != after.made[side] for side in ("width", "height")
         ),

@@ -46,7 +46,7 @@ def _look(path: Path, config: MapConfig) -> Found:
 def _file(path: Path, config: MapConfig) -> Found:
     if not path.is_file():
         raise InputError(
-            f"{path} {'is no regular file' if path.exists() else 'does not exist'}. Give a GeoTIFF, a folder of band files or a SAFE folder."
+            f"{path} {'is not a regular file' if path.exists() else 'does not exist'}. Give a GeoTIFF, a folder of band files or a SAFE folder."
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: 0 bytes. Fetch it again.")
@@ -64,7 +64,7 @@ def _file(path: Path, config: MapConfig) -> Found:
         raise InputError(f"{path} has several bands named {double[0]}. Name them: --set bands=B01,B02,...")
     elif config.bands:
         fault = misnamed(path, names, indexes)
-        said = [f"bands named in the config{f' as they can hardly be: {fault}' if fault else ''}"]
+        said = [f"bands named in the config{f', though implausible: {fault}' if fault else ''}"]
     else:
         check_named(path, names, indexes)
     bands = {name: Band(name=name, path=str(path), index=index) for name, index in zip(names, indexes, strict=True) if name}
@@ -112,7 +112,7 @@ def _folder(path: Path) -> Found:
             files.setdefault(name, []).append(_inside(file, path))
     if not files:
         raise InputError(
-            f"{path} is no SAFE folder and holds no band files. Give files such as scene_B04.tif, or the product's folder itself."
+            f"{path} is not a SAFE folder and holds no band files. Give files such as scene_B04.tif, or the product's folder itself."
         )
     return Found(kind="folder of band files", bands={name: _finest(name, files[name]) for name in ESA if name in files})
 
@@ -122,7 +122,7 @@ def _product(path: Path, config: MapConfig) -> Found:
     bands = {name: Band(name=name, path=str(_inside(product.files[name], path))) for name in ESA if name in product.files}
     if product.offsets is None and config.offset is None:
         raise InputError(
-            f"{path} is of baseline {product.baseline} and its metadata don't record the offset of every band. Fetch it again, or say it: --set offset=1000"
+            f"{path} is of baseline {product.baseline} and its metadata don't record the offset of every band. Fetch it again, or give --set offset=1000"
         )
     kind = f"Sentinel-2 L{product.level}"
     return Found(kind=kind, bands=bands, offsets=product.offsets, says=(f"baseline {product.baseline}",))
@@ -133,7 +133,7 @@ def _inside(file: Path, folder: Path) -> Path:
     if not file.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{file} is a link out of its folder. Put the file itself there.")
     if not file.is_file():  # to open a pipe would wait for whoever writes to it
-        raise InputError(f"{file} is no regular file. Take it out of the folder.")
+        raise InputError(f"{file} is not a regular file. Take it out of the folder.")
     return file
 
 

@@ -54,7 +54,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
     dtypes, nothing = {shape.dtype for shape in shapes.values()}, {shape.nodata for shape in shapes.values() if shape.nodata is not None}
     if len(nothing) > 1 and config.nodata is None:
         raise InputError(
-            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Say which: --set nodata=0"
+            f"{path} has files that declare {' and '.join(map(str, sorted(nothing)))} to be no data. Choose one: --set nodata=0"
         )
     if len(dtypes) > 1:
         raise InputError(f"{path} has files of {' and of '.join(sorted(dtypes))}. Give files of one type, as they were delivered.")
@@ -106,14 +106,14 @@ def _gsd_said(fine: Shape, spec: ModelSpec) -> list[str]:
     found = spec.gsd and gsd_of(fine.crs, fine.transform, fine.height, fine.width)
     if not spec.gsd or not found or same_gsd(found, spec.gsd):
         return []
-    return [f"its pixels show {found:.3g} m of ground, and the engine learned from {spec.gsd:g} m: resample it before you trust this map"]
+    return [f"its pixels are {found:.3g} m wide, the training tiles' {spec.gsd:g} m: resample the scene before you trust this map"]
 
 
 def _decided(scene: Scene) -> list[str]:
     """What is done to the pixels, for people."""
     said = []
     if taken := sorted({band.offset for band in scene.bands} - {0}):
-        said.append(f"offset of {', '.join(map(str, taken))} taken off")
+        said.append(f"offset of {', '.join(map(str, taken))} subtracted")
     if scene.scaled:
         said.append(f"digital numbers 0..{WHITE} scaled to 1..255")
     if coarse := [band.name for band in scene.bands if band.factor > 1]:

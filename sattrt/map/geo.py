@@ -39,7 +39,7 @@ def reading(path: Path | str) -> Iterator[Any]:
             yield rasterio
         except faults(rasterio) as error:
             reason = str(error.__cause__ or error).rstrip(".")
-            raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or no raster; fetch it again.") from None
+            raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or not a raster; fetch it again.") from None
 
 
 def nodata_of(dataset: Any) -> int | None:

@@ -81,7 +81,7 @@ class MapFile:
     def read(cls, path: Path) -> MapFile:
         """Read a map's own account. InputError for a file that `sattrt map` did not write."""
         if not path.is_file():
-            raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}. Give a map that `sattrt map` wrote.")
+            raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}. Give a map that `sattrt map` wrote.")
         with open_raster(path) as file:
             try:
                 made = json.loads(file.tags()[TAG])
@@ -91,7 +91,9 @@ class MapFile:
                 if not shaped or len(classes) > MOST_CLASSES:
                     raise ValueError
             except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
-                raise InputError(f"{path} is no map that `sattrt map` wrote: its tags don't say how. Give such a map.") from None
+                raise InputError(
+                    f"{path} is not a map that `sattrt map` wrote: its tags don't say how it was made. Give one that is."
+                ) from None
             crs, transform = (file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else ("", None)
         stride = rows.stride
         pixel = tuple(value / stride if i in (0, 1, 3, 4) else value for i, value in enumerate(transform)) if transform else None

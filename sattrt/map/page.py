@@ -35,7 +35,7 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption:
         figure(
             "Area by confidence",
             _histogram(found, statistics),
-            "Confidence is the mean probability of the class that won; not the chance to be right.",
+            "Confidence: mean probability of the winning class, not the chance of being right.",
         ),
         "<h2>How this was made</h2>",
         _made(found),
@@ -78,8 +78,8 @@ def _areas(found: MapFile, statistics: Statistics, colours: list[Colour]) -> str
 
 def _of_areas(found: MapFile) -> str:
     if found.unit == "pixels":
-        return "The scene, or a part of it, lies nowhere on the ground: areas are counted in its pixels."
-    return "Areas are those of the cells as the map classifies them, edge cells by their share; they are not corrected for what the classifier confuses."
+        return "The scene lacks a usable georeference: areas are in pixels."
+    return "Areas are sums of cells as classified, edge cells by their share inside the scene; misclassification is not corrected."
 
 
 def _histogram(found: MapFile, statistics: Statistics) -> str:

@@ -54,7 +54,7 @@ def scene_picture(scene: Scene) -> tuple[Image.Image, str]:
     for band, each in zip(shown, numbers, strict=True):
         light = table(band.offset, scaled=True)[each] if scene.dtype == "uint16" else each
         layers.append(np.asarray(Image.fromarray(light.astype(np.uint8)).resize((size[1], size[0]))))
-    return _enlarged(Image.fromarray(np.stack(layers, axis=2))), f"{said}, thinned out."
+    return _enlarged(Image.fromarray(np.stack(layers, axis=2))), f"{said}, downsampled."
 
 
 def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[tuple[Colour | None, str, str]]) -> None:

@@ -38,18 +38,18 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
     low = float(np.quantile(every, 0.005, axis=1).min())
     if not known_offset and low >= LEAST_WITH_OFFSET:
         raise InputError(
-            f"{scene.path} has hardly a value below {low:.0f} and records no offset, as a product since baseline 04.00 whose metadata were lost. "
-            "Say which: --set offset=1000, or --set offset=0 if it is that bright."
+            f"{scene.path} has hardly a value below {low:.0f} and records no offset, like a product of baseline 04.00 or later without its metadata. "
+            "Give --set offset=1000, or --set offset=0 if it is that bright."
         )
     if (below := float((values < offset).mean())) > 0.5:
         raise InputError(
-            f"{scene.path} has {100 * below:.0f} % of its values below the offset of {offset} that would be taken off. It has none: --set offset=0"
+            f"{scene.path} has {100 * below:.0f} % of its values below the offset of {offset} that would be subtracted. It has none: give --set offset=0"
         )
     if (largest := every.max()) <= 255:
         raise InputError(f"{scene.path} has no value above {largest}: 8-bit colours in 16 bits. Convert them: gdal_translate -ot Byte")
     if (middle := float(np.median(values, axis=1).max())) > _BRIGHT:
         raise InputError(
-            f"{scene.path} has a band whose median is {middle:.0f}; reflectance x 10,000 can't be. Give digital numbers of L1C or L2A."
+            f"{scene.path} has a band whose median is {middle:.0f}, too high for reflectance x 10,000. Give digital numbers of L1C or L2A."
         )
     return values
 

@@ -45,13 +45,13 @@ class Work:
         found = _manifest(folder / _MANIFEST) if there else None
         if found is not None and found.get("map") not in (None, out.name):
             raise InputError(
-                f"{folder} holds what is done of {found['map']}, which would share {out.stem}.png. Finish that map with --resume, or choose another --out."
+                f"{folder} holds the unfinished map {found['map']}, which would share {out.stem}.png. Finish that map with --resume, or choose another --out."
             )
         if resume:
             for name, value in manifest.items():
                 if found is not None and found.get(name) != value:
                     raise ContractError(
-                        f"{out} was begun with another {name}: {found.get(name)!r}, not {value!r}. Go on with that one, or begin anew without --resume."
+                        f"{out} was started with another {name}: {found.get(name)!r}, not {value!r}. Use that one, or start over without --resume."
                     )
             if found is not None:
                 for path in _own(folder):
@@ -82,7 +82,7 @@ class Work:
                 raise ValueError("it has the rows of another block")
             return found
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            raise ContractError(f"{path} can't be read ({error}). Begin anew, without --resume.") from None
+            raise ContractError(f"{path} can't be read ({error}). Start over without --resume.") from None
 
     def remove(self) -> None:
         """Delete what was made in the folder, and the folder where nothing else is in it."""
@@ -109,7 +109,9 @@ def _check_own(folder: Path) -> None:
     if folder.is_symlink() or not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; a map is begun in a folder of that name. Move it away, or choose another --out.")
+        raise InputError(
+            f"{folder} is not a folder; a map needs a folder of that name for its work. Move it away, or choose another --out."
+        )
     with os.scandir(folder) as entries:  # a run that is at it may rename a file before it could be looked at by its name
         foreign = [entry.name for entry in entries if not (_OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))]
     manifest, empty = folder / _MANIFEST, folder / _LOCK

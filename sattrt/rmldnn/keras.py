@@ -90,7 +90,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     for layer in graph.values():
         for key, only in _ONLY.items():
             if layer.settings.get(key) not in (None, only):
-                raise ContractError(f"{name}: {layer.name!r} has {key} {str(layer.settings[key])[:60]!r}; sattrt takes {only!r} alone.")
+                raise ContractError(f"{name}: {layer.name!r} has {key} {str(layer.settings[key])[:60]!r}; sattrt takes only {only!r}.")
     height, width, channels = _input_size(inputs[0], name)
     start, own_pixels, used = preprocessing(graph, inputs[0])
     found: dict[str, Layer] = {}
@@ -113,7 +113,7 @@ def recognise(graph: Graph, name: str) -> KerasNetwork:
     activation = _activation(graph, found["fc"], used, name)
     if left := [layer for layer in graph.values() if layer.name not in used]:
         raise ContractError(
-            f"{name} is not {known}: layers that are none of its own were found, {len(left)} in all, first {left[0]}. sattrt trains no other network."
+            f"{name} is not {known}: {len(left)} of the layers don't belong to it, first {left[0]}. sattrt trains no other network."
         )
     weighted = {role: layer for role, layer in found.items() if layer.kind in ("Conv2D", "BatchNormalization", "Dense")}
     trainable = frozenset(role for role, layer in weighted.items() if layer.trainable)

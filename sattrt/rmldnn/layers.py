@@ -70,7 +70,7 @@ def read_layers(layers: Path | dict[str, Any] | list[Any], name: str) -> Graph:
     if isinstance(document, dict):
         if document.get("class_name") not in _MODELS or not isinstance(document.get("config"), dict):
             raise ContractError(
-                f"{name} is no Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
+                f"{name} is not a Keras model: 'class_name' {_MODELS[0]!r} with a 'config' was expected, {_keys(document)} found."
             )
         trainable = _flag(document["config"], name)
         document = document["config"].get("layers")
@@ -93,7 +93,7 @@ def _layer(entry: Any, where: str, before: list[str], trainable: bool) -> Layer:
     if not isinstance(name, str):
         raise ContractError(f"{where}, a {entry['class_name'][:_LONGEST]}, has no name. Give what Keras' model.to_json() writes.")
     if (longest := max(len(name), len(entry["class_name"]))) > _LONGEST:
-        raise ContractError(f"{where} has a name or a class of {longest:,} characters; {_LONGEST} are the most. Rename it.")
+        raise ContractError(f"{where} has a name or a class of {longest:,} characters; at most {_LONGEST} are taken. Rename it.")
     nodes = entry.get("inbound_nodes")
     if nodes is None:  # rmldnn: the layer before
         inputs = tuple(before) if entry["class_name"] != "InputLayer" else ()

@@ -35,7 +35,7 @@ INSTEAD = {
     "discriminator": "no GAN is trained here: sattrt classifies tiles",
     "anchors": "no objects are detected here (YOLO): sattrt gives one class a tile",
     # values
-    "hessian": "no second-order optimizer is at hand: choose SGD, Adagrad, Adam, AdamW, RMSprop, LARS or LAMB",
+    "hessian": "no second-order optimizer is available: choose SGD, Adagrad, Adam, AdamW, RMSprop, LARS or LAMB",
     "bce": "sattrt's classes exclude each other: choose NLL",
     "mse": "sattrt tells classes apart, it does not fit values: choose NLL",
     "dice": "masks are not learnt here: choose NLL",
@@ -51,7 +51,7 @@ INSTEAD = {
     "numpy": "sattrt reads image files: save the tiles as PNG or TIFF, choose images",
     "hdf5": "sattrt reads image files: save the tiles as PNG or TIFF, choose images",
     "pde": "no differential equation (PDE) is solved here: choose images",
-    "labels": "labels are what tiles are told apart by, not what is looked at: choose images",
+    "labels": "labels are targets, not inputs: choose images",
 }
 
 

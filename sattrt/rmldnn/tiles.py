@@ -126,7 +126,7 @@ def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
                 content = as_rgb(source.read(name))
                 height, width, _ = decode_rgb(content).shape
             except InputError as error:
-                raise InputError(f"{path / name}: {error}. Mend it, or take it out.") from None
+                raise InputError(f"{path / name}: {error}. Fix it, or remove it.") from None
             if not tiles:
                 size, first = (height, width), name
             if (height, width) != size and resizes:
@@ -194,7 +194,7 @@ def _sizes(path: Path) -> Counter[tuple[int, int]]:
 
 def _scanned(path: Path, workers: int, on_progress: Progress, size: tuple[int, int] | None = None) -> Dataset:
     if not path.is_dir():
-        raise InputError(f"{path} is no folder. Give a folder of class folders (paths begin where the command is run).")
+        raise InputError(f"{path} is not a folder. Give a folder of class folders (paths begin where the command is run).")
     dataset = scan(path, SplitRule((1, 0, 0)), workers, on_progress, convert=_Prepared(size))
     if dataset.split == "folders":
         raise InputError(f"{path} is divided into train/, valid/ or the like. Give the one that is meant, such as {path / 'train'}.")

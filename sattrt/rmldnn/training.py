@@ -203,7 +203,7 @@ class Training:
         self.network.take_statistics((as_judged(tiles, self.network, transforms) for tiles in recent), self._precise())
         logits = answers(self.network, self.valid, len(self.valid_tiles), self.rank, self.precision, transforms)
         if logits.isnan().any():  # before anything is written
-            raise InputError(f"The network answers with no numbers after epoch {epoch} (learning rate {rate:.2g}). Lower learning_rate.")
+            raise InputError(f"The network returned NaN or infinity after epoch {epoch} (learning rate {rate:.2g}). Lower learning_rate.")
         loss, self.last = judge(logits, torch.tensor([tile.label for tile in self.valid_tiles]), self.config.loss)
         improved = self.last > self.best
         if improved:
@@ -261,9 +261,9 @@ class Training:
     def _fault(self, row: Row) -> str:
         """What is wrong with a step, if anything."""
         if not math.isfinite(row.train_loss):
-            return "loss is no number"
+            return "loss is not finite"
         if not math.isfinite(row.gradient_norm) and self.precision != "fp16":  # there the scaler leaves such a step out
-            return "gradient is no number"
+            return "gradient is not finite"
         return f"loss diverges to {row.train_loss:.3g}" if row.train_loss > _DIVERGED * math.log(len(self.dataset.classes)) else ""
 
     def _save(self, epoch: int, loss: float, improved: bool, logits: Tensor) -> None:

@@ -22,7 +22,7 @@ Line = Callable[[str, object, str], None]  # setting, value, what is said of it
 
 _OURS = re.compile(rb"# From [^\n]* by sattrt ")  # what a translation begins with
 _BETTER = """
-# What would be done better today. To take a line, put it in the place of the one above that sets the same, without its "# ".
+# What would be done better today. To use a line, remove its "# " and the line above that sets the same.
 # augmentation: an overhead tile is as likely in any of its eight orientations
 # symmetries = true
 # learning rate: it rises, then falls to zero, and is less for the lower layers, which know the most; the five belong together
@@ -31,13 +31,13 @@ _BETTER = """
 # layer_decay = 0.7
 # schedule = "one-cycle"
 # warmup = 0.1
-# what is trained: every layer adapts to tiles that are no photographs
+# what is trained: every layer adapts to tiles that are not photographs
 # tune = "all"
-# labels: not wholly sure ones keep a network from being too sure
+# labels: less certain ones keep a network from being too certain
 # label_smoothing = 0.1
 # what is judged and kept: a moving average of the weights
 # ema = 0.998
-# Nothing is to be done for normalisation (the train tiles' own mean and deviation are taken off inside the network), nor for what
+# Nothing is to be done for normalisation (the train tiles' own mean and deviation are applied inside the network), nor for what
 # is kept (the last epoch within one standard error of the best validation accuracy).
 # All of these together are sattrt's defaults: `sattrt train dataset --out better --epochs 1`, without this file.
 """
@@ -46,7 +46,7 @@ _BETTER = """
 def write_translation(config: RmldnnConfig, path: Path) -> None:
     """Write the TOML file. InputError where another file than an older translation is there, the configuration itself perhaps."""
     if path.exists() and not _OURS.match(read_bytes(path)):
-        raise InputError(f"{path} is there already and is no translation: it is not overwritten. Choose another --translate.")
+        raise InputError(f"{path} exists already and is not a translation: it is not overwritten. Choose another --translate.")
     write_bytes(path, translate(config).encode(), "--translate")
 
 
@@ -57,7 +57,7 @@ def translate(config: RmldnnConfig) -> str:
         raise InputError(f"{config.path} trains nothing: it has no data.input_path. For predictions: sattrt predict BUNDLE FILES")
     _, network = read_network(config.layers, str(config.path))
     lines = [
-        f"# From {_printable(config.path.name)} by sattrt {__version__}. Use it so:",
+        f"# From {_printable(config.path.name)} by sattrt {__version__}. Use it like this:",
         f"#   sattrt data {_printable(_source(data.input_path, data.test_input_path))}",
         "#   sattrt train dataset --out translated --config THIS_FILE",  # `run` is where the configuration itself trained into
         "",

@@ -55,7 +55,7 @@ def read_weights(path: Path, graph: Graph) -> Weights:
     except InputError as error:
         if "TorchScript" in str(error):
             raise InputError(
-                f"{path} is a TorchScript archive, a program. Take the weights out where you trust it: "
+                f"{path} is a TorchScript archive, a program. If you trust it, take the weights out: "
                 'python -c "import sys, torch; torch.save(torch.jit.load(sys.argv[1]).state_dict(), sys.argv[2])" OLD NEW'
             ) from None
         raise InputError(f"checkpoints.load: {error}") from None
@@ -113,7 +113,7 @@ def to_state(
         state[norm] = state[norm] - bias
     state["conv1.weight"] = _turned(state["conv1.weight"], pixels)
     if extra := [layer for layer in weights if layer not in network.names.values() and weights[layer]]:
-        notes.append(f"{len(extra)} layers of {path} are not in the network and are left aside, {extra[0]!r} first")
+        notes.append(f"{len(extra)} layers of {path} are not in the network and are ignored, {extra[0]!r} first")
     return state, notes
 
 
@@ -205,7 +205,7 @@ def _numbered(root: Any, graph: Graph, h5py: Any) -> dict[str, dict[str, Any]]:
 
 def _array(stored: Any, h5py: Any) -> Any:
     if not isinstance(stored, h5py.Dataset) or stored.dtype.kind != "f" or stored.size > _LARGEST or stored.ndim not in (1, 2, 4):
-        raise ValueError(f"{getattr(stored, 'name', 'a weight')} is no array of weights")
+        raise ValueError(f"{getattr(stored, 'name', 'a weight')} is not an array of weights")
     return stored[()]
 
 

@@ -63,7 +63,7 @@ class Batcher:
     def predict(self, tile: Tiles) -> Prediction:
         """As `submit`, and wait for the answer. Also raises InputError in a done-callback, which the answer would wait for."""
         if self._queue.is_own_thread():
-            raise InputError("A done-callback can't wait in predict(): the Batcher goes on when it returns. Use submit() there.")
+            raise InputError("A done-callback can't wait in predict(): the Batcher continues when it returns. Use submit() there.")
         return self.submit(tile).result()
 
     def close(self) -> None:

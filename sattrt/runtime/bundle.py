@@ -64,7 +64,7 @@ class Bundle:
     def refuse_unlisted(self) -> None:
         """ContractError where the folder holds a file that the manifest, and so a signature, does not vouch for."""
         if name := unlisted(self.path, self.files):
-            raise ContractError(f"{self.path / name} is not of the bundle: no signature vouches for it. Move it away.")
+            raise ContractError(f"{self.path / name} is not part of the bundle: no signature covers it. Move it away.")
 
     def open(self, name: str, threads: int = 0, spinning: bool = True) -> Engine:
         """Open one engine. BackendError where it can't run on this machine.
@@ -160,7 +160,7 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     check_schema(data, path / MANIFEST, SCHEMA)
     claimed = data.pop("digest", None)
     if claimed != manifest_digest(data):
-        raise ContractError(f"{path / MANIFEST} was changed: it doesn't match its digest. Export the bundle again, or copy it anew.")
+        raise ContractError(f"{path / MANIFEST} was changed: it doesn't match its digest. Export the bundle again, or copy it again.")
     try:
         engines = tuple(EngineRecord(**record) for record in data["engines"])
         files, source = dict(data["files"]), dict(data["source"])
@@ -179,7 +179,9 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
         )
     for name in (*files, *names):
         if not _PLAIN.fullmatch(name):
-            raise ContractError(f"{path / MANIFEST} names {name!r}, which is no plain name and may lie outside the bundle. Don't use it.")
+            raise ContractError(
+                f"{path / MANIFEST} names {name!r}, which is not a plain name and may lie outside the bundle. Don't use it."
+            )
     spec = ModelSpec.from_json(parse_json(_read(path, files, "spec.json"), path / "spec.json"), path / "spec.json")
     bundle = Bundle(path, spec, engines, files, source, claimed)
     # those of an engine are checked as it is opened: whoever needs one should not have to wait for all, or have them
@@ -214,7 +216,7 @@ def _read(folder: Path, files: dict[str, str], name: str) -> bytes:
         raise ContractError(f"{path} is missing from the bundle. Export it again: sattrt export RUN --out {folder}")
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != files[name]:
-        raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle anew.")
+        raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle again.")
     return content
 
 

@@ -201,11 +201,9 @@ class Engine:
         wanted = (len(tiles), len(self.spec.classes))
         for answer in (logits, probabilities):
             if answer.shape != wanted or answer.dtype != np.float32:
-                raise ContractError(
-                    f"{self.name} answers with {answer.dtype} {answer.shape} where {wanted} of float32 belong. Export the bundle again."
-                )
+                raise ContractError(f"{self.name} returned {answer.dtype} {answer.shape}, not float32 {wanted}. Export the bundle again.")
             if not np.isfinite(answer).all():
-                raise NoNumbersError(f"{self.name} answers with what is no number. Use an engine of another precision, or export again.")
+                raise NoNumbersError(f"{self.name} returned NaN or infinity. Use an engine of another precision, or export again.")
         return logits, probabilities
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             if tensorrt:
                 raise BackendError(
-                    f"ONNX Runtime can't open {path} by TensorRT ({error}). It wants TensorRT 10 (pip install 'tensorrt<11'); or use another engine."
+                    f"ONNX Runtime can't open {path} by TensorRT ({error}). It needs TensorRT 10 (pip install 'tensorrt<11'); or use another engine."
                 ) from None
             if len(providers) > 1:  # the GPU may be full, or TensorRT refuse the graph
                 raise BackendError(f"ONNX Runtime can't open {path} here ({error}). Use another engine, or free the GPU.") from None
@@ -86,7 +86,7 @@ class OnnxRuntimeBackend:
         # a provider that failed to start is dropped without an error: say what really runs
         running = self._session.get_providers()[0]
         if tensorrt and not running.startswith("Tensorrt"):
-            raise BackendError("ONNX Runtime can't start TensorRT here; it wants a GPU and libnvinfer.so.10. Use an onnxruntime engine.")
+            raise BackendError("ONNX Runtime can't start TensorRT here; it needs a GPU and libnvinfer.so.10. Use an onnxruntime engine.")
         self.device = "cpu" if running.startswith("CPU") else "cuda"
         # on a GPU every convolution is prepared anew (onnxruntime#23006)
         self.sizes: tuple[int, ...] = () if self.device == "cpu" else (self.max_batch,)

@@ -23,7 +23,9 @@ def sign(manifest: bytes, key: Path) -> bytes:
     try:
         private = serialization.load_pem_private_key(read_bytes(key), None)
     except (ValueError, TypeError, unsupported) as error:
-        raise InputError(f"{key} is no unencrypted private key in PEM ({error}). Make one: openssl genpkey -algorithm ed25519") from None
+        raise InputError(
+            f"{key} is not an unencrypted private key in PEM ({error}). Make one: openssl genpkey -algorithm ed25519"
+        ) from None
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise InputError(f"{key} is a private key of another kind. Make one: openssl genpkey -algorithm ed25519")
     signature: bytes = private.sign(manifest)
@@ -36,7 +38,7 @@ def verify_signature(folder: Path, manifest: bytes, key: Path) -> None:
     try:
         public = serialization.load_pem_public_key(read_bytes(key))
     except (ValueError, unsupported) as error:
-        raise InputError(f"{key} is no public key in PEM ({error}). Make it: openssl pkey -in PRIVATE -pubout") from None
+        raise InputError(f"{key} is not a public key in PEM ({error}). Make it: openssl pkey -in PRIVATE -pubout") from None
     if not isinstance(public, ed25519.Ed25519PublicKey):
         raise InputError(f"{key} is a public key of another kind than Ed25519. Make it: openssl pkey -in PRIVATE -pubout")
     if not (folder / SIGNATURE).is_file():

@@ -75,7 +75,7 @@ class TensorRTBackend:
             self.dtype = str(record["dtype"])
             version = str(record["builder_version"])
         except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise ContractError(f"The build record of {path} is not one ({error!r}). Export the bundle again.") from None
+            raise ContractError(f"The build record of {path} is invalid ({error!r}). Export the bundle again.") from None
         trt = load_module(builder)
         if not hasattr(trt, "Builder") and "VERSION_COMPATIBLE" not in flags:
             raise BackendError(
@@ -109,7 +109,7 @@ class TensorRTBackend:
             self._runtime = trt.Runtime(self._logger)
         except (TypeError, RuntimeError):  # pybind11's words for a null pointer
             raise BackendError(
-                f"{path.name}: TensorRT can't start here ({self._logger.last}). Look at driver and free memory (nvidia-smi), or use an onnxruntime engine."
+                f"{path.name}: TensorRT can't start here ({self._logger.last}). Check the driver and free memory (nvidia-smi), or use an onnxruntime engine."
             ) from None
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:

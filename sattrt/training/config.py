@@ -34,7 +34,7 @@ class TrainConfig(Settings):
 
     recipe: "default", "short", "quick" or "full": defaults for the settings below.
     weights: "imagenet", "none" or a path. tune: what is trained: "all", the "head", or every BatchNorm and the head ("bn").
-    epochs: passes over the train split. minutes: a limit on the training time: as many epochs are run as fit, the last of them perhaps in part;
+    epochs: passes over the train split. minutes: a limit on the training time: as many epochs as fit are run, the last of them perhaps in part;
     if not even one fits, one epoch of a class-balanced share of the train split.
     batch_size: tiles per optimizer step, over all ranks together.
     image_size: side in pixels that tiles are resized to inside the network (bilinear); 0 keeps their size.
@@ -45,7 +45,7 @@ class TrainConfig(Settings):
     warmup: share of all steps, 0..1, over which the learning rate rises linearly. gamma: the factor of the schedule.
     step_epochs: epochs between two steps of "step".
     layer_decay: the learning rate of each of the network's six stages, from the head down, is that of the stage above times
-    this. weight_decay: on weights of two or more dimensions only.
+    this. weight_decay: applied to weights of two or more dimensions only.
     label_smoothing: share of the label, 0..1, that is spread over all classes (Szegedy et al., 2016).
     ema: decay per step of the exponential moving average of the weights, which is what is validated and kept; 0 for none.
     symmetries: show each tile in a random one of its eight symmetries. crop: the smallest share of the area that a random resized crop shows; 1

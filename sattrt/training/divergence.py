@@ -34,19 +34,19 @@ class Divergence:
         """Take in a training step. InputError where loss or gradient is no number, or the running mean of the loss is past the limit."""
         self.loss += (row.train_loss - self.loss) / _MEMORY
         if not math.isfinite(row.train_loss):
-            raise self._astray("loss is no number", row.train_loss, row)
+            raise self._astray("loss is not finite", row.train_loss, row)
         if not math.isfinite(row.gradient_norm) and self._precision != "fp16":  # there the scaler leaves such a step out
-            raise self._astray("gradient is no number", row.gradient_norm, row)
+            raise self._astray("gradient is not finite", row.gradient_norm, row)
         if self.loss > self._limit:
             raise self._astray("loss diverges", row.train_loss, row)
 
     def validation(self, row: Row) -> None:
         """InputError where the loss of the validation is no number."""
         if row.valid_loss is not None and not math.isfinite(row.valid_loss):
-            raise self._astray("validation loss is no number", row.valid_loss, row)
+            raise self._astray("validation loss is not finite", row.valid_loss, row)
 
     def _astray(self, what: str, value: float, row: Row) -> InputError:
         return InputError(
             f"The {what} ({value:.3g} at step {row.step}, learning rate {row.learning_rate:.2g}). Lower learning_rate"
-            f"{'' if self._precision == 'fp32' else ', or set precision to fp32'}; the checkpoints in {self._out} are of before."
+            f"{'' if self._precision == 'fp32' else ', or set precision to fp32'}; the checkpoints in {self._out} are from before that."
         )

@@ -108,7 +108,7 @@ def ranks(threads: int = 0, before: int = 0) -> Iterator[Rank]:
         if world > 1 and lost_another(error):
             raise BackendError(
                 f"Rank {number} lost another of the {world} processes ({' '.join(str(error).split())[:120]}). The launcher names it above or "
-                "below. Start the run again by the same launcher; sattrt train goes on with --resume."
+                "below. Start the run again with the same launcher; sattrt train continues with --resume."
             ) from None
         if out_of_memory(error):
             said = " ".join(str(error).rpartition("] ")[2].split())[:120]
@@ -140,7 +140,7 @@ def _from_launcher() -> tuple[int, int, int, int, int]:
     for key in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):  # Open MPI's, and MPICH's and Intel's
         if given["WORLD_SIZE"] is None and (count := os.environ.get(key, "1")) != "1":
             raise InputError(
-                f"mpirun started {count} processes ({key}), which would be as many runs over the same files. Start them so: "
+                f"mpirun started {count} processes ({key}), which would be as many runs over the same files. Use: "
                 f"torchrun --nproc-per-node {count} -m sattrt ..."
             )
     if (given["WORLD_SIZE"] is None) != (given["RANK"] is None):
@@ -151,10 +151,10 @@ def _from_launcher() -> tuple[int, int, int, int, int]:
         local, local_world = int(given["LOCAL_RANK"] or 0), int(given["LOCAL_WORLD_SIZE"] or world)
         restarts = int(given["TORCHELASTIC_RESTART_COUNT"] or 0)
     except ValueError as error:
-        raise InputError(f"A process's number in the environment is none ({error}). {way_out}") from None
+        raise InputError(f"A process number in the environment is invalid ({error}). {way_out}") from None
     if not (0 <= number < world and 0 <= local < local_world <= world):
         said = ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
-        raise InputError(f"The environment describes no process among others ({said}). {way_out}")
+        raise InputError(f"The process numbers in the environment don't fit together ({said}). {way_out}")
     if world > 1 and (missing := [key for key in ("MASTER_ADDR", "MASTER_PORT") if not given[key]]):
         raise InputError(f"The environment has WORLD_SIZE={world}, but no {missing[0]}. {way_out}")
     return world, number, local, local_world, restarts
@@ -221,7 +221,7 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.SIG_IGN))
         # whoever reads it may have been stopped by the same Ctrl-C, and the checkpoint matters more
         with contextlib.suppress(BaseException):
-            self._heard("It ends after the step in hand, with a checkpoint; by Ctrl-C, now, at once.")
+            self._heard("Stopping after this step, with a checkpoint; press Ctrl-C to stop at once.")
 
     def close(self) -> None:
         """From here on the signals do what they did before."""

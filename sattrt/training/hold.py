@@ -81,5 +81,5 @@ def _open(out: Path) -> FileIO:
     except OSError as error:
         raise unwritable(out, error) from None
     if file is None:
-        raise InputError(f"Another process is training into {out}. Wait for its end, or choose another --out.")
+        raise InputError(f"Another process is training into {out}. Wait until it ends, or choose another --out.")
     return file

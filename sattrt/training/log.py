@@ -143,7 +143,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 def _no_log(path: Path, why: object) -> ContractError:
     return ContractError(
-        f"{path} is not the log of a run, or is damaged ({why}). Restore it, or move it away: --resume goes on without it."
+        f"{path} is not the log of a run, or is damaged ({why}). Restore it, or move it away: --resume continues without it."
     )
 
 

@@ -80,7 +80,7 @@ def train(
     """
     started = time.perf_counter()
     if others := machine.keys() - set(OF_THE_MACHINE):
-        raise InputError(f"A run goes on with the {min(others)} it was begun with. Leave it out, or start anew.")
+        raise InputError(f"A resumed run keeps its {min(others)}. Leave it out, or start over.")
     saved, before = None, {} if config else state_of(out)
     config = config or replace(config_of(before, out), **machine)
     for split in ("train", "valid"):

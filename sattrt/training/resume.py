@@ -47,7 +47,7 @@ def precision_of(state: dict[str, Any], device: torch.device, run: Path) -> str:
         return choose_precision(state["precision"], device)
     except BackendError:
         raise BackendError(
-            f"{run} was begun in {state['precision']}, which this machine lacks. Go on where it was begun, or start anew with another --out."
+            f"{run} was trained in {state['precision']}, which this machine lacks. Continue on a machine that has it, or start over with another --out."
         ) from None
 
 
@@ -66,14 +66,14 @@ def refuse_to_overwrite(out: Path) -> None:
     except (ContractError, InputError):
         raise InputError(f"{last} can't be read as a checkpoint: it is not overwritten. Restore it, or choose another --out.") from None
     if steps:
-        raise InputError(f"{out} holds a run of {steps} steps already. Go on with --resume, or choose another --out.")
+        raise InputError(f"{out} holds a run of {steps} steps already. Continue with --resume, or choose another --out.")
     if (out / "best.safetensors").exists():  # of `sattrt rmldnn` there is no other checkpoint, and no going on
-        way_out = "Go on with --resume, or choose" if last.exists() else "Choose"
+        way_out = "Continue with --resume, or choose" if last.exists() else "Choose"
         raise InputError(f"{out} holds a run with a trained network already. {way_out} another --out.")
     found = {path.name for path in out.glob("[!.]*")}
     strange = found - _OF_A_START if _begun(out / "config.json") else found
     if strange:
-        raise InputError(f"{out} holds {min(strange)!r}, which is not of a run: nothing there is overwritten. Choose another --out.")
+        raise InputError(f"{out} holds {min(strange)!r}, which is not part of a run: nothing there is overwritten. Choose another --out.")
 
 
 def _begun(config: Path) -> bool:
@@ -91,16 +91,16 @@ def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
             f"{out} was trained on the classes {', '.join(state['classes'])}; the dataset has {', '.join(dataset.classes)}. Resume with its own dataset."
         )
     if state["dataset_digest"] != dataset.digest:
-        raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start anew with another --out.")
+        raise ContractError(f"{out} was trained on another dataset or split. Resume with its own, or start over with another --out.")
     if state["dataset_order"] != dataset.order:
         raise ContractError(
             f"The train tiles of {dataset.source} have other names than those that {out} was trained on, and would come in another order. "
-            "Resume with the names they had, or start anew with another --out."
+            "Resume with the names they had, or start over with another --out."
         )
     if any(state.get(name, list(own)) != list(own) for name, own in (("mean", dataset.mean), ("std", dataset.std))):
         raise ContractError(
             f"{out} was trained on tiles normalised by another mean and std than dataset.json has now. "
-            "Resume with the dataset.json of its start, or start anew with another --out."
+            "Resume with the dataset.json of its start, or start over with another --out."
         )
 
 
@@ -131,7 +131,7 @@ def restore(
     for key, value in parts["optimizer"].items():
         kind, _, name = key.partition("/")
         if name not in parameters:
-            raise ContractError(f"{path} has the unknown key {key!r}. Train anew with another --out.")
+            raise ContractError(f"{path} has the unknown key {key!r}. Train again with another --out.")
         parameter = parameters[name]
         # in the parameter's memory format, as if it had grown beside it
         own = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)

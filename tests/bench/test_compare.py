@@ -135,7 +135,7 @@ def test_a_run_under_other_conditions_is_said_in_one_line() -> None:
     old["engines"][0] |= {"device": "cuda", "threads": 1}
     assert against(old, new).fault is None
     assert new["warnings"] == [
-        "The baseline was measured otherwise: cpu d -> c; onnxruntime 1.31 -> 1.32; seconds 0.5 -> 3.0; e's device cuda -> cpu; "
+        "The baseline was measured differently: cpu d -> c; onnxruntime 1.31 -> 1.32; seconds 0.5 -> 3.0; e's device cuda -> cpu; "
         "e's threads 1 -> 2."
     ]
 
@@ -230,7 +230,7 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
     new["engines"][0]["engine"] = "other"
     found = against(document(), new)
     assert found.changes == ()
-    assert found.failure(50) == "in the baseline, but not measured now: e. Mend that, or make a new baseline"
+    assert found.failure(50) == "in the baseline, but not measured now: e. Measure them, or make a new baseline"
     assert new["warnings"] == ["In the baseline, but not measured now: e."]
 
 
@@ -247,10 +247,13 @@ def test_an_engine_that_is_gone_fails_the_check() -> None:
         ({"engines": [{"engine": "e"}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"offline": 3}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"accuracy": None}]}, "baseline is damaged"),
-        ({"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": float("nan"), "wrong": []}}]}, "is no number"),
+        (
+            {"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": float("nan"), "wrong": []}}]},
+            "contains NaN or infinity",
+        ),
         ({"engines": [document()["engines"][0] | {"accuracy": {"tiles": 100, "accuracy": 98.0, "wrong": []}}]}, "accuracy of 98"),
-        ({"engines": served(float("inf"))["engines"]}, "is no number"),
-        ({"engines": served(float("nan"), 900)["engines"]}, "is no number"),
+        ({"engines": served(float("inf"))["engines"]}, "contains NaN or infinity"),
+        ({"engines": served(float("nan"), 900)["engines"]}, "contains NaN or infinity"),
         ({"engines": served(-5)["engines"]}, "a server rate of -5"),
         ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": "x", "indicative": []}}]}, "baseline is damaged"),
         ({"engines": [document()["engines"][0] | {"single_stream": {"seconds": [0.0] * 9, "indicative": []}}]}, "baseline is damaged"),
@@ -280,4 +283,4 @@ def test_accuracies_on_other_tiles_are_not_compared(other: dict[str, str]) -> No
     assert figures == FIGURES
     new = document(wrong=("a",), **other)
     against(document(), new)
-    assert new["warnings"] == ["Accuracy was not compared, of e: the baseline was measured on other tiles, or on these under other names."]
+    assert new["warnings"] == ["Accuracy of e was not compared: the baseline was measured on other tiles, or on these under other names."]

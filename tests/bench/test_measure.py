@@ -326,20 +326,20 @@ def clocks(engine: float, host: float, decode: float, whole: float) -> Clocks:
 
 def test_the_verdict_names_what_takes_most() -> None:
     assert verdict(clocks(engine=1e-3, host=1.1e-3, decode=4e-3, whole=6e-3)).startswith(
-        "Bound by reading and decoding the files: 67 % of the 6.00 ms"
+        "Limited by reading and decoding the files: 67 % of 6.00 ms per tile"
     )
     text = verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=0.5)
-    assert text.startswith("Bound by the engine itself: 67 %")
-    assert text.endswith("It runs at 50 % of the machine's matrix rate.")
+    assert text.startswith("Limited by the engine: 67 %")
+    assert text.endswith("It reaches 50 % of the machine's matrix rate.")
     assert "matrix rate" not in verdict(clocks(engine=4e-3, host=4.1e-3, decode=1e-3, whole=6e-3), of_ceiling=1.19)  # that was no ceiling
-    assert "overlap" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
-    assert "engine itself: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5.9e-3))
+    assert "in parallel" in verdict(clocks(engine=4e-3, host=4e-3, decode=4e-3, whole=5e-3))
+    assert "by the engine: 100 %" in verdict(clocks(engine=6e-3, host=6e-3, decode=1e-9, whole=5.9e-3))
 
 
 def test_the_verdict_tells_nothing_that_lies_within_the_spread_of_the_clocks() -> None:
     text = verdict(clocks(engine=6e-3, host=6e-3, decode=1e-3, whole=5e-3))
     assert text.startswith("The clocks disagree: file to label was 17 % faster than host to host")
-    assert "Bound by" not in text
+    assert "Limited by" not in text
     assert "host to host was 50 % faster than the engine alone" in verdict(clocks(engine=4e-3, host=2e-3, decode=1e-3, whole=5e-3))
     restless = Samples(10, [0.03] * 10 + [0.05] * 10)  # a mean of 4 ms an image, known to a tenth
     noisy = Clocks(restless, Samples(10, [0.0405] * 20), Samples(10, [0.01]), Samples(10, [0.06] * 20))

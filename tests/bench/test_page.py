@@ -225,7 +225,7 @@ def test_where_references_differ_each_row_names_its_own() -> None:
     place = columns.index("against")
     assert [row[place] for row in rows[:3]] == ["torch-eager-fp32", "torch-eager-fp32", "b/torch-eager-fp32"]
     for text in (to_markdown(document), drawn(document)):
-        assert "differ from those of the engine they are held against." in text
+        assert "differ from those of the engine they are compared with." in text
         assert "b/torch-eager-fp32" in text
 
 

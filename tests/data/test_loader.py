@@ -163,7 +163,7 @@ def test_tiles_that_are_gone_are_named(tiles: Path) -> None:
     with pytest.raises(InputError, match=f"{gone} is gone. Put it back, or run `sattrt data` again"):
         pixels(training(dataset))
     shutil.rmtree(tiles)
-    with pytest.raises(InputError, match=f"no longer at {tiles}. Put them back, or run `sattrt data` again with their new place"):
+    with pytest.raises(InputError, match=f"no longer at {tiles}. Put them back, or run `sattrt data` again with their new path"):
         training(dataset)
 
 

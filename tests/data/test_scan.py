@@ -145,9 +145,7 @@ def test_a_tile_that_a_tag_turns_is_left_out(tiles: Path) -> None:
     pixels = Image.open(tiles / "Field" / "Field_0.jpg")
     for orientation in (1, 6):
         pixels.save(tiles / "Field" / f"turned_{orientation}.tif", tiffinfo={274: orientation})
-    assert scan(tiles, RULE, workers=1).left_out == {
-        "Field/turned_6.tif": "turned by its orientation tag (6; store its pixels as they are to be seen)"
-    }
+    assert scan(tiles, RULE, workers=1).left_out == {"Field/turned_6.tif": "rotated by its EXIF orientation tag (6; save it upright)"}
 
 
 def test_what_an_archive_holds_damaged_or_too_large_is_left_out(tiles: Path, tmp_path: Path) -> None:
@@ -162,14 +160,14 @@ def test_what_an_archive_holds_damaged_or_too_large_is_left_out(tiles: Path, tmp
     path.write_bytes(content)
     dataset = scan(path, RULE, workers=1)
     assert len(dataset.all_tiles) == 35
-    assert dataset.left_out["Field/large.jpg"] == "101 MB, which is no tile (at most 100 MB)"
+    assert dataset.left_out["Field/large.jpg"] == "101 MB, too large for a tile (at most 100 MB)"
     assert "damaged or cut short in the archive (Bad CRC-32" in dataset.left_out["Water/Water_3.jpg"]
 
 
 def test_a_file_too_large_for_a_tile_is_not_read(tiles: Path) -> None:
     with open(tiles / "Field" / "large.jpg", "wb") as file:
         file.truncate(8 * 10**9)  # of holes
-    assert scan(tiles, RULE, workers=1).left_out == {"Field/large.jpg": "8000 MB, which is no tile (at most 100 MB)"}
+    assert scan(tiles, RULE, workers=1).left_out == {"Field/large.jpg": "8000 MB, too large for a tile (at most 100 MB)"}
 
 
 def test_invisible_characters_of_a_script_may_be_in_names_and_control_characters_not(tiles: Path) -> None:
@@ -200,7 +198,7 @@ def test_a_process_that_the_system_ends_is_one_line(dataset: Dataset) -> None:
     names = [tile.name for tile in dataset.all_tiles] * 10
     with (
         open_source(Path(dataset.source)) as source,
-        pytest.raises(BackendError, match="was ended by the system, most likely for want of memory"),
+        pytest.raises(BackendError, match="was killed by the system, most likely out of memory"),
     ):
         list(each_file(source, names, end_this_process, 2))
 

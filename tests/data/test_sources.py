@@ -73,7 +73,7 @@ def test_a_name_of_any_length_is_refused(tmp_path: Path) -> None:
             open_source(tmp_path / archive)
 
 
-@pytest.mark.parametrize(("mode", "why"), [(0o120777, "link or device"), (0o100666, "anybody may write")])
+@pytest.mark.parametrize(("mode", "why"), [(0o120777, "link or device"), (0o100666, "world-writable")])
 def test_what_a_member_must_not_be(tmp_path: Path, mode: int, why: str) -> None:
     member = zipfile.ZipInfo("a/x.jpg")
     member.create_system, member.external_attr = 3, mode << 16
@@ -220,7 +220,7 @@ def test_folders_that_are_linked_to_each_other_are_walked_once(tiles: Path) -> N
         assert len(source.names()) == 36
         assert source.folders() == sorted(CLASSES)
         assert source.irregular == {
-            f"{name}/to {other}": "a link to a folder that is looked into already" for name in CLASSES for other in (*CLASSES, ".")
+            f"{name}/to {other}": "a link to a folder that is included already" for name in CLASSES for other in (*CLASSES, ".")
         }
 
 

@@ -71,7 +71,7 @@ def test_training_tells_the_card_of_the_data(dataset: Dataset) -> None:
     assert json.loads(json.dumps(data)) == data
     spec = spec_of(dataset, 0, TRAINED)
     found = section(model_card(spec, evaluate(np.arange(3), np.arange(3), dataset.classes), [ENGINE], ExportConfig()), "Data")
-    assert found.startswith("`tiles`. Split: random, tile by tile (60:20:20, seed 0); on both sides of it: ")
+    assert found.startswith("`tiles`. Split: random, tile by tile (60:20:20, seed 0); across splits: ")
     counts = dataset.counts()
     for name in dataset.classes:
         assert f"| {name} | {counts['train'][name]} | {counts['valid'][name]} | {counts['test'][name]} |" in found

@@ -141,7 +141,7 @@ def test_symmetries_are_averaged_in_the_graph(run: Path, bundle: Bundle, tmp_pat
         assert np.abs(engine.predict(turned).logits - engine.predict(tiles).logits).max() > 1e-3
 
 
-@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs for the CPU alone")
+@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs only for the CPU")
 def test_an_optimised_graph_is_kept_and_opened_where_it_was_made_for(run: Path, bundle: Bundle, tmp_path: Path) -> None:
     made = export(run, tmp_path / "b", ExportConfig(precision="fp32", optimised=True)).bundle
     optimised = records(made)["onnxruntime-fp32"].record["optimised"]
@@ -169,7 +169,7 @@ def test_a_graph_that_can_not_be_rewritten_is_one_line(bundle: Bundle, tmp_path:
             save_optimised(source, target)
 
 
-@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs for the CPU alone")
+@pytest.mark.skipif(this_place()["provider"] != "cpu", reason="ONNX Runtime rewrites graphs only for the CPU")
 def test_both_files_of_an_optimised_engine_are_judged(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(source: Path, target: Path) -> dict[str, str]:
         place, model = save_optimised(source, target), onnx.load(source)
@@ -223,7 +223,7 @@ def test_a_folder_is_no_bundle_because_a_file_is_called_so(run: Path, tmp_path: 
 def test_a_bundle_with_something_else_in_its_folder_is_not_overwritten(run: Path, copy: Path, name: str) -> None:
     (copy / name).parent.mkdir(exist_ok=True)
     (copy / name).write_text("mine")
-    with pytest.raises(InputError, match=rf"{name.partition('/')[0]} is not of the bundle there"):
+    with pytest.raises(InputError, match=rf"{name.partition('/')[0]} is not part of the bundle there"):
         export(run, copy)
     assert (copy / name).read_text() == "mine"
 
@@ -258,7 +258,7 @@ def test_a_network_that_changes_while_it_is_read_is_not_exported(run: Path, tmp_
         return found
 
     monkeypatch.setattr("sattrt.deploy.bundle.load_trained", load_and_train_on)
-    with pytest.raises(InputError, match="got a better network while it was read"):
+    with pytest.raises(InputError, match="saved a better network while it was read"):
         export(tmp_path / "run", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -306,7 +306,7 @@ def test_a_precision_that_gives_no_numbers_is_left_out_alone(run: Path, tmp_path
 
     monkeypatch.setattr("sattrt.deploy.graphs.write_onnx", overflowing)
     report = export(run, tmp_path / "b", ExportConfig(precision="fp16"))
-    assert "onnxruntime-fp16 answers with what is no number" in report.failed["onnxruntime-fp16"]
+    assert "onnxruntime-fp16 returned NaN or infinity" in report.failed["onnxruntime-fp16"]
     assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
 
 

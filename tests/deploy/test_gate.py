@@ -120,8 +120,8 @@ def test_what_fails_the_gate_is_left_out_and_the_exit_code_says_so(trained: Path
 def test_best_effort_takes_the_next_simpler_precision_and_says_so(trained: Path, tmp_path: Path, blunt: None) -> None:
     result = exported(trained, tmp_path / "b", "--best-effort")
     assert result.exit_code == 0
-    assert "onnxruntime-fp16 stands in" in result.output
-    assert "openvino-fp32 stands in" in result.output
+    assert "onnxruntime-fp16 replaces it" in result.output
+    assert "openvino-fp32 replaces it" in result.output
     assert {"onnxruntime-fp16", "onnxruntime-fp32", "openvino-fp32"} <= {engine.name for engine in read_bundle(tmp_path / "b").engines}
 
 
@@ -148,7 +148,7 @@ def test_what_stands_in_is_said_of_what_was_made(run: Path, premade: None, tmp_p
     report = export(run, tmp_path / "b", ExportConfig(precision="int8", best_effort=True))
     assert {engine.precision for engine in report.bundle.engines} == {"fp32"}
     for name in ("onnxruntime-int8", "onnxruntime-fp16", "openvino-int8"):
-        assert re.search(rf"points below; {name.partition('-')[0]}-fp32 stands in for it$", report.failed[name])
+        assert re.search(rf"points below; {name.partition('-')[0]}-fp32 replaces it$", report.failed[name])
 
 
 def test_flips_are_listed_by_tile(bundle: Bundle, dataset: Dataset) -> None:

@@ -67,7 +67,7 @@ def test_a_bundle_is_made_and_proved_without_onnxscript(run: Path, bundle: Bundl
     of_bf16 = {name for name in there if name.startswith("tensorrt") and name.endswith("bf16")}
     assert {engine.name for engine in made.bundle.engines} == there - of_bf16
     for name in of_bf16:
-        assert made.skipped[name].startswith("Without onnxscript torch writes ONNX of opset 20 at most, and this graph wants 22.")
+        assert made.skipped[name].startswith("Without onnxscript torch writes ONNX of opset 20 at most, and this graph needs 22.")
     checks = selftest(made.bundle)
     assert [check for check in checks if check.passed is False] == []
     assert {"onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8"} <= {check.engine for check in checks if check.passed}

@@ -208,15 +208,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
         _, said = process.communicate(timeout=60)
     if how == signal.SIGINT:
         assert process.returncode == 128 + signal.SIGINT
-        assert said.strip().splitlines()[-1] == "sattrt: Interrupted. The same command with --resume goes on, if it had begun."
+        assert said.strip().splitlines()[-1] == "sattrt: Interrupted. Add --resume to continue, if it had started."
     left = sorted(work.glob("block-*.npz"))
     assert 1 <= len(left) < 3
     assert not out.exists()
     kept = {name: name.stat().st_mtime_ns for name in left}
 
-    assert "begun with another stride: 2, not 8" in refusal(bundle.path, path, "--stride", 8, "--engine", ENGINE, "--out", out, "--resume")
+    assert "started with another stride: 2, not 8" in refusal(
+        bundle.path, path, "--stride", 8, "--engine", ENGINE, "--out", out, "--resume"
+    )
     os.utime(path, ns=(1, 1))
-    assert "begun with another file wide.tif" in refusal(*arguments, "--out", out, "--resume")
+    assert "started with another file wide.tif" in refusal(*arguments, "--out", out, "--resume")
     manifest = json.loads((work / "manifest.json").read_text())
     os.utime(path, ns=(1, manifest["file wide.tif"][1]))
 
@@ -332,14 +334,14 @@ def test_without_rasterio_the_way_out_is_named(bundle: Bundle, scene: Path, tmp_
 
 
 def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no map that `sattrt map` wrote"):
+    with pytest.raises(InputError, match="is not a map that `sattrt map` wrote"):
         MapFile.read(scene)
     with pytest.raises(InputError, match="does not exist"):
         MapFile.read(tmp_path / "none.tif")
     for tag in ('{"classes": [], "stride": 1, "width": 1, "height": Infinity}', "[" * 100_000):
         with rasterio.open(write_raster(tmp_path / "spoilt.tif", colourful(1, 1)[0]), "r+") as file:
             file.update_tags(SATTRT=tag)
-        with pytest.raises(InputError, match="is no map that `sattrt map` wrote"):
+        with pytest.raises(InputError, match="is not a map that `sattrt map` wrote"):
             MapFile.read(tmp_path / "spoilt.tif")
 
 
@@ -350,7 +352,7 @@ def test_a_map_has_no_more_classes_than_its_bytes_hold(tmp_path: Path) -> None:
             file.update_tags(SATTRT=json.dumps({"classes": [f"{each}" for each in range(count)], "stride": 1, "width": 64, "height": 64}))
         if count == 254:
             assert len(MapFile.read(path).classes) == count
-    with pytest.raises(InputError, match="is no map that `sattrt map` wrote"):
+    with pytest.raises(InputError, match="is not a map that `sattrt map` wrote"):
         MapFile.read(path)
 
 

@@ -56,7 +56,7 @@ def test_a_product_of_13_bands_is_mapped_as_its_tiles_are_judged(spectral: Bundl
         # multiples of 144: what lies between them is a whole number, too
         bands[name] = (noise(1, side, side, index, 7, 16)[0] + slope[:, None] + slope) * 144
     found = mapped(spectral, write_safe(tmp_path / "S2A_MSIL1C_x.SAFE", "1C", bands, -1000, "05.09"), tmp_path / "map.tif")
-    assert "offset of 1000 taken off" in found.scene.says
+    assert "offset of 1000 subtracted" in found.scene.says
     exact = {name: interpolated(band, RESOLUTION[name] // 10) for name, band in bands.items()}
     numbers = np.stack([exact[name] for name in EUROSAT], axis=2).astype(np.uint16).clip(1000) - 1000
     starts = (0, 64, 128, 176)  # the last is flush with the edge

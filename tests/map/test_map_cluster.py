@@ -127,11 +127,11 @@ def test_a_worker_takes_no_other_file_of_the_same_name(bundle: Bundle, scene: Pa
     plan = make_plan(bundle, scene, MapConfig(engine=ENGINE))
     index, found = _block(plan, {scene.name: [1, 2]}, str(bundle.path), bundle.digest, ENGINE, "cpu", 1, 0)
     assert (index, found) == (0, (ContractError, found[1]))
-    assert "another file than here" in found[1]
+    assert "differs from the file here" in found[1]
 
 
 def test_a_worker_that_has_another_device_is_named(bundle: Bundle, scene: Path) -> None:
     plan = make_plan(bundle, scene, MapConfig(engine=ENGINE))
     index, found = _block(plan, stamps(plan.scene.files), str(bundle.path), bundle.digest, ENGINE, "cuda", 1, 0)
     assert (index, found) == (0, (ContractError, found[1]))
-    assert f"A worker runs {ENGINE} on cpu, and cuda it is here" in found[1]
+    assert f"A worker runs {ENGINE} on cpu, this machine on cuda" in found[1]

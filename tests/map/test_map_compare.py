@@ -80,7 +80,7 @@ def test_the_command_prints_the_table(mapper: Mapper, tmp_path: Path) -> None:
     assert "unchanged" in done.stdout
     assert compare_maps(old, old, 0).certain.sum() == pytest.approx(276**2 / 100)
     assert "takes two maps, --out, --config, --set certain=N and --json" in refusal(tmp_path, "--compare", old, new)
-    assert "Give it alone" in refusal("--compare", old, new, "--set", "stride=16")
+    assert "Leave the rest out" in refusal("--compare", old, new, "--set", "stride=16")
 
 
 def test_a_crs_that_is_spelt_otherwise_is_the_same(mapper: Mapper) -> None:
@@ -104,7 +104,7 @@ def test_maps_that_do_not_fit_are_refused_by_name(mapper: Mapper, tmp_path: Path
     old = mapper("one")
     others = {
         "cells": mapper("fine", stride=32),
-        "begins or is scaled elsewhere": mapper("moved", transform=rasterio.Affine(10, 0, 600_640, 0, -10, 5_300_000)),
+        "has the origin and cell size": mapper("moved", transform=rasterio.Affine(10, 0, 600_640, 0, -10, 5_300_000)),
         "another CRS": mapper("elsewhere", crs="EPSG:32633"),
         "276x260 pixels": mapper("shorter", colourful(4, 4, 20)[0][:, :260].copy()),
     }
@@ -112,7 +112,7 @@ def test_maps_that_do_not_fit_are_refused_by_name(mapper: Mapper, tmp_path: Path
         with pytest.raises(ContractError, match=reason) as caught:
             compare_maps(old, new, 70)
         assert str(new) in str(caught.value)
-    with pytest.raises(InputError, match="is no map"):
+    with pytest.raises(InputError, match="is not a map"):
         compare_maps(old, old.with_name("scene.tif"), 70)
     with pytest.raises(InputError, match="a name of its own"):
         compare_maps(old, old, 70, old)

@@ -88,7 +88,7 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scen
         job = Job(bundle=bundle, engine=opened, config=MapConfig(engine=ENGINE), compute=stopped)
         with pytest.raises(KeyboardInterrupt):
             map_scene(make_plan(bundle, scene, job.config), job, tmp_path / "map.tif", False, quiet)
-    with pytest.raises(ContractError, match="begun with another batch_size: 64, not 32"):
+    with pytest.raises(ContractError, match="started with another batch_size: 64, not 32"):
         mapped(bundle, scene, tmp_path / "map.tif", resume=True, batch_size=32)
     block = tmp_path / ".map.tif.work" / "block-000000.npz"
     np.savez(block, probabilities=np.zeros((1, 7, 3), np.float32), seen=np.zeros((1, 7), np.bool_))

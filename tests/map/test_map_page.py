@@ -170,12 +170,12 @@ def test_a_scene_is_shown_in_its_own_colours_or_in_grey(tmp_path: Path) -> None:
     pixels = noise(4, 80, 80)
     path = write_raster(tmp_path / "s.tif", pixels, ("B08", "B02", "B03", "B04"))
     drawn, says = scene_picture(find_scene(path, spec(), MapConfig()))
-    assert says == "Red, green and blue, digital numbers as EuroSAT scales them, thinned out."
+    assert says == "Red, green and blue, digital numbers as EuroSAT scales them, downsampled."
     picture = np.asarray(drawn)
     times = picture.shape[0] // 80
     expected = np.floor(np.minimum(pixels[3].astype(float) * 254 / 2750 + 1, 255) + 0.5)
     assert (picture[::times, ::times, 0] == expected).all()
     drawn, says = scene_picture(find_scene(path, spec(("B08",), "uint16"), MapConfig()))
-    assert says == "B08, in grey, digital numbers as EuroSAT scales them, thinned out."
+    assert says == "B08, in grey, digital numbers as EuroSAT scales them, downsampled."
     grey = np.asarray(drawn)
     assert (grey[..., 0] == grey[..., 2]).all()

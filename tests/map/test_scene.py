@@ -131,7 +131,7 @@ def test_an_order_that_can_not_be_is_refused(tmp_path: Path) -> None:
     assert (read(tmp_path / "esa.tif", ("B8A",)) == pixels[8]).all()
     for names, said in (
         (ESA, "bands named in the config"),
-        (EUROSAT_ORDER, f"hardly be: B10 must be the darkest band, and what is called {EUROSAT_ORDER[10]} is"),
+        (EUROSAT_ORDER, f"implausible: B10 must be the darkest band, and what is called {EUROSAT_ORDER[10]} is"),
     ):
         says = find_scene(tmp_path / "esa.tif", spec(("B04",), "uint16"), MapConfig(bands=",".join(names), offset=0)).says
         assert any(each.endswith(said) for each in says), says
@@ -169,7 +169,7 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.tif").write_bytes(b"")
     assert "is empty" in refusal(tmp_path / "empty.tif")
     (tmp_path / "text.tif").write_text("no raster at all")
-    assert "no raster" in refusal(tmp_path / "text.tif")
+    assert "not a raster" in refusal(tmp_path / "text.tif")
     (tmp_path / "cut.tif").write_bytes(content[: len(content) // 2])
     assert "cut short" in refusal(tmp_path / "cut.tif")
     assert "does not exist" in refusal(tmp_path / "nothing.tif")
@@ -183,9 +183,9 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     assert "cut short" in refusal(tmp_path / "scene.gz")
     volume = b"of another volume" * 9 + struct.pack("<4sLQL", b"PK\6\7", 1, 0, 2) + struct.pack("<4s4H2LH", b"PK\5\6", 1, 1, 1, 1, 46, 0, 0)
     (tmp_path / "scene.z02").write_bytes(volume)
-    assert "no raster" in refusal(tmp_path / "scene.z02")
+    assert "not a raster" in refusal(tmp_path / "scene.z02")
     (tmp_path / "remote.vrt").write_text('<VRTDataset rasterXSize="9" rasterYSize="9"></VRTDataset>')
-    assert "no raster" in refusal(tmp_path / "remote.vrt")
+    assert "not a raster" in refusal(tmp_path / "remote.vrt")
     assert "1 band of uint16 without names" in refusal(write_raster(tmp_path / "one.tif", noise(1, 70, 70)))
     assert "less than one tile of 64x64" in refusal(write_raster(tmp_path / "small.tif", noise(3, 63, 200), ("B04", "B03", "B02")))
     floats = noise(3, 70, 70).astype(np.float32)
@@ -343,7 +343,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("B02", "B03", "B04"):
         write_raster(tmp_path / f"{name}.tif", noise(1, 80, 90))
     os.mkfifo(tmp_path / "B08.tif")
-    with pytest.raises(InputError, match=r"B08\.tif is no regular file"):
+    with pytest.raises(InputError, match=r"B08\.tif is not a regular file"):
         find_scene(tmp_path, spec(), MapConfig())
 
 
@@ -400,6 +400,6 @@ def test_an_offset_that_is_not_taken_off_is_noticed_by_the_train_tiles(tmp_path:
     tiles = np.concatenate([noise(1, 200, 200), noise(1, 200, 200, least=5, most=30)])
     knows = replace(spec(names, "uint16"), training={"percentiles": percentiles(tiles.transpose(1, 2, 0), names)})
     path = write_raster(tmp_path / "s.tif", tiles + 1000, names)
-    assert find_scene(path, knows, MapConfig(offset=1000)).says == ("offset of 1000 taken off",)
+    assert find_scene(path, knows, MapConfig(offset=1000)).says == ("offset of 1000 subtracted",)
     [said] = find_scene(path, knows, MapConfig(offset=0)).says
-    assert said.startswith("the median of B10 is 1017, and 98 % of the pixels that the network learned from lie within 5 and 29:")
+    assert said.startswith("the median of B10 is 1017, but 98 % of the training pixels lie between 5 and 29:")

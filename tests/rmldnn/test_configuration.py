@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "boxes as targets": ({"data": {"target_type": "boxes"}}, "target_type is 'boxes'; give \"labels\""),
     "targets in capitals": ({"data": {"target_type": "Images"}}, "target_type is 'Images'; give \"labels\""),
     "masks by one word": ({"data": {"type": "images", "input_type": None, "target_type": None}}, "lacks target_type"),
-    "labels as inputs": ({"data": {"input_type": "labels"}}, "input_type is 'labels'; labels are what tiles are told apart by"),
+    "labels as inputs": ({"data": {"input_type": "labels"}}, "input_type is 'labels'; labels are targets, not inputs"),
     "boxes as inputs": ({"data": {"input_type": "boxes"}}, "input_type is 'boxes'; give one of images"),
     "a GAN's images": (
         {"data": {"type": "images", "input_type": None, "target_type": None}, "loss": {"function": "Wasserstein"}},

@@ -185,13 +185,13 @@ def test_what_is_no_network_is_one_line(layer_file: dict[str, Any], tmp_path: Pa
     deep = copy.deepcopy(layer_file)
     deep["config"]["layers"][5]["inbound_nodes"] = [nested]
     cases = {
-        "layers that are none of its own were found, 1 in all, first 'other', Dense": more,
+        "1 of the layers don't belong to it, first 'other', Dense": more,
         "was expected, nothing was found": less,
         "trains the bias of 'conv1_conv' beside the frozen 'conv1_bn'": frozen,
         "has two layers 'dense": twice,
         "is used 2 times, not once": shared,
         "ZeroPadding2D": deep,
-        "is no Keras model": {"model": 5},
+        "is not a Keras model": {"model": 5},
         "holds no list of layers": {"class_name": "Functional", "config": {}},
         "has no 'class_name' and 'config'": [5],
     }

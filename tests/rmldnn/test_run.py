@@ -233,7 +233,7 @@ def test_a_network_that_answers_with_no_numbers_is_not_kept(tutorial: Path, tmp_
     """No rate that is allowed makes it answer so, since BatchNorm's statistics are those of its weights: what else might is not known."""
     judged = training.answers
     monkeypatch.setattr(training, "answers", lambda *given: torch.full_like(judged(*given), math.nan))
-    with pytest.raises(InputError, match=r"answers with no numbers after epoch 1 .* Lower learning_rate"):
+    with pytest.raises(InputError, match=r"returned NaN or infinity after epoch 1 .* Lower learning_rate"):
         run_config(read(tmp_path / "c.json", configuration(tutorial, outfile="", checkpoints={"save": ""})), tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
@@ -254,8 +254,8 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
         ({"data": {"input_path": str(tmp_path / "one")}}, "has the class 'Water'"),
         ({"data": {"test_input_path": f"{tutorial}/data/valid/../train"}}, "are both"),
         ({"data": {"input_path": f"{tutorial}/data"}}, "data is divided into train/, valid/ or the like. Give the one that is meant"),
-        ({"data": {"input_path": "nowhere/"}}, "nowhere is no folder"),
-        ({"data": {"test_input_path": "../nowhere/"}}, "../nowhere is no folder"),
+        ({"data": {"input_path": "nowhere/"}}, "nowhere is not a folder"),
+        ({"data": {"test_input_path": "../nowhere/"}}, "../nowhere is not a folder"),
         ({"layers": "nowhere.json"}, "nowhere.json"),
         ({"checkpoints": {"load": "nowhere.h5"}}, "nowhere.h5 does not exist"),
         ({"loss": {"weight": [1, 2]}}, "weight has 2 numbers for 3 classes"),
@@ -285,7 +285,7 @@ def test_the_folder_of_a_run_is_the_runs_alone(tutorial: Path, tmp_path: Path) -
     config = read(tmp_path / "c.json", configuration(tutorial))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text('{"theirs": 1}')
-    with pytest.raises(InputError, match=r"mine holds 'config.json', which is not of a run"):
+    with pytest.raises(InputError, match=r"mine holds 'config.json', which is not part of a run"):
         run_config(config, tmp_path / "mine")
     assert (tmp_path / "mine" / "config.json").read_text() == '{"theirs": 1}'
     with ranks() as rank, held(tmp_path / "run", rank), pytest.raises(InputError, match="Another process is training into"):
@@ -367,7 +367,7 @@ def test_few_tiles_are_one_batch_and_what_is_not_done_is_said(
     training.precision = "fp32"
     for loss, norm, fault in [
         (2e4, 1.0, "loss diverges to 2e\\+04"),
-        (1.0, math.inf, "gradient is no number"),
+        (1.0, math.inf, "gradient is not finite"),
         (math.nan, 1.0, "loss is no"),
     ]:
         window = Window()

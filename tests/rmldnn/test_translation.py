@@ -106,7 +106,7 @@ def test_the_file_may_have_any_name(tutorial: Path, tmp_path: Path) -> None:
 def test_no_file_but_an_older_translation_is_overwritten(tutorial: Path, tmp_path: Path) -> None:
     config = read(tmp_path / "c.json", configuration(tutorial))
     before = (tmp_path / "c.json").read_bytes()
-    for name, said in (("c.json", "is no translation: it is not overwritten"), ("", "is not a file")):
+    for name, said in (("c.json", "is not a translation: it is not overwritten"), ("", "is not a file")):
         with pytest.raises(InputError, match=said):
             write_translation(config, tmp_path / name)
     assert (tmp_path / "c.json").read_bytes() == before

@@ -92,7 +92,7 @@ def test_a_tile_that_gets_no_numbers_fails_alone(engine: Engine) -> None:
 
     def overflows(backend: Any, batch: np.ndarray) -> Any:
         if (batch == spoilt).all((1, 2, 3)).any():
-            raise NoNumbersError("what is no number")
+            raise NoNumbersError("NaN or infinity")
         return run(backend, batch)
 
     engine._run = overflows  # type: ignore[method-assign]

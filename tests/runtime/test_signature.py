@@ -48,9 +48,9 @@ def test_what_no_signature_vouches_for_is_refused(copy: Path, tmp_path: Path) ->
         path.write_bytes(b"x")
         name = path.relative_to(copy).parts[0]
         open_bundle(copy, "onnxruntime-int8").close()
-        with pytest.raises(ContractError, match=f"{name} is not of the bundle"):
+        with pytest.raises(ContractError, match=f"{name} is not part of the bundle"):
             open_bundle(copy, "onnxruntime-int8", signed_by=public)
-        with pytest.raises(ContractError, match=f"{name} is not of the bundle"):
+        with pytest.raises(ContractError, match=f"{name} is not part of the bundle"):
             sign_bundle(copy, private)
         path.unlink()
     (copy / "more").rmdir()

@@ -53,7 +53,7 @@ def test_the_fastest_is_said_last_and_how_to_take_it(few: Path) -> None:
     assert found
     fastest = found[1]
     assert rates[fastest] == max(rates.values())
-    assert last.endswith(f'Take it: --engine {fastest}, or open_bundle("{few}", engine="{fastest}")')
+    assert last.endswith(f'Select it: --engine {fastest}, or open_bundle("{few}", engine="{fastest}")')
 
 
 def test_machines_get_the_speeds_with_the_checks(few: Path) -> None:

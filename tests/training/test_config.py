@@ -110,12 +110,12 @@ def test_schedules_follow_the_epochs() -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"RANK": "a", "WORLD_SIZE": "2"}, "number in the environment is none"),
-        ({"TORCHELASTIC_RESTART_COUNT": "x"}, "number in the environment is none .*'x'"),
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "number in the environment is invalid"),
+        ({"TORCHELASTIC_RESTART_COUNT": "x"}, "number in the environment is invalid .*'x'"),
         ({"RANK": "1"}, "RANK=1, but no WORLD_SIZE"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but no RANK"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "no process among others"),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "no process among others"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "don't fit together"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "don't fit together"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "WORLD_SIZE=2, but no MASTER_PORT"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes"),
         ({"PMI_SIZE": "2"}, "mpirun started 2 processes"),

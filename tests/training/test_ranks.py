@@ -90,7 +90,7 @@ def test_a_process_that_is_lost_is_one_line_to_those_that_are_left(tmp_path: Pat
     torch.multiprocessing.spawn(count_and_be_lost, (port, str(tmp_path)), nprocs=2)
     said = (tmp_path / "said").read_text()
     assert said.startswith("[3.0, 2.0]: Rank 0 lost another of the 2 processes (")
-    assert "sattrt train goes on with --resume" in said
+    assert "sattrt train continues with --resume" in said
     assert len(said.splitlines()) == 1
 
 
@@ -121,7 +121,7 @@ def test_a_restart_does_not_go_on_with_the_run_of_another_launch(dataset_folder:
     command[command.index("--out") + 1] = str(run)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ON_CPU)
     assert done.returncode != 0
-    assert done.stderr.count("Go on with --resume") == 2, done.stderr  # the first start and the second
+    assert done.stderr.count("Continue with --resume") == 2, done.stderr  # the first start and the second
     assert "validation accuracy" not in done.stdout
     assert (run / "last.safetensors").stat().st_mtime_ns == before
 

@@ -163,7 +163,7 @@ def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Datase
         def epoch_ended(self, row: object, best: bool) -> None:
             monkeypatch.setattr(step, "_norm", lambda gradients: torch.tensor(float("nan")))
 
-    with pytest.raises(InputError, match="gradient is no number"):
+    with pytest.raises(InputError, match="gradient is not finite"):
         train(dataset, tmp_path / "run", replace(SMALL, tune="head"), Spoil(), math.inf)
     monkeypatch.undo()
     assert (tmp_path / "run" / "curves.png").stat().st_size > 5000  # that is when they are looked at
@@ -290,9 +290,9 @@ def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(data
         process.terminate()
         said, wrong = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, wrong
-    assert "It ends after the step in hand, with a checkpoint" in wrong
+    assert "Stopping after this step, with a checkpoint" in wrong
     steps = int(read_log(tmp_path / "run" / "log.csv")[-1]["step"])
-    assert f"stopped after step {steps}; go on with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
+    assert f"stopped after step {steps}; continue with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"] == steps
     assert (tmp_path / "run" / "curves.png").exists()
 
@@ -359,7 +359,7 @@ def test_a_state_of_the_wrong_types_is_refused(dataset: Dataset, tmp_path: Path,
 def test_a_run_in_a_precision_that_is_not_here_says_where_it_goes_on(dataset: Dataset, run: Path, tmp_path: Path) -> None:
     state = checkpoint.read_state(run / "last.safetensors") | {"precision": "fp16"}  # which no CPU has
     checkpoint.save(tmp_path / "last.safetensors", {"a": torch.ones(1)}, state)
-    with pytest.raises(BackendError, match=f"{tmp_path} was begun in fp16, which this machine lacks. Go on where") as raised:
+    with pytest.raises(BackendError, match=f"{tmp_path} was trained in fp16, which this machine lacks. Continue on") as raised:
         train(dataset, tmp_path, None)
     assert "Set precision" not in str(raised.value)
 
@@ -383,7 +383,7 @@ def test_a_gradient_that_is_no_number_leaves_the_checkpoint_as_it_was(
         def started(self, plan: Plan) -> None:
             monkeypatch.setattr(step, "_norm", lambda gradients: torch.tensor(float("nan")))
 
-    with pytest.raises(InputError, match="gradient is no number"):
+    with pytest.raises(InputError, match="gradient is not finite"):
         train(dataset, tmp_path / "run", config, Spoil())
     assert checkpoint.read_state(tmp_path / "run" / "last.safetensors")["step"] == 0
     assert not (tmp_path / "run" / "best.safetensors").exists()

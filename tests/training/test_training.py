@@ -282,11 +282,11 @@ def test_frozen_layers_stay_as_they_were(dataset: Dataset, tmp_path: Path, run: 
 def test_a_folder_of_something_else_is_not_written_into(dataset: Dataset, tmp_path: Path) -> None:
     for name, content in (("config.json", "{}"), ("log.csv", "mine")):  # as a run calls its files
         (tmp_path / name).write_text(content)
-        with pytest.raises(InputError, match=f"'{name}', which is not of a run"):
+        with pytest.raises(InputError, match=f"'{name}', which is not part of a run"):
             train(dataset, tmp_path, SMALL)
         (tmp_path / name).unlink()
     (tmp_path / "spec.json").write_text("mine")
-    with pytest.raises(InputError, match=r"'spec.json', which is not of a run"):
+    with pytest.raises(InputError, match=r"'spec.json', which is not part of a run"):
         train(dataset, tmp_path, SMALL)
     assert (tmp_path / "spec.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]
@@ -299,7 +299,7 @@ def test_a_folder_that_a_run_is_at_work_in_is_not_taken(dataset: Dataset, run: P
         for config in (SMALL, None):
             with pytest.raises(InputError, match=f"Another process is training into {run}. Wait"):
                 train(dataset, run, config)
-    with pytest.raises(InputError, match="Go on with --resume"):
+    with pytest.raises(InputError, match="Continue with --resume"):
         train(dataset, run, SMALL)
 
 
