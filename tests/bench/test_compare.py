@@ -115,7 +115,7 @@ def test_a_percentile_of_too_few_samples_gives_way_to_one_that_both_have_enough_
     def figure(calls: int) -> str:
         few = document()
         few["engines"][0]["multi_stream"] = {"images_a_call": 64, "seconds": [0.01] * calls}
-        return next(change.figure for change in compare(few, document()) if "multi_stream" in change.figure)
+        return next(change.figure for change in compare(few, document()) if "multi-stream" in change.figure)
 
     assert [figure(calls) for calls in (2000, 99, 20, 19)] == [
         "multi-stream p90, ms",  # of 500 calls in the other run
@@ -148,7 +148,7 @@ def test_a_figure_that_is_gone_fails_the_check() -> None:
     found = against(document(), new)
     said = "In the baseline, but not measured now: e (multi-stream, batch of 64, engine, 2 callers, server)."
     assert new["warnings"] == [said]
-    assert "not measured now: e (multi_stream" in str(found.failure(50))
+    assert "not measured now: e (multi-stream" in str(found.failure(50))
 
 
 def test_several_callers_are_compared_beyond_the_noise_of_their_rounds() -> None:
