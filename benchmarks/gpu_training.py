@@ -303,6 +303,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds 0, 1, ...")
     parser.add_argument("--share", type=int, help="train on this many tiles only, for two epochs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run in hand is ended too
+    end = math.inf if options.share else time.perf_counter() + TOGETHER * options.seeds
     if lacking := missing(*NEEDED):
         document: dict[str, Any] = {"failed": f"Training needs {', '.join(lacking)}: pip install {' '.join(lacking)}"}
         if options.out:
@@ -317,8 +319,6 @@ def main() -> None:
     from sattrt.spec import write_bytes
     from sattrt.training.config import RECIPES, TrainConfig
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run in hand is ended too
-    end = math.inf if options.share else time.perf_counter() + TOGETHER * options.seeds
     surroundings = environment()
     libraries = libraries_read()
     begin = time.perf_counter()
