@@ -7,6 +7,7 @@ with open_bundle("engines/eurosat") as engine, Batcher(engine, latency=0.02) as 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import weakref
@@ -18,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import BackendError, InputError
 from .engine import Engine, NoNumbersError, Prediction, Tiles
 
 
@@ -38,7 +39,7 @@ class Batcher:
     is queued and stops its thread; the engine stays open.
 
     One thread answers all: what a done-callback of a future does holds up the next batch, and it can `submit`, but not wait in `predict`.
-    A fork has no such thread, nor those of the engine: open both after it.
+    A fork has no such thread, nor those of the engine: open both after it. BackendError where it asks a Batcher that was made before it.
     """
 
     def __init__(self, engine: Engine, latency: float = 0.02, max_batch: int = 64, reject: bool = False) -> None:
@@ -93,7 +94,7 @@ class _Queue:
     def __init__(self, engine: Engine, latency: float, max_batch: int, reject: bool) -> None:
         self._engine, self._latency, self._max_batch, self._reject = engine, latency, max_batch, reject
         self._waiting: SimpleQueue[_Request | None] = SimpleQueue()  # None: it was closed, and no request comes behind
-        self._closing, self._closed = threading.RLock(), False
+        self._closing, self._closed, self._process = threading.RLock(), False, os.getpid()
         self._seconds = 0.0  # that a batch took of late
         self._working = threading.Lock()  # held until the thread ends
         self._working.acquire()
@@ -101,7 +102,11 @@ class _Queue:
         self._worker.start()
 
     def put(self, request: _Request) -> Future[Prediction]:
-        """Queue a request; its future. InputError once it is closed."""
+        """Queue a request; its future. InputError once it is closed, BackendError in a fork."""
+        if os.getpid() != self._process:
+            raise BackendError(
+                "A fork has no thread of the Batcher that was made before it. Open an engine and make a Batcher in the child."
+            )
         with self._closing:
             if self._closed:
                 raise InputError("The Batcher is closed. Make a new one.")
@@ -109,7 +114,9 @@ class _Queue:
         return request.answer
 
     def close(self) -> None:
-        """Answer what is queued, then stop."""
+        """Answer what is queued, then stop. Nothing in a fork, which has nothing to stop."""
+        if os.getpid() != self._process:
+            return
         with self._closing:
             self._closed = True
             self._waiting.put(None)

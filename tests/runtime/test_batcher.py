@@ -287,6 +287,32 @@ def test_a_signal_at_any_moment_leaves_nobody_waiting(bundle: Bundle, script: st
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_a_fork_is_told_to_make_a_batcher_of_its_own(bundle: Bundle) -> None:
+    """In a program of its own, whose child ends as those of multiprocessing do: ONNX Runtime's own clean-up would wait for ever."""
+    script = f"""
+import os, sys
+import numpy as np
+from sattrt.errors import BackendError
+from sattrt.runtime import Batcher, open_bundle
+batcher, tile = Batcher(open_bundle({str(bundle.path)!r}, "onnxruntime-int8", threads=1)), np.zeros((64, 64, 3), np.uint8)
+batcher.predict(tile)
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    batcher.predict(tile)
+else:
+    for call in (batcher.submit, batcher.predict):
+        try:
+            call(tile)
+        except BackendError as error:
+            print(error, flush=True)
+    batcher.close()
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    said = "A fork has no thread of the Batcher that was made before it. Open an engine and make a Batcher in the child.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, 2 * said, "")
+
+
 def test_a_tile_may_be_written_over_once_it_is_handed_in(engine: Engine) -> None:
     image = tiles(1)[0]
     expected = engine.predict(image).logits
