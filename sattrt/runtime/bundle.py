@@ -100,7 +100,7 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed
     opened. Raises InputError for a missing bundle or an
     unknown engine, ContractError for a changed file, BackendError where nothing in it can run here.
     """
-    bundle = read_bundle(Path(path), Path(signed_by) if signed_by else None)
+    bundle = read_bundle(Path(path), Path(signed_by) if signed_by is not None else None)
     return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
 
 
@@ -126,10 +126,10 @@ def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
     With a signature the folder may hold nothing else than it vouches for. Errors as `open_bundle`.
     """
     content = read_manifest(path)
-    if signed_by:
+    if signed_by is not None:
         verify_signature(path, content, signed_by)
     bundle = parse_bundle(path, content)
-    if signed_by:
+    if signed_by is not None:
         bundle.refuse_unlisted()
     return bundle
 
