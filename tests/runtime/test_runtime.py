@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import venv
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -432,6 +434,17 @@ def test_what_is_measured_on_the_device_keeps_the_engine_open_too(bundle: Bundle
         assert call() > 0
     with pytest.raises(BackendError, match="was closed"):
         call()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_an_engine_does_not_keep_the_tiles_that_it_was_given(bundle: Bundle, name: str) -> None:
+    with bundle.open(name, threads=1) as engine:
+        images = np.zeros((2, 64, 64, 3), np.uint8)
+        kept = weakref.ref(images)
+        engine.predict(images)
+        del images
+        gc.collect()
+        assert kept() is None
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a GPU is there, and not hidden")
