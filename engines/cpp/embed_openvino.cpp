@@ -17,6 +17,7 @@ int main(int argc, char** argv) try {
     // by itself OpenVINO would compute what is fp32 in bf16 where the CPU can
     auto model = core.compile_model(bundle + "/" + argv[2], "CPU", ov::hint::inference_precision(ov::element::f32));
     ov::Shape shape = model.input("input").get_partial_shape().get_min_shape();  // (batch, height, width, bands)
+    if (shape.size() != 4) throw std::runtime_error(std::string(argv[2]) + " takes no tiles of height, width and bands. Export it again.");
     const ov::element::Type type = model.input("input").get_element_type();  // u8, or u16 for digital numbers
     const size_t bytes = shape[1] * shape[2] * shape[3] * type.size();
     auto tiles = read_tiles(argv[3], bytes);

@@ -45,6 +45,7 @@ int main(int argc, char** argv) try {
     if (!context) throw std::runtime_error("The GPU has no memory left. Close other programs.");
 
     nvinfer1::Dims shape = engine->getTensorShape("input");  // (batch, height, width, bands)
+    if (shape.nbDims != 4) throw std::runtime_error(std::string(argv[2]) + " takes no tiles of height, width and bands. Export it again.");
     const size_t bytes = volume(shape), classes = volume(engine->getTensorShape("probabilities"));
     if (classes != names.size()) throw std::runtime_error(bundle + " has another number of classes than its labels.txt. Export it again.");
     const auto least = static_cast<size_t>(engine->getProfileShape("input", 0, nvinfer1::OptProfileSelector::kMIN).d[0]);

@@ -2,7 +2,8 @@
 
     write_triton(read_bundle(Path("engines/eurosat")), Path("models"))      # models/eurosat-onnxruntime-fp32/config.pbtxt, labels.txt, 1/model.onnx
 
-Source: Triton's model configuration, https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+Sources: Triton's model configuration, https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto, and what its
+backend reads of it, https://github.com/triton-inference-server/onnxruntime_backend/blob/main/src/onnxruntime.cc
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def model_config(name: str, spec: ModelSpec, record: EngineRecord) -> str:
     elif record.backend == "onnxruntime":
         options = "".join(f' parameters {{ key: "{key}" value: "{value}" }}' for key, value in cuda_options(record.precision).items())
         where = f'optimization {{\n  execution_accelerators {{ gpu_execution_accelerator [ {{ name: "cuda"{options} }} ] }}\n}}\n'
+        # after that Triton's backend sets the search by this older parameter, to exhaustive where it is missing; 1 is HEURISTIC
+        where += 'parameters { key: "cudnn_conv_algo_search" value { string_value: "1" } }\n'
     preferred = sorted({max(1, largest // 4), largest})
     return f"""name: {json.dumps(name, ensure_ascii=False)}
 backend: "{backend}"

@@ -39,7 +39,7 @@ class MapConfig(Settings):
     threads: int = 0
     probabilities: bool = False
     certain: float = 70.0
-    signed_by: str = ""
+    signed_by: str | None = None
     workers: int = 0
 
     def __post_init__(self) -> None:

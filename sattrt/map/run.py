@@ -109,7 +109,7 @@ def map_scenes(
     each scene. InputError for a scene or stride that doesn't fit the engine, or an output that can't be written.
     """
     outs = _outs(scenes, out)
-    checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by else None)
+    checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by is not None else None)
     plans = [make_plan(checked, scene, config) for scene in scenes]
     _keep_apart(plans, outs, config)
     with contextlib.ExitStack() as stack:

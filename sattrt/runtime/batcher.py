@@ -7,18 +7,19 @@ with open_bundle("engines/eurosat") as engine, Batcher(engine, latency=0.02) as 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import weakref
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import BackendError, InputError
 from .engine import Engine, NoNumbersError, Prediction, Tiles
 
 
@@ -38,7 +39,7 @@ class Batcher:
     is queued and stops its thread; the engine stays open.
 
     One thread answers all: what a done-callback of a future does holds up the next batch, and it can `submit`, but not wait in `predict`.
-    A fork has no such thread, nor those of the engine: open both after it.
+    A fork has no such thread, nor those of the engine: open both after it. BackendError where it asks a Batcher that was made before it.
     """
 
     def __init__(self, engine: Engine, latency: float = 0.02, max_batch: int = 64, reject: bool = False) -> None:
@@ -48,27 +49,33 @@ class Batcher:
             raise InputError(f"A Batcher takes batches of a whole number of tiles, 1 or more, not {max_batch}.")
         self._engine, self._queue = engine, _Queue(engine, latency, max_batch, reject)
         # the queue's thread does not know its Batcher, which can be collected; as the program ends, a thread inside a backend would abort it
-        self._close = weakref.finalize(self, self._queue.close)
+        weakref.finalize(self, self._queue.close)
 
     def submit(self, tile: Tiles) -> Future[Prediction]:
         """Queue one tile (height, width, bands) of the engine's dtype; the future's result is its prediction, N = 1.
 
         Raises InputError for another dtype or shape, more than one tile, or a batcher that is closed.
         """
-        checked = self._engine.checked(tile)
-        if len(checked) != 1:
-            raise InputError(f"A Batcher takes one tile at a time, not {len(checked)}. Give them one by one, or use engine.predict.")
-        return self._queue.put(_Request(checked.copy()))  # the caller may write over its own
+        return self._queue.put(self._request(tile))
 
     def predict(self, tile: Tiles) -> Prediction:
         """As `submit`, and wait for the answer. Also raises InputError in a done-callback, which the answer would wait for."""
         if self._queue.is_own_thread():
             raise InputError("A done-callback can't wait in predict(): the Batcher continues when it returns. Use submit() there.")
-        return self.submit(tile).result()
+        request, answered = self._request(tile), SimpleQueue[Future[Prediction]]()
+        request.answer.add_done_callback(answered.put)
+        self._queue.put(request)
+        return answered.get().result()  # result() alone waits with a lock that an interrupt may keep from the thread that answers
+
+    def _request(self, tile: Tiles) -> _Request:
+        checked = self._engine.checked(tile)
+        if len(checked) != 1:
+            raise InputError(f"A Batcher takes one tile at a time, not {len(checked)}. Give them one by one, or use engine.predict.")
+        return _Request(checked.copy())  # the caller may write over its own
 
     def close(self) -> None:
         """Answer what is queued, then stop."""
-        self._close()
+        self._queue.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,33 +85,44 @@ class Batcher:
 
 
 class _Queue:
-    """The requests that wait, and the thread that answers them."""
+    """The requests that wait, and the thread that answers them.
+
+    A signal's handler may raise, or close, between any two steps, and so may a collection of garbage close: each lock is taken in a `with` of
+    its own, none is needed to answer.
+    """
 
     def __init__(self, engine: Engine, latency: float, max_batch: int, reject: bool) -> None:
         self._engine, self._latency, self._max_batch, self._reject = engine, latency, max_batch, reject
-        self._waiting: deque[_Request] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
+        self._waiting: SimpleQueue[_Request | None] = SimpleQueue()  # None: it was closed, and no request comes behind
+        self._closing, self._closed, self._process = threading.RLock(), False, os.getpid()
         self._seconds = 0.0  # that a batch took of late
+        self._working = threading.Lock()  # held until the thread ends
+        self._working.acquire()
         self._worker = threading.Thread(target=self._work, name="sattrt batcher", daemon=True)
         self._worker.start()
 
     def put(self, request: _Request) -> Future[Prediction]:
-        """Queue a request; its future. InputError once it is closed."""
-        with self._changed:
+        """Queue a request; its future. InputError once it is closed, BackendError in a fork."""
+        if os.getpid() != self._process:
+            raise BackendError(
+                "A fork has no thread of the Batcher that was made before it. Open an engine and make a Batcher in the child."
+            )
+        with self._closing:
             if self._closed:
                 raise InputError("The Batcher is closed. Make a new one.")
-            self._waiting.append(request)
-            self._changed.notify()
+            self._waiting.put(request)
         return request.answer
 
     def close(self) -> None:
-        """Answer what is queued, then stop."""
-        with self._changed:
+        """Answer what is queued, then stop. Nothing in a fork, which has nothing to stop."""
+        if os.getpid() != self._process:
+            return
+        with self._closing:
             self._closed = True
-            self._changed.notify()
+            self._waiting.put(None)
         if not self.is_own_thread():
-            self._worker.join()
+            with self._working:  # join(), once interrupted, takes a thread for ended (Python 3.11 and 3.12)
+                pass
 
     def is_own_thread(self) -> bool:
         """Whether the caller is called by the thread that answers, as a done-callback is."""
@@ -116,12 +134,13 @@ class _Queue:
             while batch := self._next():
                 self._answer([request for request in batch if request.answer.set_running_or_notify_cancel()])
         except BaseException as error:  # of a done-callback that wants to end the program: nobody is left to answer, so nobody waits
-            with self._changed:
-                self._closed = True
-            for request in (*batch, *self._waiting):
+            self.close()
+            for request in (*batch, *iter(self._waiting.get, None)):
                 with contextlib.suppress(BaseException):  # answered already, or of another such callback
                     request.answer.set_exception(error)
             raise
+        finally:
+            self._working.release()
 
     def _answer(self, batch: list[_Request]) -> None:
         if not batch:
@@ -145,23 +164,23 @@ class _Queue:
             one = slice(i, i + 1)
             request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
 
-    def _idle(self) -> bool:
-        with self._changed:
-            return not self._waiting and not self._closed
-
     def _next(self) -> list[_Request]:
         """The next batch; none once it is closed and all is answered. While nobody asks, the engine prepares for the sizes that are to come."""
-        while self._idle() and (sizes := self._engine.unprepared(self._max_batch)):
+        while self._waiting.empty() and (sizes := self._engine.unprepared(self._max_batch)):
             try:
                 self._engine.prepare(sizes[0])
             except Exception:  # a request will get it
                 break
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if not self._waiting:
-                return []
-            latest = self._waiting[0].arrived + self._latency - self._seconds
-            while len(self._waiting) < self._max_batch and not self._closed and (left := latest - time.monotonic()) > 0:
-                self._changed.wait(left)
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+        batch: list[_Request] = []
+        left: float | None = None  # the first is waited for until it comes
+        while len(batch) < self._max_batch:
+            try:
+                request = self._waiting.get(timeout=left)
+            except Empty:
+                break
+            if request is None:
+                self._waiting.put(None)  # for the next time
+                break
+            batch.append(request)
+            left = max(0.0, batch[0].arrived + self._latency - self._seconds - time.monotonic())
+        return batch

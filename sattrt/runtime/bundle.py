@@ -3,8 +3,8 @@
     bundle = read_bundle(Path("engines/eurosat"))
     engine = bundle.open("onnxruntime-fp32")
 
-What is checked is what is parsed: manifest, contract and golden samples are read once. A model's digest is checked before its library opens
-the file, by its path; libraries that are given bytes keep a second copy of them.
+What is checked is what is parsed: manifest, contract, golden samples and TensorRT's plans, which are code, are read once. A graph's digest is
+checked before its library opens the file, by its path; libraries that are given bytes keep a second copy of them.
 """
 
 from __future__ import annotations
@@ -73,14 +73,15 @@ class Bundle:
         sooner; False leaves the cores to whoever else has work for them.
         """
         record = self.engine(name)
-        flags, plan = record.record.get("flags"), record.backend in ("tensorrt", "tensorrt-rtx")
+        flags, plan = record.record.get("flags"), self.read(record.file) if record.backend in ("tensorrt", "tensorrt-rtx") else None
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
-        for file in (record.file, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record)):
-            if EXTERNAL in self.read(file) and not (plan and file == record.file):
+        graphs = [] if plan is not None else [record.file]
+        for file in (*graphs, *([str(record.record.get("onnx"))] if stripped else []), *_optimised_files(record)):
+            if EXTERNAL in self.read(file):
                 raise ContractError(
                     f"{self.path / file} keeps weights in another file, as no graph of sattrt's does. Don't use this bundle."
                 )
-        return open_engine(record, self.path, self.spec, threads, spinning)
+        return open_engine(record, self.path, self.spec, threads, spinning, plan)
 
     def open_best(self, threads: int = 0, spinning: bool = True) -> Engine:
         """Open the first engine, in the bundle's order of preference, that can run here. BackendError with every reason."""
@@ -100,17 +101,19 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed
     opened. Raises InputError for a missing bundle or an
     unknown engine, ContractError for a changed file, BackendError where nothing in it can run here.
     """
-    bundle = read_bundle(Path(path), Path(signed_by) if signed_by else None)
+    bundle = read_bundle(Path(path), Path(signed_by) if signed_by is not None else None)
     return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
 
 
-def open_engine(record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0, spinning: bool = True) -> Engine:
-    """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it."""
+def open_engine(
+    record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0, spinning: bool = True, plan: bytes | None = None
+) -> Engine:
+    """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it. plan: its content, if checked."""
     if not isinstance(threads, int) or threads < 0:
         raise InputError(f"threads is {threads!r}. Give a number of CPU threads, or 0 for all cores.")
     path = folder / record.file
     tile = (spec.height, spec.width, len(spec.bands))
-    backend = _backend(record, path, tile, threads, spinning)
+    backend = _backend(record, path, tile, threads, spinning, plan)
     if (backend.tile, backend.dtype, backend.classes) != (tile, spec.dtype, len(spec.classes)):
         backend.close()
         raise ContractError(
@@ -126,10 +129,10 @@ def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
     With a signature the folder may hold nothing else than it vouches for. Errors as `open_bundle`.
     """
     content = read_manifest(path)
-    if signed_by:
+    if signed_by is not None:
         verify_signature(path, content, signed_by)
     bundle = parse_bundle(path, content)
-    if signed_by:
+    if signed_by is not None:
         bundle.refuse_unlisted()
     return bundle
 
@@ -237,7 +240,7 @@ def _optimised_files(record: EngineRecord) -> list[str]:
     return [str(found.get("file"))] if isinstance(found, dict) else []
 
 
-def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: int, spinning: bool) -> Backend:
+def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: int, spinning: bool, plan: bytes | None) -> Backend:
     # imported here: each needs a library of its own
     if record.backend in ("onnxruntime", "onnxruntime-tensorrt"):
         from .ort import OnnxRuntimeBackend, this_place
@@ -255,7 +258,7 @@ def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: i
     if record.backend in ("tensorrt", "tensorrt-rtx"):
         from .trt import TensorRTBackend
 
-        return TensorRTBackend(path, record.record)
+        return TensorRTBackend(path, record.record, plan)
     raise ContractError(
         f"{record.name} wants the backend {record.backend!r}, which this sattrt does not know. Use the version that exported it."
     )

@@ -5,12 +5,11 @@ result = engine.predict(tiles)
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from ..spec import ModelSpec
 
 Tiles = NDArray[np.unsignedinteger]
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
+T = TypeVar("T")
 
 
 REJECTED = "rejected"
@@ -88,7 +88,8 @@ class Engine:
 
     def __init__(self, record: EngineRecord, spec: ModelSpec, backend: Backend) -> None:
         self.name, self.precision, self.spec, self._record, self._backend = record.name, record.precision, spec, record.record, backend
-        self._closed, self._calls, self._changed = False, 0, threading.Condition()
+        self._closed, self._freed, self._freeing = False, False, threading.RLock()
+        self._calls: dict[threading.Lock, int] = {}  # those under way, each with a lock that it holds, and its thread
         self._sent: set[int] = set()  # sizes of batches
 
     @property
@@ -139,8 +140,7 @@ class Engine:
         size, count = self.max_batch, len(tiles)
         if missing := self._missing(count, batch):
             tiles = np.concatenate([tiles, np.repeat(tiles[-1:], missing, 0)])
-        with self._in_use() as backend:
-            parts = [self._run(backend, tiles[start : start + size]) for start in range(0, len(tiles), size)]
+        parts = self._call(lambda backend: [self._run(backend, tiles[start : start + size]) for start in range(0, len(tiles), size)])
         logits, probabilities = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return logits[:count], probabilities[:count]
 
@@ -168,32 +168,31 @@ class Engine:
 
         The clock is the device's own where it has one. Not for use beside `predict` from another thread.
         """
-        with self._in_use() as backend:
-            call = backend.resident(tiles[: self.max_batch])
-
-        def called() -> float:
-            with self._in_use():
-                return call()
-
-        return called
+        call = self._call(lambda backend: backend.resident(tiles[: self.max_batch]))
+        return lambda: self._call(lambda backend: call())
 
     @property
     def max_batch(self) -> int:
         """How many tiles it takes at once; more are divided."""
         return self._backend.max_batch
 
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[Backend]:
-        with self._changed:
-            if self._closed:
-                raise BackendError(f"{self.name} was closed. Open it again.")
-            self._calls += 1
-        try:
-            yield self._backend
-        finally:
-            with self._changed:
-                self._calls -= 1
-                self._changed.notify_all()
+    def _call(self, work: Callable[[Backend], T]) -> T:
+        """What `work` does with the backend, which stays open meanwhile. BackendError where the engine was closed.
+
+        A signal's handler may raise between any two steps, and so within a Condition or a context manager in Python, which then keeps what
+        it has taken. A lock in a `with` of its own is always let go.
+        """
+        call = threading.Lock()
+        with call:
+            try:
+                self._calls[call] = threading.get_ident()
+                if self._closed:
+                    raise BackendError(f"{self.name} was closed. Open it again.")
+                return work(self._backend)
+            finally:
+                self._calls.pop(call, None)
+                if self._closed and not self._calls:  # by a handler, which could not free what it had interrupted
+                    self.close()
 
     def _run(self, backend: Backend, tiles: Tiles) -> Outputs:
         logits, probabilities = backend.run(tiles)
@@ -207,11 +206,19 @@ class Engine:
         return logits, probabilities
 
     def close(self) -> None:
-        """Free the engine's memory, once the calls that are under way have been answered. Closing it twice does no harm."""
-        with self._changed:
-            first, self._closed = not self._closed, True
-            self._changed.wait_for(lambda: not self._calls)
-            if first:
+        """Free the engine's memory, once the calls that other threads have under way have been answered. Closing it twice does no harm.
+
+        The handler of a signal may close the engine whose call it interrupts: that call is answered, and then frees it.
+        """
+        self._closed = True
+        calls, own = self._calls.copy(), threading.get_ident()
+        for call, thread in calls.items():
+            if thread != own:
+                with call:
+                    pass
+        with self._freeing:
+            if not self._freed and own not in calls.values():
+                self._freed = True
                 self._backend.close()
 
     def __enter__(self) -> Self:

@@ -70,7 +70,7 @@ class OpenVinoBackend:
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
         with self._turn, self._refusing():
-            self._request.infer({"input": tiles}, share_inputs=True)
+            self._request.infer({"input": tiles})  # a copy: by share_inputs it would keep the array itself until the next call
             # copied: the request's memory is written over by the next call
             return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
 

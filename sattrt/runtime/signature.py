@@ -34,6 +34,8 @@ def sign(manifest: bytes, key: Path) -> bytes:
 
 def verify_signature(folder: Path, manifest: bytes, key: Path) -> None:
     """ContractError unless the owner of this public key signed the bundle's manifest, as it was read; InputError for what is no such key."""
+    if key == Path():  # of a variable that is not set
+        raise InputError("The public key has an empty name. Give its file, or ask for no signature.")
     serialization, ed25519, invalid, unsupported = _cryptography()
     try:
         public = serialization.load_pem_public_key(read_bytes(key))

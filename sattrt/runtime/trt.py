@@ -60,9 +60,10 @@ class TensorRTBackend:
     """An execution context over one plan, with its input and output memory on the GPU.
 
     A batch size that comes twice in a row is recorded as a CUDA graph and launched as one from then on, until another comes.
+    plan: the content of the file, where it was read already, and its digest checked.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: dict[str, Any], plan: bytes | None = None) -> None:
         try:
             builder, wanted = record["builder"], [str(each) for each in record["compute_capabilities"]]
             if builder not in MODULES:
@@ -98,13 +99,13 @@ class TensorRTBackend:
         self._memory, self._turn = Memory(device), threading.Lock()
         try:
             with self._memory.current():
-                self._load(trt, path, version, weights)
+                self._load(trt, path.read_bytes() if plan is None else plan, path, version, weights)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: ModuleType, path: Path, version: str, weights: Path | None) -> None:
-        self._logger, plan = silent_log(trt), path.read_bytes()
+    def _load(self, trt: ModuleType, plan: bytes, path: Path, version: str, weights: Path | None) -> None:
+        self._logger = silent_log(trt)
         try:
             self._runtime = trt.Runtime(self._logger)
         except (TypeError, RuntimeError):  # pybind11's words for a null pointer

@@ -13,7 +13,7 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.engines import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
 from sattrt.deploy.triton import write_triton
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.runtime import Bundle, EngineRecord, read_bundle
+from sattrt.runtime import Bundle, EngineRecord, open_bundle, read_bundle
 from sattrt.runtime.trt import TensorRTBackend, load_module, refusal, silent_log
 
 
@@ -112,6 +112,31 @@ def test_rtx_plans_are_for_what_they_were_built_for_alone(
             TensorRTBackend(tmp_path / "x.plan", record | {"flags": flags})
     with pytest.raises(ContractError, match="is invalid"):  # by which the graph that its weights come from would not be checked
         TensorRTBackend(tmp_path / "x.plan", record | {"flags": {"STRIP_PLAN": 1}})
+
+
+def test_the_plan_that_is_deserialised_is_the_one_whose_digest_was_checked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody exchanges it just after that."""
+    record = records(read_bundle(copy))["tensorrt-rtx-fp32"]
+    digest, given = hashlib.sha256((copy / record.file).read_bytes()).hexdigest(), []
+
+    class Exchanged:
+        name, compute_capability, handle = "L4", "8.9", 0
+
+        def __init__(self) -> None:
+            (copy / record.file).unlink()
+            (copy / record.file).write_bytes(b"other code")
+
+        def call(self, *arguments: object) -> None: ...
+
+    def deserialise(self: TensorRTBackend, trt: object, plan: bytes, *others: object) -> None:
+        given.append(plan)
+        raise BackendError("no GPU")
+
+    monkeypatch.setattr("sattrt.runtime.trt.Device", Exchanged)
+    monkeypatch.setattr(TensorRTBackend, "_load", deserialise)
+    with pytest.raises(BackendError, match="no GPU"):
+        open_bundle(copy, record.name)
+    assert [hashlib.sha256(plan).hexdigest() for plan in given] == [digest]
 
 
 def test_weights_are_stripped_of_plans_of_tensorrt_alone(run: Path, premade: None, bundle: Bundle, tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_the_repository_is_what_tritons_own_schema_says(schema: Path, bundle: Bu
             accelerators = config["optimization"]["execution_accelerators"]
             options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
             assert accelerators == {"gpu_execution_accelerator": [{"name": "cuda", "parameters": options}]}
+        on_cuda = name.endswith(("onnxruntime-fp32", "onnxruntime-fp16"))  # whose search Triton takes from here alone
+        assert config.get("parameters") == ({"cudnn_conv_algo_search": {"string_value": "1"}} if on_cuda else None)
 
 
 def test_a_changed_file_is_not_served(copy: Path, bundle: Bundle, tmp_path: Path) -> None:

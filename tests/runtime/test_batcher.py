@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -109,18 +110,18 @@ def test_a_tile_that_gets_no_numbers_fails_alone(engine: Engine) -> None:
         del engine._run  # type: ignore[method-assign]
 
 
-def test_a_lonely_request_waits_no_longer_than_the_bound_less_the_engines_time(engine: Engine) -> None:
+def test_a_lonely_request_waits_no_longer_than_the_bound_less_the_engines_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine's speed: it is what the batcher asks to wait for that is held against the bound."""
     waits: list[float] = []
+
+    class Noted(SimpleQueue):  # type: ignore[type-arg]
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if timeout is not None:
+                waits.append(timeout)
+            return super().get(block, timeout)
+
+    monkeypatch.setattr("sattrt.runtime.batcher.SimpleQueue", Noted)
     with Batcher(engine, latency=1.5) as batcher:
-        wait = batcher._queue._changed.wait
-
-        def noted(seconds: float | None = None) -> bool:
-            if seconds is not None:
-                waits.append(seconds)
-            return wait(seconds)
-
-        batcher._queue._changed.wait = noted  # type: ignore[method-assign]
         batcher.predict(tiles(1)[0])
         assert waits  # for others, who did not come
         assert max(waits) <= 1.5
@@ -230,6 +231,86 @@ answers[0].result()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "answered\n", "")  # else a thread is inside the backend, which may abort
+
+
+SIGNALLED = """
+import itertools, sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from signals import handled, interrupt
+from sattrt.errors import InputError
+from sattrt.runtime import Batcher, open_bundle
+engine, tile = open_bundle({bundle!r}, "onnxruntime-int8", threads=1), np.zeros((64, 64, 3), np.uint8)
+batcher = Batcher(engine, latency=0)
+
+def at_every_moment(handler, call):
+    assert next(moment for moment in itertools.count(1) if not handled(handler(), moment, call)) > 3
+
+{script}
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "at_every_moment(lambda: interrupt, lambda: batcher.predict(tile))",
+        "at_every_moment(lambda: interrupt, lambda: batcher.submit(tile))",
+        """
+answers = [batcher.submit(tile) for _ in range(200)]
+at_every_moment(lambda: interrupt, batcher.close)
+assert all(answer.done() for answer in answers)
+""",
+        """
+def another():
+    global batcher
+    batcher = Batcher(engine, latency=0)
+    return batcher.close
+
+def submit():
+    try:
+        answer = batcher.submit(tile)
+    except InputError:
+        return
+    batcher.close()
+    assert answer.done()
+
+at_every_moment(another, submit)
+""",
+    ],
+    ids=["interrupt-predict", "interrupt-submit", "interrupt-close", "close-in-submit"],
+)
+def test_a_signal_at_any_moment_leaves_nobody_waiting(bundle: Bundle, script: str) -> None:
+    """In a program of its own, which also has to end."""
+    script = SIGNALLED.format(tests=str(Path(__file__).parent), bundle=str(bundle.path), script=script)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_fork_is_told_to_make_a_batcher_of_its_own(bundle: Bundle) -> None:
+    """In a program of its own, whose child ends as those of multiprocessing do: ONNX Runtime's own clean-up would wait for ever."""
+    script = f"""
+import os, sys
+import numpy as np
+from sattrt.errors import BackendError
+from sattrt.runtime import Batcher, open_bundle
+batcher, tile = Batcher(open_bundle({str(bundle.path)!r}, "onnxruntime-int8", threads=1)), np.zeros((64, 64, 3), np.uint8)
+batcher.predict(tile)
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    batcher.predict(tile)
+else:
+    for call in (batcher.submit, batcher.predict):
+        try:
+            call(tile)
+        except BackendError as error:
+            print(error, flush=True)
+    batcher.close()
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    said = "A fork has no thread of the Batcher that was made before it. Open an engine and make a Batcher in the child.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, 2 * said, "")
 
 
 def test_a_tile_may_be_written_over_once_it_is_handed_in(engine: Engine) -> None:

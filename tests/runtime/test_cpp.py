@@ -75,6 +75,44 @@ def test_the_cpp_example_refuses_a_model_of_tiles_without_a_size(program: Path, 
     assert "no fixed size" in done.stderr
 
 
+@pytest.mark.parametrize("shape", [["batch", 12288], ["batch", 64, 192], ["batch", 4, 16, 64, 3]])
+def test_the_cpp_example_refuses_a_model_of_what_is_no_tile(program: Path, tmp_path: Path, shape: list[object]) -> None:
+    from onnx import TensorProto, helper, save
+
+    given = helper.make_tensor_value_info("input", TensorProto.UINT8, shape)
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    node = helper.make_node("Cast", ["input"], ["probabilities"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([node], "other", [given], [answer])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    (tmp_path / "tiles.raw").write_bytes(bytes(12288))
+    done = subprocess.run([program, tmp_path, "model.onnx", tmp_path / "tiles.raw"], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "takes no tiles of height, width and bands" in done.stderr
+
+
+def test_the_cpp_example_refuses_answers_that_are_no_numbers(program: Path, bundle: Bundle, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(bundle.path / "model.fp32.onnx")
+    bias = next(each for each in model.graph.initializer if list(each.dims) == [3])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.nan, np.float32), bias.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    shutil.copy(bundle.path / "labels.txt", tmp_path)
+    np.load(bundle.path / "golden.npz")["tiles"][:2].tofile(tmp_path / "tiles.raw")
+    done = subprocess.run([program, tmp_path, "model.onnx", tmp_path / "tiles.raw"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("what is no number. Use another model, or export again.\n")
+
+
+def test_the_cpp_example_says_when_its_answers_are_lost(program: Path, bundle: Bundle, tmp_path: Path) -> None:
+    np.load(bundle.path / "golden.npz")["tiles"].tofile(tmp_path / "tiles.raw")
+    command = [program, bundle.path, "model.fp32.onnx", tmp_path / "tiles.raw"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "embed_openvino: The answers can't be written. Check where they go, and its free space.\n")
+
+
 def test_the_cpp_example_refuses_what_is_no_tile(program: Path, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "tiles.raw").write_bytes(b"123")
     for arguments in ([bundle.path, "model.fp32.onnx", tmp_path / "tiles.raw"], [tmp_path, "x", "y"], []):

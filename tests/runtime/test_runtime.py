@@ -1,10 +1,15 @@
+import gc
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import venv
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import rename_classes, reseal, respell
+from signals import Interrupted, handled, interrupt
 
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, open_bundle, ort, read_bundle
@@ -373,12 +379,72 @@ def test_closing_waits_for_the_calls_under_way(bundle: Bundle, name: str) -> Non
         assert closings[0].result(timeout=60) is None
 
 
+def ends(call: Callable[[], object]) -> bool:
+    """Whether a call ends, in a thread that is left behind where it does not."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(60)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_a_call_that_was_interrupted_at_any_moment_is_over(bundle: Bundle, name: str) -> None:
+    engine, image = bundle.open(name, threads=1), np.zeros((64, 64, 3), np.uint8)
+    last = next(moment for moment in itertools.count(1) if not handled(interrupt, moment, lambda: engine.predict(image)))
+    assert last > 10
+    assert ends(engine.close)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_a_handler_may_close_the_engine_whose_call_it_interrupts(bundle: Bundle, name: str) -> None:
+    engine, images, done = bundle.open(name, threads=1), np.zeros((300, 64, 64, 3), np.uint8), []
+    run, close = engine._backend.run, engine._backend.close
+    engine._backend.run = lambda tiles: (engine.close(), run(tiles))[1]  # type: ignore[method-assign]
+    engine._backend.close = lambda: done.append(close())  # type: ignore[method-assign]
+    assert ends(lambda: done.append(len(engine.predict(images).names)))
+    assert done == [None, 300]
+    with pytest.raises(BackendError, match="was closed"):
+        engine.predict(images)
+
+
+def test_closing_that_was_interrupted_is_done_by_closing_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, begun, go_on, freed = bundle.open("onnxruntime-int8", threads=1), threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(engine._backend, "run", lambda tiles: (begun.set(), go_on.wait()))
+    monkeypatch.setattr(engine._backend, "close", freed.set)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: interrupt())
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(engine.predict, np.zeros((64, 64, 3), np.uint8))
+        try:
+            assert begun.wait(60)
+            with pytest.raises(Interrupted):
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+                engine.close()  # waits for the call
+            assert not freed.is_set()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            go_on.set()
+        assert call.exception(60)  # of an answer that is none
+    assert ends(engine.close)
+    assert freed.is_set()
+
+
 def test_what_is_measured_on_the_device_keeps_the_engine_open_too(bundle: Bundle) -> None:
     with bundle.open("onnxruntime-int8", threads=1) as engine:
         call = engine.resident(np.zeros((2, 64, 64, 3), np.uint8))
         assert call() > 0
     with pytest.raises(BackendError, match="was closed"):
         call()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_an_engine_does_not_keep_the_tiles_that_it_was_given(bundle: Bundle, name: str) -> None:
+    with bundle.open(name, threads=1) as engine:
+        images = np.zeros((2, 64, 64, 3), np.uint8)
+        kept = weakref.ref(images)
+        engine.predict(images)
+        del images
+        gc.collect()
+        assert kept() is None
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a GPU is there, and not hidden")

@@ -91,6 +91,22 @@ def test_what_is_no_key_is_named(copy: Path, tmp_path: Path) -> None:
             open_bundle(copy, signed_by=wrong)
 
 
+def test_an_empty_key_is_refused_and_not_taken_for_none(copy: Path, tmp_path: Path) -> None:
+    """As that of an environment variable which is not set."""
+    sign_bundle(copy, keys(tmp_path, "mine")[0])
+    (tmp_path / "tile.jpg").write_bytes(jpeg((30, 90, 40), 1))
+    for key in ("", Path("")):
+        with pytest.raises(InputError, match="public key has an empty name"):
+            open_bundle(copy, "onnxruntime-int8", signed_by=key)
+    for command in (
+        ("predict", copy, tmp_path / "tile.jpg", "--require-signature", ""),
+        ("map", copy, tmp_path / "tile.jpg", "--set", "signed_by="),
+    ):
+        done = sattrt(*command)
+        assert (done.returncode, done.stdout) == (1, ""), command
+        assert "public key has an empty name" in done.stderr, command
+
+
 def test_every_command_asks_for_the_signature(copy: Path, dataset_folder: Path, tmp_path: Path) -> None:
     (private, public), (_, stranger) = keys(tmp_path, "mine"), keys(tmp_path, "other")
     assert sattrt("sign", copy, "--key", private).stdout == f"{copy / 'bundle.sig'}\n"
