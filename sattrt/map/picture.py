@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from .colours import Colour
 from .geo import open_raster, reading
 from .scene import Scene, table
 
+MADE_BY = "sattrt map"  # a picture's note of its software
 _SIDE = 900  # of a picture, at most; smaller maps are enlarged in whole steps to come near
 _INK, _FAINT = (29, 35, 40), (102, 112, 122)
 PAPER = (253, 252, 249)
@@ -80,7 +82,9 @@ def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[
         draw.text((left + 1.7 * _TEXT, top), name, fill=_INK, font=text)
         draw.text((left + width, top), figure, fill=_FAINT, font=text, anchor="ra")
         top += 1.6 * _TEXT
-    sheet.save(path, "PNG")
+    note = PngInfo()
+    note.add_text("Software", MADE_BY)
+    sheet.save(path, "PNG", pnginfo=note)
 
 
 def _hatched(size: tuple[int, int]) -> Image.Image:
