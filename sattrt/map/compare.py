@@ -143,7 +143,7 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
             yield from np.stack([np.where(known, changed, 0), np.where(known, least, 0)], axis=1).astype(np.uint8)
 
     gained = possible.sum(0) - np.diag(possible)
-    legend = [
+    legend: list[tuple[Colour | None, str, str]] = [
         (colour, f"to {name}", f"{area:,.1f} {after.unit}") for (name, colour), area in zip(colours.values(), gained, strict=True) if area
     ]
     try:
