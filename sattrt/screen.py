@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from .errors import by_reason
 
@@ -38,7 +38,7 @@ def progress_bar(unit: str = "") -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(file=cast("TextIO", _Lasting(sys.stderr)))
     columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
     return Progress(
         SpinnerColumn(),
@@ -50,6 +50,23 @@ def progress_bar(unit: str = "") -> Progress:
         redirect_stdout=sys.stdout.isatty(),  # lines go above the bar on a terminal; what goes into a file or a pipe stays there
         disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",  # the others' would erase the first rank's
     )
+
+
+class _Lasting:
+    """A stream whose reader may go away, as a terminal or `head` does: what is said then goes nowhere, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def updater(bar: Progress, description: str) -> Callable[[int, int], None]:
