@@ -215,9 +215,10 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
     counts = dataset.counts()
     rows = [(name, *(str(counts[part][name]) for part in counts)) for name in dataset.classes]
     print_table(("class", *counts), [*rows, ("all", *(str(sum(by_class.values())) for by_class in counts.values()))])
-    for part in ("valid", "test"):
-        if empty := [name for name in dataset.classes if not counts[part][name]]:
-            print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
+    for part, by_class in counts.items():
+        if empty := [name for name in dataset.classes if not by_class[name]]:
+            refused = ", and sattrt train needs one of each class" * (part != "test")
+            print(f"note: no {part} tile of {', '.join(empty)}{refused}. {dataset.way_to_more(part)}")
     print(f"split: {dataset.split_description}")
     if dataset.dtype != "uint8":
         chosen = "" if dataset.bands == dataset.file_bands else f" (of {', '.join(dataset.file_bands)})"
@@ -232,7 +233,8 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
     if dataset.split != "folders" and 0 < few < _FEW_TESTS:
         low, high = interval(0.95 * few, few)
         rule = "spatial:80:10:10" if dataset.split.startswith("spatial") else "80:10:10"
-        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would narrow it"
+        gives_more = dataset.split != rule and total / 10 > 1.5 * few
+        more = f"--split {rule} gives about {total / 10:.0f}" if gives_more else "more tiles would narrow it"
         print(f"note: {few} test tile{'s' * (few > 1)}: an accuracy near 95 % would be known to ±{50 * (high - low):.0f} points; {more}")
 
 

@@ -70,12 +70,13 @@ class Mapped:
     seconds: float | None = None
 
     def table(self) -> list[tuple[str, ...]]:
-        """Class, area, share and mean confidence in percent of each class that was found, as text."""
-        return [
+        """Class, area, share and mean confidence in percent of each class that was found, and the area of no data, as text."""
+        found = [
             (each.name, f"{each.area:,.1f}", f"{each.share:.1f}", f"{each.confidence:.1f}")
             for each in self.map.shares(self.statistics)
             if each.confidence is not None
         ]
+        return found + [("no data", f"{self.statistics.nothing:,.1f}", "", "")] * bool(self.statistics.nothing)
 
     def document(self) -> dict[str, Any]:
         """The same and how it was made, as plain values for JSON; areas in `unit`, the side of a cell in pixels and, where it lies on the ground, in metres."""
