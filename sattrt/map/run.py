@@ -71,7 +71,7 @@ class Mapped:
 
     def table(self) -> list[tuple[str, ...]]:
         """Class, area, share and mean confidence in percent of each class that was found, and the area of no data, as text."""
-        found = [
+        found: list[tuple[str, ...]] = [
             (each.name, f"{each.area:,.1f}", f"{each.share:.1f}", f"{each.confidence:.1f}")
             for each in self.map.shares(self.statistics)
             if each.confidence is not None
