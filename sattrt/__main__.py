@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -19,13 +20,17 @@ _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's; newer typer
 
 def main() -> None:
     """The `sattrt` command: a failure that the user can mend is one line and exit code 1."""
-    # SIGTERM unwinds like any exit, so that nothing half-written stays behind
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # SIGTERM unwinds like any exit, so that nothing half-written stays behind; so does a terminal that goes away, but for nohup
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115 - whoever called us closed it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     try:
         code = app(prog_name="sattrt", standalone_mode=False) or 0
+        sys.stdout.flush()  # a full disk shows here, at the latest
         if code == 128 + signal.SIGINT and sys.argv[1:2] == ["map"]:
             print("sattrt: Interrupted. Add --resume to continue, if it had started.", file=sys.stderr)
         sys.exit(code)
@@ -38,17 +43,27 @@ def main() -> None:
         path = error.ctx.command_path if error.ctx else "sattrt"
         sys.exit(f"sattrt: {' '.join(error.format_message().split()).rstrip('.')}. See {path} --help")
     except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         sys.exit(1)
     except ModuleNotFoundError as error:
         if (package := (error.name or "").partition(".")[0]) not in _OF_TRAIN:
             raise
         sys.exit(f"sattrt: {package} is not installed here. Install it with: pip install 'sattrt[train]'")
     except OSError as error:  # of a path that the system refuses: too long, no permission, a loop of links
-        name = ascii(error.filename)[1:-1] if error.filename else "the system"
-        sys.exit(f"sattrt: {name}: {error.strerror or error}. Check the path and its permissions.")
+        name, way_out = ascii(error.filename)[1:-1] if error.filename else "the system", "Check the path and its permissions."
+        if not error.filename and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a file of ours it is an InputError
+            name, way_out = "stdout", "Free some space where it goes, or send it elsewhere."
+            _drop(sys.stdout)
+        elif not error.filename and isinstance(error, FileNotFoundError):  # as the system answers whoever asks for it
+            name, way_out = "the working directory", "It was deleted; change to another."
+        sys.exit(f"sattrt: {name}: {error.strerror or error}. {way_out}")
     except UnicodeEncodeError as error:
         sys.exit(f"sattrt: {ascii(error.object)[1:-1]} is not readable text in UTF-8. Rename it.")
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is printed go nowhere: on its way out, Python would try to write it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

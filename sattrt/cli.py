@@ -210,7 +210,8 @@ def export(
 
 @app.command()
 def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="Folders that `sattrt export` wrote.", show_default=False)],
+    # readable=False: of several, one that can't be read is left out like one that is missing, instead of ending the command
+    bundles: Annotated[list[Path], typer.Argument(help="Folders that `sattrt export` wrote.", readable=False, show_default=False)],
     data: Annotated[Path, typer.Option(help="Folder that `sattrt data` wrote.")] = Path("dataset"),
     out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.html.")] = Path("report"),
     config: Config = None,
@@ -273,7 +274,10 @@ def bench(
 @app.command()
 def predict(
     bundle: BundleFolder,
-    sources: Annotated[list[Path], typer.Argument(help="Images of the tile size, or folders, zips or tars of them.", show_default=False)],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Images of the tile size, or folders, zips or tars of them.", readable=False, show_default=False),
+    ],
     engine: Annotated[str, typer.Option(help="Name of an engine in the bundle; auto is the first that runs.")] = "auto",
     reject: Annotated[bool, typer.Option("--reject", help="Answer 'rejected' where the engine is not sure enough.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a table here: a row a file, a column a class.", show_default=False)] = None,
@@ -287,7 +291,7 @@ def predict(
     checked, left_out, predictions = read_bundle(bundle, require_signature), dict[str, str](), list[dict[str, Any]]()
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(csv_of_answers(csv, checked.spec.classes, sources)) if csv else print_answer
+        write = stack.enter_context(csv_of_answers(csv, checked.spec.classes, sources, bundle)) if csv else print_answer
         opened = stack.enter_context(checked.open_best() if engine == "auto" else checked.open(engine))
         bar = stack.enter_context(progress_bar("files"))
         for answer in predict_files(opened, sources, left_out, reject, updater(bar, "Predicting"), notes):

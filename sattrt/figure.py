@@ -5,6 +5,7 @@ contact_sheet(images, captions, right, Path("worst.png"))
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,5 +44,6 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
 def save(figure: Figure, path: Path) -> None:
     """The figure in a file, of the kind that its name ends in. InputError where it can't be written."""
     FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a class name in letters that the font lacks: boxes are seen
         figure.savefig(temporary, format=path.suffix[1:], dpi=130)

@@ -102,13 +102,17 @@ def predict_files(
 
 
 @contextlib.contextmanager
-def csv_of_answers(path: Path, classes: Sequence[str], sources: Sequence[Path] = ()) -> Iterator[Callable[[Answer], object]]:
+def csv_of_answers(
+    path: Path, classes: Sequence[str], sources: Sequence[Path] = (), bundle: Path | None = None
+) -> Iterator[Callable[[Answer], object]]:
     """A function that adds an answer to a new CSV file: a row a file, its class, that probability, and a column for every class's.
 
-    sources: what is predicted, none of which it may replace. The file is there when the block ends, whole; or not at all. InputError where it
+    sources: what is predicted, none of which it may replace. bundle: the folder of the engine, in which it may not lie. The file is there when the block ends, whole; or not at all. InputError where it
     can't be written, as the block begins if that can be told.
     """
     _refuse_source(path, sources)
+    if bundle and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundle)):
+        raise InputError(f"Can't write {path}: it lies in the bundle, whose files are not replaced. Choose another --csv.")
     if path.is_dir():
         raise InputError(f"Can't write {path}: it is a folder. Choose another --csv.")
     require_writable(path, "--csv")

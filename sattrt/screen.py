@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from .errors import by_reason
 
@@ -38,7 +38,7 @@ def progress_bar(unit: str = "") -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(file=cast("TextIO", _Lasting(sys.stderr)))
     columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
     return Progress(
         SpinnerColumn(),
@@ -50,6 +50,23 @@ def progress_bar(unit: str = "") -> Progress:
         redirect_stdout=sys.stdout.isatty(),  # lines go above the bar on a terminal; what goes into a file or a pipe stays there
         disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",  # the others' would erase the first rank's
     )
+
+
+class _Lasting:
+    """A stream whose reader may go away, as a terminal or `head` does: what is said then goes nowhere, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def updater(bar: Progress, description: str) -> Callable[[int, int], None]:
@@ -198,9 +215,10 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
     counts = dataset.counts()
     rows = [(name, *(str(counts[part][name]) for part in counts)) for name in dataset.classes]
     print_table(("class", *counts), [*rows, ("all", *(str(sum(by_class.values())) for by_class in counts.values()))])
-    for part in ("valid", "test"):
-        if empty := [name for name in dataset.classes if not counts[part][name]]:
-            print(f"note: no {part} tile of {', '.join(empty)}; a larger share ({part}) or more tiles would give some")
+    for part, by_class in counts.items():
+        if empty := [name for name in dataset.classes if not by_class[name]]:
+            refused = ", and sattrt train needs one of each class" * (part != "test")
+            print(f"note: no {part} tile of {', '.join(empty)}{refused}. {dataset.way_to_more(part)}")
     print(f"split: {dataset.split_description}")
     if dataset.dtype != "uint8":
         chosen = "" if dataset.bands == dataset.file_bands else f" (of {', '.join(dataset.file_bands)})"
@@ -215,7 +233,8 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
     if dataset.split != "folders" and 0 < few < _FEW_TESTS:
         low, high = interval(0.95 * few, few)
         rule = "spatial:80:10:10" if dataset.split.startswith("spatial") else "80:10:10"
-        more = f"--split {rule} gives about {total / 10:.0f}" if total / 10 > 1.5 * few else "more tiles would narrow it"
+        gives_more = dataset.split != rule and total / 10 > 1.5 * few
+        more = f"--split {rule} gives about {total / 10:.0f}" if gives_more else "more tiles would narrow it"
         print(f"note: {few} test tile{'s' * (few > 1)}: an accuracy near 95 % would be known to ±{50 * (high - low):.0f} points; {more}")
 
 

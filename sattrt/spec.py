@@ -177,9 +177,9 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file; InputError where it can't be read."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a file. Check the path.")
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file. Check the path.")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
@@ -214,7 +214,12 @@ def atomic_path(path: Path, setting: str = "--out") -> Iterator[Path]:
     What a link leads to is replaced, not the link. A device or a pipe, as /dev/stdout, is not replaced but written to.
     """
     if _is_written_to(path):
-        yield path
+        try:
+            yield path
+        except BrokenPipeError:  # whoever read it has what it wanted
+            raise
+        except OSError as error:
+            raise unwritable(path, error, setting) from None
         return
     if path.parent in (Path("/dev"), Path("/dev/fd")):
         raise InputError(f"{path} leads to the file {os.path.realpath(path)}, which would be replaced. Give that path itself.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -298,6 +299,20 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(small_disk: Path, data
     source = json.loads((dataset_folder / "dataset.json").read_text())["source"]
     assert "The disk is full" in refusal("data", source, "--out", small_disk / "d")
     assert files(small_disk) in (["fill"], ["d", "fill"])
+
+
+def test_output_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    sattrt_ = f"{shlex.quote(sys.executable)} -m sattrt"
+    for command, code, out, said in (
+        (f"{sattrt_} doctor >&-", 0, "", ""),
+        (f"{sattrt_} data nothing 2>&-", 1, "", ""),
+        (f"{sattrt_} doctor >/dev/full", 1, "", "sattrt: stdout: No space left on device. Free some space where it goes, or send it elsewhere.\n"),
+        (f"{sattrt_} doctor --json >/dev/full", 1, "", "sattrt: stdout: No space left on device. Free some space where it goes, or send it elsewhere.\n"),
+        (f"cd gone && rmdir ../gone && {sattrt_} data nothing", 1, "", "sattrt: the working directory: No such file or directory. It was deleted; change to another.\n"),
+    ):  # fmt: skip
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (code, out, said), command
 
 
 def test_data_that_is_divided_already_is_not_divided_again(tiles: Path, tmp_path: Path) -> None:

@@ -143,6 +143,28 @@ def test_a_table_does_not_take_the_place_of_a_tile(tmp_path: Path) -> None:
     with csv_of_answers(tmp_path / "o.csv", ["One"], [tmp_path / "tile"]):
         pass
     assert (tmp_path / "o.csv").read_text() == "file,class,probability,One\n"
+    for name in ("tile", "new.csv"):
+        with (
+            pytest.raises(InputError, match=rf"{name}: it lies in the bundle, .* Choose another --csv"),
+            csv_of_answers(tmp_path / name, ["One"], bundle=tmp_path),
+        ):
+            pass
+    assert (tmp_path / "tile").read_text() == "of somebody's"
+
+
+def test_a_tile_that_may_not_be_read_is_left_out(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg((30, 90, 40), 1))
+    (tmp_path / "b.jpg").touch(mode=0)
+    (tmp_path / "c").mkdir(mode=0)
+    command = [sys.executable, "-m", "sattrt", "predict", bundle.path, *sorted(tmp_path.iterdir())]
+    if not os.geteuid():  # root may read anything, but for want of these capabilities
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--inh-caps={rights}", f"--bounding-set={rights}", *command]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.endswith(f"{tmp_path}/a.jpg\n")
+    assert f"left out: {tmp_path}/b.jpg: can't be read: Permission denied" in done.stderr
+    assert f"left out: {tmp_path}/c: " in done.stderr
 
 
 def test_memory_does_not_grow_with_the_files(bundle: Bundle, tmp_path: Path) -> None:

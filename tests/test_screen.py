@@ -1,9 +1,11 @@
+import re
 from dataclasses import replace
 
 import pytest
 
 from sattrt.accuracy import wilson
 from sattrt.data.dataset import Dataset, Tile
+from sattrt.errors import InputError
 from sattrt.screen import _describe, print_dataset
 from sattrt.training.observer import Plan
 
@@ -41,6 +43,7 @@ def test_what_a_run_is_about_to_do_is_one_line(steps: int, tiles: int, said: str
         (1, 99, "94:5:1", "note: 1 test tile: an accuracy near 95 % would be known to ±41 points; --split 80:10:10 gives about 10"),
         (40, 960, "spatial:94:5:1", "known to ±8 points; --split spatial:80:10:10 gives about 100"),
         (40, 360, "80:10:10", "known to ±8 points; more tiles would narrow it"),
+        (40, 960, "80:10:10", "known to ±8 points; more tiles would narrow it"),
         (99, 9901, "94:5:1", "known to ±5 points; --split 80:10:10 gives about 1000"),
         (100, 9900, "94:5:1", ""),
         (10, 990, "folders", ""),
@@ -55,3 +58,30 @@ def test_few_test_tiles_are_said_with_what_they_are_worth(
     out = capsys.readouterr().out
     assert said in out
     assert ("an accuracy near" in out) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("split", "part", "said"),
+    [
+        (
+            "94:5:1",
+            "valid",
+            "valid tile of Forest, Water, and sattrt train needs one of each class. Try another --seed, a larger share (valid) or",
+        ),
+        ("folders", "valid", "valid tile of Forest, Water, and sattrt train needs one of each class. Add some to its valid/ folder"),
+        ("94:5:1", "test", "no test tile of Forest, Water. Try another --seed, a larger share (test) or more tiles"),
+    ],
+)
+def test_a_class_that_a_split_lacks_is_said_with_what_it_means(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], split: str, part: str, said: str
+) -> None:
+    tiles = [
+        Tile(f"{other}{i}", i % 3, other, f"{other}{i}", 1)
+        for other in ("train", "valid", "test")
+        for i in range(1 if other == part else 3)
+    ]
+    lacking = replace(dataset, all_tiles=tuple(tiles), split=split)
+    print_dataset(lacking, wilson)
+    assert said in capsys.readouterr().out
+    with pytest.raises(InputError, match=re.escape(lacking.way_to_more(part))):
+        lacking.require_classes(part)

@@ -172,9 +172,14 @@ class Dataset:
         self.require(split)
         if missing := [name for name, count in self.counts()[split].items() if not count]:
             raise InputError(
-                f"The {split} split of {self.source} has no tile of {', '.join(missing)}. Add tiles or give that split a larger share, "
-                "and run `sattrt data` again."
+                f"The {split} split of {self.source} has no tile of {', '.join(missing)}. {self.way_to_more(split)}, and run `sattrt data` again."
             )
+
+    def way_to_more(self, split: str) -> str:
+        """What gives a split tiles of classes that it lacks."""
+        if self.split == "folders":
+            return f"Add some to its {split}/ folder"
+        return f"Try another --seed, a larger share ({split}) or more tiles"
 
     def write(self, folder: Path) -> Path:
         """Write `dataset.json`, atomically, one tile a line."""

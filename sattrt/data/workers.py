@@ -55,7 +55,8 @@ def each_file(
 
 
 def _open(path: Path, work: Callable[[Source, str], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, and a terminal that goes away, are the parent's to answer
+        signal.signal(number, signal.SIG_IGN)
     global _of_this_process  # an archive's directory is read once a process, not once a file
     _of_this_process = open_source(path), work
 

@@ -1,6 +1,6 @@
-"""What lies beside a map under its name: another map that would share it, and what an older map leaves.
+"""What lies beside a map under its name: another map that would share it, files that no run made, and what an older map leaves.
 
-check_alone(out)              # before anything is written
+check_alone(out, paths)       # before anything is written
 left = left_by_older(out)     # before the map takes its name
 remove(left)                  # once it has it
 """
@@ -17,21 +17,26 @@ from ..errors import InputError
 from .geo import open_raster
 from .mapfile import CHANGE_TAG, TAG
 from .output import probabilities_path
+from .picture import MADE_BY
 
 _ENDS = (".tif", ".tiff", ".TIF", ".TIFF")
 _TITLE = b": sattrt map</title>"  # of every page that `page` makes
-_HEAD = 4096  # bytes of a page that its title lies in
+_HEAD = 4096  # bytes of a page that its title lies in, and of a picture its note
 
 
-def check_alone(out: Path) -> None:
-    """InputError where another map differs from `out` in its ending alone: both have one picture, and one page."""
+def check_alone(out: Path, paths: Iterable[Path]) -> None:
+    """InputError where one of the paths that are written for a map is there and no run made it, or where another map differs from `out` in
+    its ending alone: both have one picture, and one page."""
     for other in (out.with_suffix(end) for end in _ENDS):
         if _same_file(other, out):  # as on a disk that does not tell m.tif from m.TIF
             continue
-        if {TAG, CHANGE_TAG} & set(_described(other)[0]):
+        if _is_map(other):
             raise InputError(
                 f"{out} would replace {out.stem}.png, the picture of the map {other}. Remove that map, or choose another --out."
             )
+    for path in paths:
+        if path.exists() and not _is_ours(path, out):
+            raise InputError(f"{path} is there already, and no run of sattrt map made it. Move it away, or choose another --out.")
 
 
 def left_by_older(out: Path) -> list[Path]:
@@ -41,8 +46,7 @@ def left_by_older(out: Path) -> list[Path]:
     """
     if TAG not in _described(out)[0]:
         return []
-    page, probabilities = out.with_suffix(".html"), probabilities_path(out)
-    return [path for path, ours in ((page, _is_page), (probabilities, _are_probabilities)) if ours(path)]
+    return [path for path in (out.with_suffix(".html"), probabilities_path(out)) if path.exists() and _is_ours(path, out)]
 
 
 def remove(paths: Iterable[Path]) -> None:
@@ -69,12 +73,29 @@ def _described(path: Path) -> tuple[dict[str, Any], tuple[str | None, ...]]:
         return {}, ()
 
 
-def _is_page(path: Path) -> bool:
+def _is_ours(path: Path, out: Path) -> bool:
+    """Whether a run made what lies at a path that is written for the map `out`."""
+    if path == probabilities_path(out):
+        return _are_probabilities(path)
+    if path.suffix == ".html":
+        return _says(path, _TITLE)
+    if path.suffix == ".png":  # beside a map it is the map's: older ones don't say who made them
+        return _is_map(out) or _says(path, f"Software\0{MADE_BY}".encode())
+    return path.suffix == ".xml" or _is_map(path)  # what GDAL notes of a raster goes with it
+
+
+def _is_map(path: Path) -> bool:
+    """Of a scene, or of change."""
+    return bool({TAG, CHANGE_TAG} & set(_described(path)[0]))
+
+
+def _says(path: Path, text: bytes) -> bool:
+    """Whether a file has this text near its beginning."""
     if not os.path.isfile(path):  # to open a pipe would wait for whoever writes to it
         return False
     try:
         with open(path, "rb") as file:
-            return _TITLE in file.read(_HEAD)
+            return text in file.read(_HEAD)
     except OSError:
         return False
 

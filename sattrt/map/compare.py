@@ -121,7 +121,7 @@ def _write(before: MapFile, after: MapFile, possible: NDArray[np.float64], certa
     given = {os.path.realpath(file) for path in (before.path, after.path) for file in files_of(path)}
     if out.suffix.lower() not in (".tif", ".tiff") or any(os.path.realpath(name) in given or os.path.isdir(name) for name in names):
         raise InputError(f"--out is {out}; give the map of change a name of its own that ends in .tif.")
-    check_alone(out)
+    check_alone(out, names)
     colours: dict[int, tuple[str, Colour]] = dict(enumerate(zip(after.classes, class_colours(after.classes), strict=True), 1))
     made = {"old": before.made, "new": after.made, "old_file": before.path.name, "new_file": after.path.name, "certain": certain}
     layout = Layout(

@@ -135,7 +135,7 @@ class Shape:
 
     @classmethod
     def of(cls, dataset: Any, band: Band) -> Shape:
-        placed = bool(dataset.crs) and not dataset.transform.is_identity
+        placed = bool(dataset.crs) and not dataset.transform.is_identity and all(map(math.isfinite, dataset.transform))
         return cls(
             width=dataset.width,
             height=dataset.height,

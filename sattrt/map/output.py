@@ -75,7 +75,8 @@ def write_cog(path: Path, work: Path, layout: Layout, rows: Iterable[NDArray[np.
                     written.read(window=window)
         except faults(rasterio) as error:
             raise _as_os_error(error) from None
-    plain.unlink()
+        finally:
+            plain.unlink(missing_ok=True)  # it takes space that a run which goes on needs
 
 
 def names_path(out: Path) -> Path:

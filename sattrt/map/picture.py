@@ -5,18 +5,23 @@ save_picture(path, map_picture(map, colours), legend)
 
 from __future__ import annotations
 
+import contextlib
+import unicodedata
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from .colours import Colour
 from .geo import open_raster, reading
 from .scene import Scene, table
 
+MADE_BY = "sattrt map"  # a picture's note of its software
 _SIDE = 900  # of a picture, at most; smaller maps are enlarged in whole steps to come near
 _INK, _FAINT = (29, 35, 40), (102, 112, 122)
 PAPER = (253, 252, 249)
@@ -49,18 +54,20 @@ def scene_picture(scene: Scene) -> tuple[Image.Image, str]:
     if scene.dtype == "uint16":
         said += ", digital numbers as EuroSAT scales them"
     numbers = [_small(band.path, band.index) for band in shown]
+    thinned = max(scene.height, scene.width) > _SIDE * min(band.factor for band in shown)
     size = max((each.shape for each in numbers), key=lambda shape: shape[0])
     layers = []
     for band, each in zip(shown, numbers, strict=True):
         light = table(band.offset, scaled=True)[each] if scene.dtype == "uint16" else each
         layers.append(np.asarray(Image.fromarray(light.astype(np.uint8)).resize((size[1], size[0]))))
-    return _enlarged(Image.fromarray(np.stack(layers, axis=2))), f"{said}, downsampled."
+    return _enlarged(Image.fromarray(np.stack(layers, axis=2))), f"{said}{', downsampled' * thinned}."
 
 
 def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[tuple[Colour | None, str, str]]) -> None:
     """Write a PNG: a picture, and beside it a line for each colour, its name and a figure; a remark has no colour."""
     lines = list(legend)
-    text = ImageFont.load_default(_TEXT)
+    text = _font(title + "".join(name for _, name, _ in lines))
+    title, lines = _letters(title, text), [(colour, _letters(name, text), figure) for colour, name, figure in lines]
     names = max((text.getlength(name) for _, name, _ in lines), default=0)
     figures = max((text.getlength(figure) for _, _, figure in lines), default=0)
     width = int(max(names + figures + 3 * _TEXT + _PAD, text.getlength(title)))
@@ -80,7 +87,29 @@ def save_picture(path: Path, title: str, picture: Image.Image, legend: Iterable[
         draw.text((left + 1.7 * _TEXT, top), name, fill=_INK, font=text)
         draw.text((left + width, top), figure, fill=_FAINT, font=text, anchor="ra")
         top += 1.6 * _TEXT
-    sheet.save(path, "PNG")
+    note = PngInfo()
+    note.add_text("Software", MADE_BY)
+    sheet.save(path, "PNG", pnginfo=note)
+
+
+def _font(shown: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own, which knows ASCII alone; for other letters DejaVu Sans, of the system or of matplotlib, where there is one."""
+    places = ["DejaVuSans.ttf"] * (not shown.isascii())
+    if places and (found := find_spec("matplotlib")) and found.origin:
+        places.append(str(Path(found.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    for place in places:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(place, _TEXT)
+    return ImageFont.load_default(_TEXT)
+
+
+def _letters(shown: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text; a letter that the font lacks becomes the ASCII one below its accent, or a question mark, instead of a box."""
+    box = bytes(font.getmask("\uffff"))
+    return "".join(
+        unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?" if bytes(font.getmask(letter)) == box else letter
+        for letter in shown
+    )
 
 
 def _hatched(size: tuple[int, int]) -> Image.Image:

@@ -70,12 +70,13 @@ class Mapped:
     seconds: float | None = None
 
     def table(self) -> list[tuple[str, ...]]:
-        """Class, area, share and mean confidence in percent of each class that was found, as text."""
-        return [
+        """Class, area, share and mean confidence in percent of each class that was found, and the area of no data, as text."""
+        found: list[tuple[str, ...]] = [
             (each.name, f"{each.area:,.1f}", f"{each.share:.1f}", f"{each.confidence:.1f}")
             for each in self.map.shares(self.statistics)
             if each.confidence is not None
         ]
+        return found + [("no data", f"{self.statistics.nothing:,.1f}", "", "")] * bool(self.statistics.nothing)
 
     def document(self) -> dict[str, Any]:
         """The same and how it was made, as plain values for JSON; areas in `unit`, the side of a cell in pixels and, where it lies on the ground, in metres."""
@@ -155,14 +156,14 @@ def _title(scene: Path) -> str:
 
 
 def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) -> None:
-    """InputError where a file that would be written is one of a scene, is written twice, or is a folder, or where another map has its picture."""
+    """InputError where a file that would be written is one of a scene, is written twice, is a folder or no run's, or where another map has its picture."""
     own = {os.path.realpath(file) for plan in plans for file in (plan.scene.path, *plan.scene.files)}
     for plan in plans:  # bands that this engine does not take, too
         own |= {os.path.realpath(file) for file in Path(plan.scene.path).rglob("*") if band_name(file.stem)}
     taken: set[str] = set()
     for out in outs:
-        check_alone(out)
-        for path in files_of(out, config.probabilities, config.report):
+        paths = files_of(out, config.probabilities, config.report)
+        for path in paths:
             real = os.path.realpath(path)
             if os.path.isdir(real):
                 raise InputError(f"{path} is a folder. Choose another --out.")
@@ -171,6 +172,7 @@ def _keep_apart(plans: Sequence[Plan], outs: Sequence[Path], config: MapConfig) 
             if real in taken:
                 raise InputError(f"{path} would be written for two scenes. Map them one by one, or give them other names.")
             taken.add(real)
+        check_alone(out, paths)
 
 
 def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
@@ -191,7 +193,9 @@ def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress)
     """Map one scene. InputError where an output can't be written."""
     begun = time.perf_counter()
     work = Work.begin(out, _manifest(plan, job), resume)
-    check_alone(out)  # once more: the run that had the lock before may have made another
+    check_alone(
+        out, files_of(out, job.config.probabilities, job.config.report)
+    )  # once more: the run that had the lock before may have made another
     remove_temporaries(*files_of(out))
     missing = work.missing(plan.grid)
     require_space(out, _space(plan, missing, len(job.engine.classes), job.config.probabilities))

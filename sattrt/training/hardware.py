@@ -199,9 +199,9 @@ def tuned_convolutions(wanted: bool = True) -> Iterator[None]:
 
 
 class StopRequest:
-    """While it is open, SIGTERM and the first Ctrl-C set `asked` instead of ending the process; a second Ctrl-C ends it.
+    """While it is open, SIGTERM, a terminal that goes away and the first Ctrl-C set `asked` instead of ending the process; a second Ctrl-C ends it.
 
-    Signals can be caught in the main thread only; elsewhere, and where Ctrl-C is switched off (nohup), nothing changes. heard: called with
+    Signals can be caught in the main thread only; elsewhere, and for a signal that is switched off (nohup), nothing changes. heard: called with
     what is to be said of it as a signal comes.
     """
 
@@ -211,7 +211,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._ask)
         return self

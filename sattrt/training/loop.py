@@ -74,7 +74,7 @@ def train(
 
     patience: how long the end of an epoch waits with a checkpoint (`keeper.PATIENCE`); interval: seconds between checkpoints; with 0
     every epoch ends with one, and every step. machine: settings of `config.OF_THE_MACHINE` that a run which goes on has from here on.
-    SIGTERM and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
+    SIGTERM, SIGHUP and the first Ctrl-C end the run after the step in hand, with a checkpoint (in the main thread only).
     Raises InputError for an empty split, a folder that holds another run or that one is at work in, a loss that is not finite or diverges;
     ContractError for a resume with another dataset or weights that don't fit.
     """

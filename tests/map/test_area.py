@@ -33,6 +33,11 @@ def test_another_ground_sampling_distance_than_the_tiles_is_said(tmp_path: Path,
         assert any("m wide" in text for text in says) == said
     bare = write_raster(tmp_path / "bare.tif", noise(1, 64, 64), ("B04",), placed=False)
     assert find_scene(bare, replace(spec(("B04",), "uint16"), gsd=0.5), MapConfig()).says == ("no georeference: mapped in pixels",)
+    for place in (rasterio.Affine(float("nan"), 0, 9, 0, -1, 9), rasterio.Affine(10, 0, float("inf"), 0, -10, 9)):
+        nowhere = find_scene(
+            write_raster(tmp_path / "n.tif", noise(1, 64, 64), ("B04",), transform=place), spec(("B04",), "uint16"), MapConfig()
+        )
+        assert (nowhere.crs, nowhere.transform, nowhere.says) == ("", None, ("no georeference: mapped in pixels",))
 
 
 def test_a_projection_is_the_same_however_it_is_spelt(tmp_path: Path) -> None:

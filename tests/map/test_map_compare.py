@@ -119,6 +119,8 @@ def test_maps_that_do_not_fit_are_refused_by_name(mapper: Mapper, tmp_path: Path
     for name in (f"{old.stem}-probabilities.tif", f"{old.stem}.tiff"):  # the picture of the last would be that of the map
         with pytest.raises(InputError, match="a name of its own"):
             compare_maps(old, old, 70, old.with_name(name))
+    with pytest.raises(InputError, match=r"scene\.tif is there already, and no run of sattrt map made it"):
+        compare_maps(old, old, 70, others["cells"].with_name("scene.tif"))
     with pytest.raises(InputError, match="Can't write"):
         (tmp_path / "file").write_text("")
         compare_maps(old, old, 70, tmp_path / "file" / "change.tif")

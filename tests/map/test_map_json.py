@@ -64,7 +64,7 @@ def test_the_document_the_table_and_the_page_say_the_same(tmp_path: Path, capsys
     assert (document["width"], document["height"]) == (3, 2)
 
     rows = [(name, *(f"{each[key]:,.1f}" for key in ("area", "share", "confidence"))) for name, each in classes.items() if each["cells"]]
-    assert mapped.table() == rows
+    assert mapped.table() == [*rows, ("no data", f"{below:,.1f}", "", "")]
     picture = Image.new("RGB", (3, 2))
     html = to_html(mapped.map, mapped.statistics, picture, "", picture, class_colours(mapped.map.classes))
     on_page = [tuple(re.findall(r"<td>(?:<i [^>]*></i>)?([^<]*)</td>", line)) for line in html.split("<tr>")[2:]]

@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sattrt.map.area import cell_areas
 from sattrt.map.colours import class_colours
 from sattrt.map.config import MapConfig
 from sattrt.map.finding import find_scene
-from sattrt.map.picture import scene_picture
+from sattrt.map.picture import _font, _letters, scene_picture
 from sattrt.map.run import Mapped, map_scenes
 from sattrt.runtime import Bundle
 
@@ -170,12 +171,22 @@ def test_a_scene_is_shown_in_its_own_colours_or_in_grey(tmp_path: Path) -> None:
     pixels = noise(4, 80, 80)
     path = write_raster(tmp_path / "s.tif", pixels, ("B08", "B02", "B03", "B04"))
     drawn, says = scene_picture(find_scene(path, spec(), MapConfig()))
-    assert says == "Red, green and blue, digital numbers as EuroSAT scales them, downsampled."
+    assert says == "Red, green and blue, digital numbers as EuroSAT scales them."
     picture = np.asarray(drawn)
     times = picture.shape[0] // 80
     expected = np.floor(np.minimum(pixels[3].astype(float) * 254 / 2750 + 1, 255) + 0.5)
     assert (picture[::times, ::times, 0] == expected).all()
     drawn, says = scene_picture(find_scene(path, spec(("B08",), "uint16"), MapConfig()))
-    assert says == "B08, in grey, digital numbers as EuroSAT scales them, downsampled."
+    assert says == "B08, in grey, digital numbers as EuroSAT scales them."
     grey = np.asarray(drawn)
     assert (grey[..., 0] == grey[..., 2]).all()
+    wide = write_raster(tmp_path / "w.tif", noise(4, 64, 901), ("B08", "B02", "B03", "B04"))
+    assert scene_picture(find_scene(wide, spec(), MapConfig()))[1].endswith("scales them, downsampled.")
+
+
+def test_names_that_are_not_ascii_are_shown() -> None:
+    plain, known = _font("Water"), _font("Grünland")
+    assert _letters("Grünland, Été, Øre, 水", plain) == "Grunland, Ete, ?re, ?"
+    assert _letters("水", known) == "?"
+    found = find_spec("matplotlib")  # whose font is taken where the system has none
+    assert _letters("Grünland, Été, Øre", known) == ("Grünland, Été, Øre" if found else "Grunland, Ete, ?re")

@@ -278,19 +278,26 @@ def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_one_that_was_not(
     assert verified.tensors > 4 * 161  # weights, momentum and average of every parameter, and the best network
 
 
-def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(dataset_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_stop_finishes_the_step_and_says_how_to_go_on(
+    dataset_folder: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     (tmp_path / "c.toml").write_text('weights = "none"\nbatch_size = 8\nepochs = 30\nlearning_rate = 0.005\n')
     command = [sys.executable, "-m", "sattrt", "train", str(dataset_folder), "--out", str(tmp_path / "run")]
     log = tmp_path / "run" / "log.csv"
     end = time.monotonic() + 120
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with running([*command, "--config", str(tmp_path / "c.toml")], **pipes, env=ON_CPU) as process:
+    listens = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 - not so under nohup
+    with running([*command, "--config", str(tmp_path / "c.toml")], **pipes, env=ON_CPU, preexec_fn=listens) as process:
         while not (log.exists() and len(log.read_text().splitlines()) > 4) and time.monotonic() < end:
             time.sleep(0.05)
-        process.terminate()
+        if how == signal.SIGHUP and process.stderr:  # a terminal that goes away takes what reads the progress with it
+            process.stderr.close()
+            process.stderr = None
+        process.send_signal(how)
         said, wrong = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, wrong
-    assert "Stopping after this step, with a checkpoint" in wrong
+    assert how == signal.SIGHUP or "Stopping after this step, with a checkpoint" in wrong
     steps = int(read_log(tmp_path / "run" / "log.csv")[-1]["step"])
     assert f"stopped after step {steps}; continue with: sattrt train {dataset_folder} --out {tmp_path / 'run'} --resume" in said
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["step"] == steps
