@@ -40,8 +40,10 @@ def main() -> None:
         if error.ctx and len(sys.argv) == 1:
             print(error.ctx.get_help())
             sys.exit(1)
-        path = error.ctx.command_path if error.ctx else "sattrt"
-        sys.exit(f"sattrt: {' '.join(error.format_message().split()).rstrip('.')}. See {path} --help")
+        command = [word for word in sys.argv[1:2] if not word.startswith("-")]
+        path = error.ctx.command_path if error.ctx else " ".join(["sattrt", *command])
+        said = " ".join(error.format_message().split()).rstrip(".")
+        sys.exit(f"sattrt: {said}{'' if said.endswith('?') else '.'} See {path} --help")
     except BrokenPipeError:  # the reader of our output went away
         _drop(sys.stdout)
         sys.exit(1)

@@ -104,8 +104,13 @@ def orders(descriptions: Sequence[str | None], wanted: tuple[str, ...] | None = 
         return [tuple(name for name in order if name != "B10") for order in (ESA, EUROSAT)]
     if named := named_order(descriptions, wanted):
         return [named]
+    names = [name for name in described(descriptions) if name]
+    if double := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"several of its bands are described as {double[0]}. Describe each, or name all {count} in their order with --bands"
+        )
     raise InputError(
-        f"nothing says which {count} bands it holds. Write their names (B04, B03, ...) as the file's band descriptions, "
+        f"nothing says which {count} band{'s' * (count > 1)} it holds. Write their names (B04, B03, ...) as the file's band descriptions, "
         f"or name all {count} in their order with --bands"
     )
 

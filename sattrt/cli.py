@@ -440,9 +440,11 @@ def rmldnn(
 @app.command()
 def plot(run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
     """Draw training loss, validation accuracy, learning rate and gradient norm of a run, finished or not."""
+    from .spec import require_writable
     from .training.figures import curves, loss_and_accuracy
     from .training.log import read_log
 
+    require_writable(run / "curves.png", "")
     rows = read_log(run / "log.csv")
     print(*loss_and_accuracy(rows, run), *curves(rows, run), sep="\n")
 

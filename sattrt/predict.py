@@ -14,6 +14,7 @@ import contextlib
 import csv
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,7 +144,9 @@ def _listed(path: Path, opened: contextlib.ExitStack, left_out: dict[str, str]) 
         images = [name for name in source.names() if posixpath.splitext(name)[1].lower() in EXTENSIONS]
         irregular = source.irregular
     except (InputError, OSError) as error:
-        left_out[str(path)] = (error.strerror or "can't be read") if isinstance(error, OSError) else str(error).removeprefix(f"{path} ")
+        left_out[str(path)] = (
+            (error.strerror or "can't be read") if isinstance(error, OSError) else re.sub(f"^{re.escape(str(path))} ", "it ", str(error))
+        )
         return []
     left_out |= {f"{path}/{name}": reason for name, reason in irregular.items()}
     if not images:

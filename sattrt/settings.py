@@ -54,6 +54,8 @@ class Settings:
     def _checked(cls, values: dict[str, Any], name: str) -> dict[str, Any]:
         kinds = typing.get_type_hints(cls)
         for key, value in values.items():
+            if key not in kinds and isinstance(value, dict):
+                raise InputError(f"{name} has the section [{key}]; settings stand alone. Leave the heading out.")
             if key not in kinds:
                 near = difflib.get_close_matches(key, kinds, 1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(kinds)}."
@@ -105,7 +107,7 @@ class Settings:
 def read_toml(path: Path | None) -> dict[str, Any]:
     """The content of a TOML file; nothing for None. InputError where it is no TOML."""
     try:
-        return tomllib.loads(read_bytes(path).decode()) if path else {}
+        return tomllib.loads(read_bytes(path).decode("utf-8-sig")) if path else {}
     except (ValueError, RecursionError) as error:  # of the text, its encoding, the digits of a number, or brackets in brackets
         raise InputError(f"{path} is not TOML ({error}). Write lines such as: epochs = 20") from None
 

@@ -326,7 +326,9 @@ def require_writable(path: Path, setting: str = "--out") -> None:
         return
     place = _nearest(_target(path).parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'not a folder'}. Choose another {setting}.")
+        raise InputError(
+            f"Can't write {path}: {place} is {'read-only' if place.is_dir() else 'not a folder'}. {f'Choose another {setting}' if setting else 'Check its permissions'}."
+        )
 
 
 def _nearest(path: Path) -> Path:

@@ -49,6 +49,8 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
     Raises InputError where the folder or a file of it is missing; ContractError where one is damaged, or where checkpoint and spec.json
     are not of the same classes and dataset.
     """
+    if run.is_file():
+        raise InputError(f"{run} is a file. Give the folder of the run: {run.parent}")
     if not run.is_dir():
         raise InputError(f"{run} does not exist. Train first: sattrt train DATASET --out {run}")
     tensors, state = checkpoint.load(run / "best.safetensors", ("classes", "dataset_digest"))

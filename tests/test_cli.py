@@ -109,6 +109,7 @@ def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None
     assert "cut.zip is damaged or cut short" in refusal("data", tmp_path / "cut.zip", "--out", out)
     assert "--split" in refusal("data", tiles, "--out", out, "--split", "most:some")
     assert "--split" in refusal("data", tiles, "--out", out, "--split", "")
+    assert "is an empty text" in refusal("data", "", "--out", out)
     assert "--bands" in refusal("data", tiles, "--out", out, "--bands", "")
     assert "--gsd is -10" in refusal("data", tiles, "--out", out, "--gsd", "-10")
     assert "--offset is -1" in refusal("data", tiles, "--out", out, "--offset", "-1")
@@ -147,6 +148,8 @@ def test_every_stage_with_settings_takes_them_one_by_one(dataset_folder: Path, t
 
 def test_export_and_bench_refuse_what_is_not_there(tmp_path: Path, dataset_folder: Path, bundle: Bundle, tiles: Path) -> None:
     assert "does not exist" in refusal("export", tmp_path / "nothing", "--out", tmp_path / "b")
+    (tmp_path / "best.safetensors").touch()
+    assert f"is a file. Give the folder of the run: {tmp_path}" in refusal("export", tmp_path / "best.safetensors", "--out", tmp_path / "b")
     assert "is not a bundle" in refusal("bench", tmp_path, "--data", dataset_folder, "--out", tmp_path / "r")
     (tmp_path / "taken").touch()
     assert "taken is not a folder" in refusal("bench", bundle.path, "--data", dataset_folder, "--out", tmp_path / "taken" / "r")
@@ -231,6 +234,8 @@ def test_predict_answers_for_files(bundle: Bundle, copy: Path, tmp_path: Path) -
         (("bench",), "Missing argument"),
         (("predict", "b", "t.png", "--engine"), "requires an argument"),
         (("fly",), "No such command 'fly'"),
+        (("dat",), "No such command 'dat'. Did you mean 'data'? See sattrt --help"),
+        (("map", "--compare", "a.tif"), "requires 2 arguments. See sattrt map --help"),
     ],
 )
 def test_a_mistyped_command_is_no_regression(arguments: tuple[str, ...], says: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import jpeg, sattrt, write_tiles
 from PIL import Image
+from rasterio.io import MemoryFile
 
 from sattrt.data.sources import open_source
 from sattrt.errors import InputError
@@ -76,7 +77,7 @@ def test_what_can_not_be_used_is_said_and_the_rest_is_answered(bundle: Bundle, t
     *lines, by = done.stderr.splitlines()
     assert by == "by onnxruntime-fp32 on cpu"
     for path, reason in zip(
-        bad, ("it does not exist", "holds '../evil.jpg', a path", "is damaged", "it holds no image", "is neither"), strict=True
+        bad, ("it does not exist", "it holds '../evil.jpg', a path", "it is damaged", "it holds no image", "it is neither"), strict=True
     ):
         assert sum(line.startswith(f"left out: {path}: {reason}") for line in lines) == 1, (path, lines)
     for name, reason in {
@@ -89,6 +90,12 @@ def test_what_can_not_be_used_is_said_and_the_rest_is_answered(bundle: Bundle, t
 
 def test_nothing_that_can_be_used_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"text")
+    with MemoryFile() as file:
+        with file.open(driver="GTiff", width=64, height=64, count=13, dtype="uint16"):
+            pass
+        (tmp_path / "t.tif").write_bytes(file.read())
+    done = sattrt("predict", bundle.path, tmp_path / "t.tif")
+    assert "t.tif: not a TIFF of 8-bit RGB (its values or bands are others, or it is damaged; the engine takes 8-bit RGB)." in done.stderr
     done = sattrt("predict", bundle.path, tmp_path / "a.jpg", tmp_path / "b.jpg", "--csv", tmp_path / "o.csv", "--json")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"sattrt: None of 2 files can be used. The first is {tmp_path}/b.jpg: it does not exist. Give images of ")

@@ -83,6 +83,11 @@ def test_a_file_is_named_where_it_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("sed = 1\n")
     with pytest.raises(InputError, match=r"c\.toml has the unknown setting 'sed'"):
         TrainConfig.from_toml(tmp_path / "c.toml", ["seed=1"])
+    (tmp_path / "c.toml").write_text("[train]\nseed = 1\n")
+    with pytest.raises(InputError, match=r"c\.toml has the section \[train\]; settings stand alone"):
+        TrainConfig.from_toml(tmp_path / "c.toml")
+    (tmp_path / "c.toml").write_text("seed = 1\n", encoding="utf-8-sig")  # as some editors write it
+    assert TrainConfig.from_toml(tmp_path / "c.toml").seed == 1
 
 
 def test_an_option_of_another_name_is_named_as_it_is() -> None:

@@ -88,7 +88,7 @@ def read_for(
     Where a file without names may be in several orders, the brightness of the bands decides; where that can't, it is in the dataset's.
     """
     if bands == RGB:
-        return decode_rgb(content)
+        return decode_rgb(content, "the engine takes 8-bit RGB")
     tile = read_geotiff(content, MAX_SIDE, offset)
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
     if not values.any():
@@ -112,8 +112,8 @@ def read_for(
     return np.ascontiguousarray(tile.pixels[:, :, [order.index(name) for name in bands]])
 
 
-def decode_rgb(content: bytes) -> NDArray[np.uint8]:
-    """Pixels of an encoded RGB image as uint8 (height, width, 3); InputError with the fault otherwise."""
+def decode_rgb(content: bytes, needed: str = "8-bit RGB or uint16 is needed") -> NDArray[np.uint8]:
+    """Pixels of an encoded RGB image as uint8 (height, width, 3); InputError with the fault otherwise. needed: what would have been read."""
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if max(image.size) > MAX_SIDE:
@@ -129,9 +129,7 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
         return np.asarray(image)
     except UnidentifiedImageError:
         if content.startswith(TIFF):
-            raise InputError(
-                "not a TIFF of 8-bit RGB (its values are float, signed or of other bands, or it is damaged; 8-bit RGB or uint16 is needed)"
-            ) from None
+            raise InputError(f"not a TIFF of 8-bit RGB (its values or bands are others, or it is damaged; {needed})") from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
     except FAULTS as error:
         raise InputError(f"corrupt or cut short ({error})") from None

@@ -39,6 +39,8 @@ def prepare(
     scanned: is shown the dataset before anything of it is refused or written.
     Raises InputError for what can't be read or divided so, before dataset.json is written.
     """
+    if not source:
+        raise InputError("The source of the tiles is an empty text. Give a folder, a zip or a tar of class folders, or 'eurosat'.")
     require_writable(out / "dataset.json")
     rule = SplitRule(seed=seed) if split is None else SplitRule.parse(split, seed)
     if gsd is not None and not 0 < gsd <= 1e6:

@@ -35,6 +35,7 @@ MAX_BYTES = 100 * 10**6
 _MAX_NAME = 4096  # characters: no longer path can be unpacked on Linux, and all folders above a file are counted in
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 _UNIX = 3  # of zip's systems, the one whose members have a mode
+_ENCRYPTED = 1  # a flag of a member
 _PACKERS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
 # what zipfile and tarfile raise for bytes that are not as they should be; the last three for names and sizes that make no sense
 _DAMAGED = (
@@ -235,6 +236,10 @@ class ZipSource(ArchiveSource[zipfile.ZipInfo]):
     def read(self, name: str) -> bytes:
         member = self._member(name)
         _refuse_huge(self.path, name, member.file_size)
+        if member.flag_bits & _ENCRYPTED:
+            raise _unreadable(
+                f"{self.path} holds {name!r} encrypted. Unpack it, and give the folder.", "encrypted; unpack the archive first"
+            )
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are unpacked whole, whatever size they declare
             packed = _PACKERS.get(member.compress_type, f"method {member.compress_type}")
             raise _unreadable(

@@ -99,7 +99,7 @@ def _check(before: MapFile, after: MapFile) -> None:
         f"has the classes {', '.join(after.classes)}": before.classes != after.classes,
         f"has {after.width}x{after.height} cells": (before.width, before.height) != (after.width, after.height),
         "has another CRS": not same_crs(before.crs, after.crs),
-        f"has the origin and cell size {after.transform}": before.transform != after.transform,
+        _placed(after.transform): before.transform != after.transform,
         f"is of {after.made['width']}x{after.made['height']} pixels": any(
             before.made[side] != after.made[side] for side in ("width", "height")
         ),
@@ -107,6 +107,13 @@ def _check(before: MapFile, after: MapFile) -> None:
     for fault, found in faults.items():
         if found:
             raise ContractError(f"{after.path} {fault}, unlike {before.path}. Compare maps of one grid, made with one stride and bundle.")
+
+
+def _placed(transform: tuple[float, ...] | None) -> str:
+    if not transform:
+        return "has no georeference"
+    a, _, left, _, e, top = transform
+    return f"begins at {left:.10g}, {top:.10g}, with cells of {abs(a):.10g} x {abs(e):.10g},"
 
 
 def _pairs(before: MapFile, after: MapFile) -> Iterator[tuple[Bytes, Bytes, Bytes, NDArray[np.float64]]]:

@@ -14,7 +14,7 @@ from ..bands import COMMON, ESA, band_name, described
 from ..errors import InputError
 from ..spec import ModelSpec
 from .config import MapConfig
-from .fitting import Found, fit
+from .fitting import Found, fit, require_numbers
 from .geo import alpha_bands, open_raster
 from .plausible import check_named, misnamed, name_13_bands
 from .safe import is_product, read_product
@@ -30,7 +30,8 @@ def find_scene(path: Path, spec: ModelSpec, config: MapConfig) -> Scene:
     if missing := [name for name in wanted if name not in found.bands]:
         raise InputError(
             f"{path} ({found.kind}) lacks the band {', '.join(missing)} that the engine takes; it has {', '.join(found.bands) or 'none'}. "
-            "Choose another scene, or a bundle of fewer bands."
+            f"{'If they have other names there, say which is which: --set bands=B01,B02,... Or choose' if path.is_file() else 'Choose'} "
+            "another scene, or a bundle of fewer bands."
         )
     return fit(path, found, wanted, spec, config)
 
@@ -52,6 +53,8 @@ def _file(path: Path, config: MapConfig) -> Found:
         raise InputError(f"{path} is empty: 0 bytes. Fetch it again.")
     if _is_archive(path):
         raise InputError(f"{path} is an archive. Unpack it, and give the folder or file inside.")
+    if path.suffix.lower() in (".xml", ".safe") and is_product(path.parent):
+        raise InputError(f"{path} is one file of a product. Give the product's folder: {path.parent}")
     with open_raster(path) as dataset:
         alpha = alpha_bands(dataset)
         indexes = [index for index in dataset.indexes if index not in alpha]
@@ -99,6 +102,7 @@ def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> l
         return [COMMON[name] for name in _RGB]
     if len(indexes) == 13:
         return None
+    require_numbers(path, dataset.dtypes[0])  # or it would be refused once they are named
     raise InputError(
         f"{path} has {len(indexes)} band{'s' * (len(indexes) > 1)} of {dataset.dtypes[0]} without names. Give them descriptions such as B04, or "
         "name them: --set bands=B02,B03,..."

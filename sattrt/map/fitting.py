@@ -43,11 +43,7 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         with open_raster(band.path) as dataset:
             shapes[band.path] = shape = Shape.of(dataset, band)
             recorded = found.offsets[band.name] if found.offsets else _tagged_offset(dataset, band)
-        if shape.dtype not in ("uint8", "uint16"):
-            raise InputError(
-                f"{band.path} holds {shape.dtype}; engines take digital numbers, uint16, or 8-bit colours. Convert it to the numbers that "
-                "Sentinel-2 has, 10,000 a unit of reflectance; from reflectance 0..1: gdal_translate -ot UInt16 -scale 0 1 0 10000"
-            )
+        require_numbers(band.path, shape.dtype)
         offsets.append(recorded if config.offset is None else config.offset)
     fine = max(shapes.values(), key=lambda shape: shape.width)
     factors = {name: fine.factor(shape, name) for name, shape in shapes.items()}
@@ -99,6 +95,15 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
     else:
         seen = sample(scene)
     return dataclasses.replace(scene, says=(*scene.says, *_decided(scene), *shifts(spec, converted(scene, seen))))
+
+
+def require_numbers(path: Path | str, dtype: str) -> None:
+    """InputError for a data type that no engine takes."""
+    if dtype not in ("uint8", "uint16"):
+        raise InputError(
+            f"{path} holds {dtype}; engines take digital numbers, uint16, or 8-bit colours. Convert it to the numbers that "
+            "Sentinel-2 has, 10,000 a unit of reflectance; from reflectance 0..1: gdal_translate -ot UInt16 -scale 0 1 0 10000"
+        )
 
 
 def _gsd_said(fine: Shape, spec: ModelSpec) -> list[str]:

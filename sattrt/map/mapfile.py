@@ -83,6 +83,8 @@ class MapFile:
         if not path.is_file():
             raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}. Give a map that `sattrt map` wrote.")
         with open_raster(path) as file:
+            if CHANGE_TAG in file.tags():
+                raise InputError(f"{path} is a map of change, not of one scene. Give a map that `sattrt map` wrote of one.")
             try:
                 made = json.loads(file.tags()[TAG])
                 classes = tuple(str(name) for name in made["classes"])

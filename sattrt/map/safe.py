@@ -55,7 +55,8 @@ def read_product(folder: Path) -> Product:
     found = _offsets(root, _OFFSETS[level], path)
     granules = sorted(each for each in (folder / "GRANULE").glob("*") if (each / "IMG_DATA").is_dir())
     if len(granules) != 1:
-        raise InputError(f"{folder} holds {len(granules)} granules with IMG_DATA; sattrt maps products of one. Fetch it again.")
+        way_out = "Map each by its band files: give the folder they lie in" if granules else "Fetch it again"
+        raise InputError(f"{folder} holds {len(granules)} granules with IMG_DATA; sattrt maps products of one. {way_out}.")
     files: dict[str, Path] = {}
     # R10m before R20m before R60m: the finest of a band comes first
     for file in sorted((granules[0] / "IMG_DATA").rglob("*"), key=lambda each: (each.parent.name, each.name)):
@@ -93,6 +94,8 @@ def _offsets(root: ElementTree.Element, tag: str, path: Path) -> dict[str, int]:
             if not (
                 re.fullmatch(r"\d{1,2}", band) and int(band) < len(ESA) and re.fullmatch(r"-?\d{1,5}(\.0*)?", value) and float(value) <= 0
             ):
-                raise InputError(f"{path} has the {tag} {value!r} for band_id {band!r}, which this sattrt does not know.")
+                raise InputError(
+                    f"{path} has the {tag} {value!r} for band_id {band!r}, which this sattrt does not know. Fetch the product again."
+                )
             found[ESA[int(band)]] = -int(float(value))
     return found

@@ -68,6 +68,10 @@ def test_bands_have_many_spellings_and_one_name() -> None:
     assert orders((None,) * 4, ("B04", "B03", "B02", "B08")) == [("B04", "B03", "B02", "B08")]
     with pytest.raises(InputError, match="nothing says which 4 bands"):
         orders((None,) * 4)
+    with pytest.raises(InputError, match="nothing says which 1 band it holds"):
+        orders((None,))
+    with pytest.raises(InputError, match="several of its bands are described as B03"):
+        orders(("B2", "B3", "B3", "B8"))
 
 
 @pytest.mark.parametrize("order", [EUROSAT_ORDER, ESA, tuple(name for name in ESA if name != "B10")], ids=["eurosat", "esa", "l2a"])

@@ -139,6 +139,17 @@ def test_hidden_files_and_system_litter_are_left_aside(tiles: Path, tmp_path: Pa
         assert len(source.names()) == 36
 
 
+def test_an_encrypted_member_is_not_called_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as file:
+        file.writestr("a/x.jpg", b"x")
+    content = bytearray((tmp_path / "t.zip").read_bytes())
+    for start, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        content[content.index(start) + flags] |= 1
+    (tmp_path / "t.zip").write_bytes(content)
+    with open_source(tmp_path / "t.zip") as source, pytest.raises(InputError, match=r"holds 'a/x.jpg' encrypted. Unpack it"):
+        source.read("a/x.jpg")
+
+
 def test_a_member_that_is_no_tile_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file, file.open("a/x.jpg", "w", force_zip64=True) as member:
         for _ in range(101):

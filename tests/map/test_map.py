@@ -338,6 +338,10 @@ def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
         MapFile.read(scene)
     with pytest.raises(InputError, match="does not exist"):
         MapFile.read(tmp_path / "none.tif")
+    with rasterio.open(write_raster(tmp_path / "change.tif", colourful(1, 1)[0]), "r+") as file:
+        file.update_tags(SATTRT_CHANGE="{}")
+    with pytest.raises(InputError, match="is a map of change, not of one scene"):
+        MapFile.read(tmp_path / "change.tif")
     for tag in ('{"classes": [], "stride": 1, "width": 1, "height": Infinity}', "[" * 100_000):
         with rasterio.open(write_raster(tmp_path / "spoilt.tif", colourful(1, 1)[0]), "r+") as file:
             file.update_tags(SATTRT=tag)

@@ -104,7 +104,9 @@ def test_maps_that_do_not_fit_are_refused_by_name(mapper: Mapper, tmp_path: Path
     old = mapper("one")
     others = {
         "cells": mapper("fine", stride=32),
-        "has the origin and cell size": mapper("moved", transform=rasterio.Affine(10, 0, 600_640, 0, -10, 5_300_000)),
+        "begins at 600640, 5300000, with cells of 640 x 640, unlike": mapper(
+            "moved", transform=rasterio.Affine(10, 0, 600_640, 0, -10, 5_300_000)
+        ),
         "another CRS": mapper("elsewhere", crs="EPSG:32633"),
         "276x260 pixels": mapper("shorter", colourful(4, 4, 20)[0][:, :260].copy()),
     }

@@ -64,11 +64,13 @@ def test_the_document_the_table_and_the_page_say_the_same(tmp_path: Path, capsys
     assert (document["width"], document["height"]) == (3, 2)
 
     rows = [(name, *(f"{each[key]:,.1f}" for key in ("area", "share", "confidence"))) for name, each in classes.items() if each["cells"]]
-    assert mapped.table() == [*rows, ("no data", f"{below:,.1f}", "", "")]
+    nothing = ("no data", f"{below:,.1f}", "", "")
+    assert mapped.table() == [*rows, nothing]
     picture = Image.new("RGB", (3, 2))
     html = to_html(mapped.map, mapped.statistics, picture, "", picture, class_colours(mapped.map.classes))
     on_page = [tuple(re.findall(r"<td>(?:<i [^>]*></i>)?([^<]*)</td>", line)) for line in html.split("<tr>")[2:]]
-    assert on_page == [rows[1], rows[0], ("Water", "0.0", "0.0", "")]  # the largest first
+    assert on_page == [rows[1], rows[0], ("Water", "0.0", "0.0", ""), on_page[3], nothing]  # the largest first
+    assert on_page[3] == ("all", f"{sum(each['area'] for each in classes.values()):,.1f}", "100.0", "")
     print_maps([mapped], as_json=False)
     said = capsys.readouterr().out
     assert all(re.search(r"\s+".join(map(re.escape, row)), said) for row in rows)

@@ -97,7 +97,10 @@ def test_folders_that_are_no_product_are_refused(tmp_path: Path) -> None:
     folder = write_safe(tmp_path / "p.SAFE", "2A", safe_pixels("2A"), -1000, "05.10")
     granule = next((folder / "GRANULE").iterdir())
     (folder / "GRANULE" / "L2A_another" / "IMG_DATA").mkdir(parents=True)
-    assert "holds 2 granules" in refusal(folder)
+    assert "sattrt maps products of one. Map each by its band files" in refusal(folder)
+    (folder / "manifest.safe").write_text("<manifest/>")
+    for name in ("MTD_MSIL2A.xml", "manifest.safe"):
+        assert f"{name} is one file of a product. Give the product's folder: {folder}" in refusal(folder / name)
     (folder / "GRANULE" / "L2A_another" / "IMG_DATA").rmdir()
     file = next(granule.rglob("*_B04_10m.jp2"))
     outside = tmp_path / "secret.jp2"

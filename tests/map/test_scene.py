@@ -192,6 +192,9 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     floats[:, 3] = np.nan
     assert "holds float32" in refusal(write_raster(tmp_path / "nan.tif", floats, ("B04", "B03", "B02"), nodata=np.nan))
     assert "holds int16" in refusal(write_raster(tmp_path / "int16.tif", noise(3, 70, 70).astype(np.int16), ("B04", "B03", "B02")))
+    assert "holds float32" in refusal(write_raster(tmp_path / "bare.tif", floats[:2]))
+    names = ("B02", "B03", *(f"other {i}" for i in range(11)))
+    assert "say which is which: --set bands=" in refusal(write_raster(tmp_path / "half.tif", noise(13, 70, 70), names))
     assert "13 bands of uint8" in refusal(write_raster(tmp_path / "many.tif", noise(13, 70, 70, most=250).astype(np.uint8)))
 
 
