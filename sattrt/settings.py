@@ -55,7 +55,7 @@ class Settings:
         kinds = typing.get_type_hints(cls)
         for key, value in values.items():
             if key not in kinds and isinstance(value, dict):
-                raise InputError(f"{name} has the section [{key}]; settings stand alone. Leave the heading out.")
+                raise InputError(f"{name} has the section [{key}]; settings are not in sections. Leave the heading out.")
             if key not in kinds:
                 near = difflib.get_close_matches(key, kinds, 1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(kinds)}."

@@ -89,7 +89,7 @@ class Work:
                 raise ValueError("it has the rows of another block")
             return found
         except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ContractError(f"{path} can't be read ({error}). Run it again with --resume, which computes it anew.") from None
+            raise ContractError(f"{path} can't be read ({error}). Run it again with --resume, which recomputes it.") from None
 
     def remove(self) -> None:
         """Delete what was made in the folder, and the folder where nothing else is in it."""
