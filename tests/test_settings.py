@@ -84,7 +84,7 @@ def test_a_file_is_named_where_it_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"c\.toml has the unknown setting 'sed'"):
         TrainConfig.from_toml(tmp_path / "c.toml", ["seed=1"])
     (tmp_path / "c.toml").write_text("[train]\nseed = 1\n")
-    with pytest.raises(InputError, match=r"c\.toml has the section \[train\]; settings stand alone"):
+    with pytest.raises(InputError, match=r"c\.toml has the section \[train\]; settings are not in sections"):
         TrainConfig.from_toml(tmp_path / "c.toml")
     (tmp_path / "c.toml").write_text("seed = 1\n", encoding="utf-8-sig")  # as some editors write it
     assert TrainConfig.from_toml(tmp_path / "c.toml").seed == 1
