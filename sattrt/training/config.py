@@ -101,6 +101,7 @@ class TrainConfig(Settings):
             if getattr(self, name) not in known:
                 raise InputError(f"The training setting {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
         faults = {
+            "weights is an empty text; give a path, 'imagenet' or 'none'": not self.weights,
             f"epochs is {self.epochs}; give 1 to 1,000,000": not 1 <= self.epochs <= 10**6,
             f"minutes is {self.minutes}; give more than 0, at most 1,000,000": self.minutes is not None and not 0 < self.minutes <= 10**6,
             f"batch_size is {self.batch_size}; give 2 to 65,536": not 2 <= self.batch_size <= 65536,

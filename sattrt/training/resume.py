@@ -26,7 +26,10 @@ _OF_A_START = {"config.json", "log.csv", "samples.npz", "tensorboard", "last.saf
 
 def state_of(run: Path) -> dict[str, Any]:
     """The state that a run was left in. InputError where it has no checkpoint, ContractError where that is damaged."""
-    return checkpoint.read_state(run / "last.safetensors", checkpoint.STATE)
+    last = run / "last.safetensors"
+    if not last.exists() and (run / "best.safetensors").exists():
+        raise InputError(f"{last} is missing, from which {run} would go on. Restore it, or start a new run with another --out.")
+    return checkpoint.read_state(last, checkpoint.STATE)
 
 
 def config_of(state: dict[str, Any], run: Path) -> TrainConfig:

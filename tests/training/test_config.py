@@ -28,6 +28,7 @@ def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
         ("tune = 'tail'", "tail"),
         ("learning_rate = nan", "learning_rate is nan"),
         ("minutes = -1", "minutes is -1"),
+        ("weights = ''", "weights is an empty text"),
         ("epochs", "is not TOML"),
         pytest.param(f"epochs = {'1' * 5000}", "is not TOML", id="many digits"),
         pytest.param(f"epochs = {'[' * 5000}", "is not TOML", id="many brackets"),

@@ -173,7 +173,7 @@ def test_a_run_that_goes_astray_keeps_the_best_network_of_before(dataset: Datase
         train(dataset, tmp_path / "run", SMALL)
 
 
-def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Dataset) -> None:
+def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Dataset, tmp_path: Path) -> None:
     before = (run / "last.safetensors").read_bytes()
     with pytest.raises(ContractError, match="trained on the classes Field, Forest, Water"):
         train(replace(dataset, classes=("Field", "Forest", "Wood")), run, None)
@@ -184,6 +184,9 @@ def test_resume_refuses_another_class_list_or_dataset(run: Path, dataset: Datase
     with pytest.raises(ContractError, match="come in another order"):
         train(replace(dataset, all_tiles=dataset.all_tiles[::-1]), run, None)
     assert (run / "last.safetensors").read_bytes() == before
+    shutil.copy(run / "best.safetensors", tmp_path)
+    with pytest.raises(InputError, match=r"last\.safetensors is missing, .* Restore it, or start a new run"):
+        train(dataset, tmp_path, None)
 
 
 def test_a_run_that_goes_on_elsewhere_says_what_is_other(dataset: Dataset, run: Path, tmp_path: Path) -> None:
