@@ -177,10 +177,18 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file; InputError where it can't be read."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a file. Check the path.")
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file. Check the path.")
         return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; InputError where the system doesn't tell, as of a name that is too long or a folder without permission."""
+    try:
+        return path.is_file()
     except OSError as error:
         raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
 
