@@ -445,6 +445,7 @@ def test_closing_that_was_interrupted_is_done_by_closing_again(bundle: Bundle, m
             signal.signal(signal.SIGUSR1, before)
             go_on.set()
         assert call.exception(60)  # of an answer that is none
+    assert not freed.is_set()  # by another thread than the one that closes
     assert ends(engine.close)
     assert freed.is_set()
 
