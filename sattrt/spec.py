@@ -185,6 +185,14 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; InputError where the system doesn't tell, as of a name that is too long or a folder without permission."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file; InputError where it can't be read."""
     try:

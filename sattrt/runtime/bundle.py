@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..spec import ModelSpec, check_schema, parse_json, read_bytes, write_bytes
+from ..spec import ModelSpec, check_schema, is_file, parse_json, read_bytes, write_bytes
 from .engine import Backend, Engine, EngineRecord
 from .signature import SIGNATURE, sign, verify_signature
 
-SCHEMA = 1
+SCHEMA, MOST_THREADS = 1, 1024
 MANIFEST, LABELS = "bundle.json", "labels.txt"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
 _GOLDEN = {"tiles", "labels", "torch-fp32"}  # what golden.npz holds beside each engine's answers
@@ -109,8 +109,8 @@ def open_engine(
     record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0, spinning: bool = True, plan: bytes | None = None
 ) -> Engine:
     """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it. plan: its content, if checked."""
-    if not isinstance(threads, int) or threads < 0:
-        raise InputError(f"threads is {threads!r}. Give a number of CPU threads, or 0 for all cores.")
+    if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads!r}. Give a number of CPU threads, at most {MOST_THREADS}, or 0 for all cores.")
     path = folder / record.file
     tile = (spec.height, spec.width, len(spec.bands))
     backend = _backend(record, path, tile, threads, spinning, plan)
@@ -152,7 +152,7 @@ def sign_bundle(path: Path, key: Path) -> Path:
 
 def read_manifest(path: Path) -> bytes:
     """The content of a bundle's manifest. InputError where there is none."""
-    if not (path / MANIFEST).is_file():
+    if not is_file(path / MANIFEST):
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out {path}")
     return read_bytes(path / MANIFEST)
 
@@ -215,7 +215,7 @@ def label_lines(classes: tuple[str, ...]) -> bytes:
 
 def _read(folder: Path, files: dict[str, str], name: str) -> bytes:
     path = folder / name
-    if name not in files or not path.is_file():
+    if name not in files or not is_file(path):
         raise ContractError(f"{path} is missing from the bundle. Export it again: sattrt export RUN --out {folder}")
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != files[name]:
@@ -224,9 +224,12 @@ def _read(folder: Path, files: dict[str, str], name: str) -> bytes:
 
 
 def unlisted(folder: Path, files: Collection[str]) -> str | None:
-    """The first thing in a folder that is none of these files, nor a bundle's manifest or signature."""
+    """The first thing in a folder that is none of these files, nor a bundle's manifest or signature. InputError where it can't be listed."""
     known = {*files, MANIFEST, SIGNATURE}
-    return next((path.name for path in sorted(folder.iterdir()) if path.name not in known or not path.is_file()), None)
+    try:
+        return next((path.name for path in sorted(folder.iterdir()) if path.name not in known or not path.is_file()), None)
+    except OSError as error:
+        raise InputError(f"Can't read {folder}: {error.strerror}. Check the path.") from None
 
 
 def manifest_digest(data: dict[str, Any]) -> str:

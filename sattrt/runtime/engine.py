@@ -88,7 +88,8 @@ class Engine:
 
     def __init__(self, record: EngineRecord, spec: ModelSpec, backend: Backend) -> None:
         self.name, self.precision, self.spec, self._record, self._backend = record.name, record.precision, spec, record.record, backend
-        self._closed, self._freed, self._freeing = False, False, threading.RLock()
+        self._closed_by: int | None = None  # the thread that did so last
+        self._freed, self._freeing = False, threading.RLock()
         self._calls: dict[threading.Lock, int] = {}  # those under way, each with a lock that it holds, and its thread
         self._sent: set[int] = set()  # sizes of batches
 
@@ -186,12 +187,12 @@ class Engine:
         with call:
             try:
                 self._calls[call] = threading.get_ident()
-                if self._closed:
+                if self._closed_by:
                     raise BackendError(f"{self.name} was closed. Open it again.")
                 return work(self._backend)
             finally:
                 self._calls.pop(call, None)
-                if self._closed and not self._calls:  # by a handler, which could not free what it had interrupted
+                if self._closed_by == threading.get_ident():  # in a handler, which could not free what it had interrupted
                     self.close()
 
     def _run(self, backend: Backend, tiles: Tiles) -> Outputs:
@@ -210,8 +211,8 @@ class Engine:
 
         The handler of a signal may close the engine whose call it interrupts: that call is answered, and then frees it.
         """
-        self._closed = True
-        calls, own = self._calls.copy(), threading.get_ident()
+        own = self._closed_by = threading.get_ident()
+        calls = self._calls.copy()
         for call, thread in calls.items():
             if thread != own:
                 with call:

@@ -78,6 +78,7 @@ class OpenVinoBackend:
         """A call that runs these tiles where they lie; its seconds."""
         import openvino
 
+        tiles = np.require(tiles, requirements=["C", "W"])  # it shares no memory that it might not write to
         with self._refusing():
             request = self._model.create_infer_request()
             request.set_tensor("input", openvino.Tensor(tiles, shared_memory=True))

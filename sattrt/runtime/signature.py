@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..spec import read_bytes
+from ..spec import is_file, read_bytes
 
 SIGNATURE = "bundle.sig"
 
@@ -43,7 +43,7 @@ def verify_signature(folder: Path, manifest: bytes, key: Path) -> None:
         raise InputError(f"{key} is not a public key in PEM ({error}). Make it: openssl pkey -in PRIVATE -pubout") from None
     if not isinstance(public, ed25519.Ed25519PublicKey):
         raise InputError(f"{key} is a public key of another kind than Ed25519. Make it: openssl pkey -in PRIVATE -pubout")
-    if not (folder / SIGNATURE).is_file():
+    if not is_file(folder / SIGNATURE):
         raise ContractError(f"{folder} is not signed: it has no {SIGNATURE}. Don't use it, or ask its maker for a signed one.")
     try:
         public.verify(read_bytes(folder / SIGNATURE), manifest)

@@ -21,6 +21,7 @@ from signals import Interrupted, handled, interrupt
 
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, open_bundle, ort, read_bundle
+from sattrt.runtime.bundle import unlisted
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +113,26 @@ def test_what_is_no_bundle_is_said(tmp_path: Path, bundle: Bundle) -> None:
             open_bundle(path)
 
 
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="File name too long"):
+        open_bundle("a" * 5000)
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / "bundle.json").write_text("{}")
+    folder.chmod(0)
+    mine = os.geteuid()
+    try:
+        if not mine:  # nothing is refused to root
+            os.seteuid(65534)
+        with pytest.raises(InputError, match=r"Can't read .*bundle\.json: Permission denied"):
+            open_bundle(folder)
+        with pytest.raises(InputError, match=r"Can't read .*: Permission denied"):
+            unlisted(folder, ())
+    finally:
+        os.seteuid(mine)
+        folder.chmod(0o700)
+
+
 def test_an_unknown_engine_is_said_with_those_there_are(bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"no engine 'int4'. It has: onnxruntime-fp32"):
         open_bundle(bundle.path, "int4")
@@ -161,7 +182,7 @@ def test_weights_in_another_file_are_refused(copy: Path, bundle: Bundle, backend
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
-@pytest.mark.parametrize("threads", [-1, "2", 2.5])
+@pytest.mark.parametrize("threads", [-1, "2", 2.5, 1025, 2**31])
 def test_threads_are_a_number_of_them(bundle: Bundle, name: str, threads: object) -> None:
     with pytest.raises(InputError, match="threads is "):
         open_bundle(bundle.path, name, threads=threads)  # type: ignore[arg-type]
@@ -424,6 +445,7 @@ def test_closing_that_was_interrupted_is_done_by_closing_again(bundle: Bundle, m
             signal.signal(signal.SIGUSR1, before)
             go_on.set()
         assert call.exception(60)  # of an answer that is none
+    assert not freed.is_set()  # by another thread than the one that closes
     assert ends(engine.close)
     assert freed.is_set()
 
@@ -434,6 +456,13 @@ def test_what_is_measured_on_the_device_keeps_the_engine_open_too(bundle: Bundle
         assert call() > 0
     with pytest.raises(BackendError, match="was closed"):
         call()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_tiles_that_may_not_be_written_are_measured_too(bundle: Bundle, name: str) -> None:
+    images = np.broadcast_to(np.zeros((64, 64, 3), np.uint8), (2, 64, 64, 3))
+    with bundle.open(name, threads=1) as engine:
+        assert engine.resident(images)() > 0
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
