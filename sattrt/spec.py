@@ -115,7 +115,7 @@ class ModelSpec:
             fault = "has bands, mean and std that don't match"
         elif self.file_bands and not set(self.bands) <= set(self.file_bands):
             fault = f"takes {', '.join(self.bands)} of files that hold {', '.join(self.file_bands)}"
-        elif not isinstance(self.temperature, int | float) or not self.temperature > 0:
+        elif not (type(self.temperature) in (int, float) and 0 < self.temperature <= 1e6):
             fault = f"has the temperature {self.temperature!r}"
         elif self.gsd is not None and not (type(self.gsd) in (int, float) and 0 < self.gsd <= 1e6):
             fault = f"has the ground sampling distance {self.gsd!r}"

@@ -7,6 +7,7 @@ with open_bundle("engines/eurosat") as engine, Batcher(engine, latency=0.02) as 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import threading
 import time
@@ -84,6 +85,18 @@ class Batcher:
         self.close()
 
 
+def _own(error: BaseException) -> BaseException:
+    """A copy of an error, for one request: each `raise` adds to the traceback. The error itself where a copy says something else, or fails."""
+    try:
+        own = copy.copy(error)
+        if str(own) != str(error):
+            return error
+    except Exception:  # of a class that can't be made from its own arguments
+        return error
+    own.__cause__ = error
+    return own
+
+
 class _Queue:
     """The requests that wait, and the thread that answers them.
 
@@ -137,7 +150,7 @@ class _Queue:
             self.close()
             for request in (*batch, *iter(self._waiting.get, None)):
                 with contextlib.suppress(BaseException):  # answered already, or of another such callback
-                    request.answer.set_exception(error)
+                    request.answer.set_exception(_own(error))
             raise
         finally:
             self._working.release()
@@ -157,7 +170,7 @@ class _Queue:
             return
         except BaseException as error:  # the requests get it; the next batch may fare better
             for request in batch:
-                request.answer.set_exception(error)
+                request.answer.set_exception(_own(error))
             return
         self._seconds = max(time.monotonic() - begin, 0.9 * self._seconds)
         for i, request in enumerate(batch):

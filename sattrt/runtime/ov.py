@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +45,7 @@ class OpenVinoBackend:
         if precision not in HINTS:
             raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
         self._path, self.sizes = path, _SIZES.get(precision, ())
-        core = openvino.Core()
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
         settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT)}
@@ -101,3 +103,15 @@ class OpenVinoBackend:
     def close(self) -> None:
         """Free the model."""
         del self._request, self._model
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, kept as long as the program runs.
+
+    On CPUs with AVX-512 it gives the thread that first uses it a stack for signals, and takes that away where it ends: in another thread, the
+    next signal to the first would end the program.
+    """
+    import openvino
+
+    return openvino.Core()

@@ -42,6 +42,13 @@ def test_the_reject_threshold_answers_as_much_as_the_error_allows() -> None:
     assert reject_threshold(confidence, ~right, 0.0)["threshold"] > 1
 
 
+@pytest.mark.parametrize(("percent", "wrong"), [(0.7, 7), (2.9, 29), (1.0, 10)])
+def test_the_reject_threshold_loses_no_tile_to_rounding(percent: float, wrong: int) -> None:
+    confidence = np.linspace(1, 0.5, 1000)
+    assert reject_threshold(confidence, np.arange(1000) < 1000 - wrong, percent / 100)["coverage"] == 1
+    assert reject_threshold(confidence, np.arange(1000) < 999 - wrong, percent / 100)["coverage"] < 1
+
+
 def test_an_exporter_that_goes_wrong_is_caught(run: Path, bundle: Bundle) -> None:
     """The engine of one network against the answers of another: what a faulty exporter would amount to."""
     model, spec = load_trained(run)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sattrt.errors import ContractError, InputError
+from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Batcher, Bundle, Engine, NoNumbersError, open_bundle, open_engine
+from sattrt.runtime.cuda import NoGpuError
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +181,9 @@ def test_a_callback_that_ends_the_thread_leaves_nobody_waiting(engine: Engine) -
     others = [batcher.submit(tile) for tile in tiles(3)]
     assert first.result(timeout=60).logits.shape == (1, 3)
     for other in others:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="enough"):
             other.result(timeout=60)
+    assert len({other.exception() for other in others}) == 3
     with pytest.raises(InputError, match="closed"):
         batcher.submit(tiles(1)[0])
     batcher.close()
@@ -360,6 +362,45 @@ def test_an_engine_that_fails_fails_its_requests_alone(engine: Engine) -> None:
             assert batcher.predict(tiles(1)[0]).logits.shape == (1, 3)
     finally:
         del engine.infer  # type: ignore[method-assign]
+
+
+class Odd(Exception):
+    """One that can't be made from its own arguments."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+
+
+class Other(Odd):
+    """One that becomes another if it is made from its own arguments."""
+
+    def __init__(self, name: str, reason: str = "?") -> None:
+        super().__init__(name, reason)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(kind("no memory left") for kind in (BackendError, ContractError, NoGpuError, MemoryError)),
+        OSError(5, "no", "a"),
+        Odd("a", "no"),
+        Other("a", "no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_each_request_of_a_batch_that_fails_has_an_error_of_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(tiles: np.ndarray, batch: int = 0) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "infer", fails)
+    with Batcher(engine, latency=3600, max_batch=3) as batcher:
+        found = [answer.exception(60) for answer in [batcher.submit(tile) for tile in tiles(3)]]
+    assert [(type(each), str(each)) for each in found] == 3 * [(type(error), str(error))]
+    if not isinstance(error, Odd):
+        assert len({error, *found}) == 4
+        assert [each.__cause__ for each in found if each] == 3 * [error]
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])

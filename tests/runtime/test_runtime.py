@@ -428,6 +428,21 @@ def test_a_handler_may_close_the_engine_whose_call_it_interrupts(bundle: Bundle,
         engine.predict(images)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
+def test_a_signal_does_no_harm_once_another_thread_has_closed_the_engine(bundle: Bundle, name: str) -> None:
+    script = f"""
+import signal, threading
+from sattrt.runtime import open_bundle
+signal.signal(signal.SIGTERM, lambda number, frame: print("handled", flush=True))
+closing = threading.Thread(target=open_bundle({str(bundle.path)!r}, {name!r}, threads=1).close)
+closing.start()
+closing.join()
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
+
+
 def test_closing_that_was_interrupted_is_done_by_closing_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, begun, go_on, freed = bundle.open("onnxruntime-int8", threads=1), threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(engine._backend, "run", lambda tiles: (begun.set(), go_on.wait()))
