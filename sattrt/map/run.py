@@ -193,9 +193,8 @@ def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress)
     """Map one scene. InputError where an output can't be written."""
     begun = time.perf_counter()
     work = Work.begin(out, _manifest(plan, job), resume)
-    check_alone(
-        out, files_of(out, job.config.probabilities, job.config.report)
-    )  # once more: the run that had the lock before may have made another
+    # once more: the run that had the lock before may have made another
+    check_alone(out, files_of(out, job.config.probabilities, job.config.report))
     remove_temporaries(*files_of(out))
     missing = work.missing(plan.grid)
     require_space(out, _space(plan, missing, len(job.engine.classes), job.config.probabilities))
