@@ -40,7 +40,7 @@ inline std::vector<uint8_t> read_tiles(const std::string& path, size_t bytes) {
 // A line for each tile: its class and the probability of it.
 inline void print_answers(const std::vector<std::string>& names, const float* probabilities, size_t tiles) {
     if (!std::all_of(probabilities, probabilities + tiles * names.size(), [](float value) { return std::isfinite(value); }))
-        throw std::runtime_error("The model answers with what is no number. Use another model, or export again.");
+        throw std::runtime_error("The model returned NaN or infinity. Use another model, or export again.");
     for (const float* row = probabilities; tiles--; row += names.size()) {
         const float* best = std::max_element(row, row + names.size());
         std::cout << names[best - row] << '\t' << *best << '\n';

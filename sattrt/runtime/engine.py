@@ -135,7 +135,7 @@ class Engine:
         """Logits and probabilities of tiles that are known to have the right shape and dtype.
 
         batch: of a caller whose batches have many sizes, the largest that it sends. Others are then filled up, by repetition, to a size that the
-        library may have prepared for already; it prepares each anew, which on a GPU, and by OpenVINO, takes longer than the tiles. Raises BackendError where the engine was closed, fails, or answers with what is no number; ContractError where it answers with
+        library may have prepared for already; it prepares each anew, which on a GPU, and by OpenVINO, takes longer than the tiles. Raises BackendError where the engine was closed, fails, or returns NaN or infinity; ContractError where it answers with
         other arrays than its contract promises.
         """
         size, count = self.max_batch, len(tiles)

@@ -102,7 +102,7 @@ def test_the_cpp_example_refuses_answers_that_are_no_numbers(program: Path, bund
     np.load(bundle.path / "golden.npz")["tiles"][:2].tofile(tmp_path / "tiles.raw")
     done = subprocess.run([program, tmp_path, "model.onnx", tmp_path / "tiles.raw"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.endswith("what is no number. Use another model, or export again.\n")
+    assert done.stderr.endswith("returned NaN or infinity. Use another model, or export again.\n")
 
 
 def test_the_cpp_example_says_when_its_answers_are_lost(program: Path, bundle: Bundle, tmp_path: Path) -> None:
