@@ -3,7 +3,7 @@
     python benchmarks/map.py BUNDLE --tiles EuroSAT_RGB.zip --side 10980
 
 It says tiles a second of the map and of the engine alone (before and after it, in this run), the map's peak memory, its accuracy against the
-layout beside the engine's own on the same tiles (every cell must agree), and whether a run that was killed half-way and gone on with ends
+layout beside the engine's own on the same tiles (every cell must agree), and whether a run that was killed half-way and resumed ends
 with the same bytes. The last line on stdout is one JSON document. Tiles: a zip of class folders, JPEG for bundles of RGB, or GeoTIFF of 13 bands.
 """
 

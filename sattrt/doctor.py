@@ -39,7 +39,7 @@ _PACKAGES = (
     ("TensorRT-RTX", ("tensorrt-rtx",), "no tensorrt-rtx engines", "pip install 'sattrt[tensorrt-rtx]'"),
     ("TensorRT", ("tensorrt", "tensorrt-lean"), "no tensorrt engines", "pip install 'sattrt[tensorrt]'"),
     ("rasterio", ("rasterio",), "no GeoTIFF tiles of other bands, no `sattrt map`", "pip install 'sattrt[geo]'"),
-    ("Dask", ("distributed",), "`sattrt map` runs on this machine alone", "pip install 'sattrt[cluster]'"),
+    ("Dask", ("distributed",), "`sattrt map` runs only on this machine", "pip install 'sattrt[cluster]'"),
     ("cryptography", ("cryptography",), "bundles are neither signed nor verified", "pip install 'sattrt[sign]'"),
     ("h5py", ("h5py",), "`sattrt rmldnn` reads no .h5 weights and writes no predictions", "pip install 'sattrt[rmldnn]'"),
 )

@@ -233,7 +233,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
-        reason = reason or "not a file of tensors alone"
+        reason = reason or "not a file of tensors only"
         raise InputError(f"{path} can't be read as weights ({reason}). Give a .safetensors file, or a .pth state dict.") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):

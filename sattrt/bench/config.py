@@ -26,7 +26,7 @@ class BenchConfig(Settings):
     clock_batch: tiles per batch for the three clocks: the engine alone, host to host, file to label.
     threads: CPU threads of an engine, 0 for all cores; with several, separated by commas, every engine is measured with each.
     streams: how many callers at once ask an engine in the offline scenario, at its best batch size; separated by commas.
-    latency_bound: milliseconds within which the server scenario wants 99 % of the answers.
+    latency_bound: milliseconds within which 99 % of the answers must come in the server scenario.
     seed: of the order of engines, the order of tiles, and the moments of arrival.
     run: the run folder for PyTorch's row; empty for the one that the bundle was exported from.
     peer_seconds: how long a foreign program may take for all tiles before it is stopped.

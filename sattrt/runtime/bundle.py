@@ -257,5 +257,5 @@ def _backend(record: EngineRecord, path: Path, tile: tuple[int, ...], threads: i
 
         return TensorRTBackend(path, record.record)
     raise ContractError(
-        f"{record.name} wants the backend {record.backend!r}, which this sattrt does not know. Use the version that exported it."
+        f"{record.name} needs the backend {record.backend!r}, which this sattrt does not know. Use the version that exported it."
     )

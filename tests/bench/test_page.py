@@ -207,7 +207,7 @@ def test_flips_are_listed_with_both_answers_and_the_class(report: Report) -> Non
         line = f"| {name} | Forest/{i}.jpg | Forest | Water | {reference} | <{i}> |"
         assert (line in text) == (i < 20)
     assert f"The first 20 of {name}; all are in bench.html and bench.json." in text
-    assert f"differ from {reference}." in html
+    assert f"differ from those of {reference}." in html
 
 
 def test_flips_of_an_older_report_are_listed_by_name() -> None:
@@ -218,7 +218,7 @@ def test_flips_of_an_older_report_are_listed_by_name() -> None:
 def test_where_references_differ_each_row_names_its_own() -> None:
     document = demo()
     for text in (to_markdown(document), drawn(document)):
-        assert "differ from torch-eager-fp32." in text
+        assert "differ from those of torch-eager-fp32." in text
     assert "against" not in table(document)[0]
     document["engines"][2]["reference"] = "b/torch-eager-fp32"
     columns, rows = table(document)

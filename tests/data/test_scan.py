@@ -236,7 +236,7 @@ def test_a_class_of_nothing_but_faults_says_which(tiles: Path) -> None:
 def test_one_class_only_is_refused(tiles: Path) -> None:
     shutil.rmtree(tiles / "Field")
     shutil.rmtree(tiles / "Water")
-    with pytest.raises(InputError, match="one class 'Forest' only"):
+    with pytest.raises(InputError, match="only the class 'Forest'"):
         scan(tiles, RULE, workers=1)
 
 

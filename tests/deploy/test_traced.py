@@ -76,7 +76,7 @@ def test_a_bundle_is_made_and_proved_without_onnxscript(run: Path, bundle: Bundl
 
 
 def test_a_graph_in_bf16_is_refused_in_a_line(run: Path, without_onnxscript: None, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"^Without onnxscript .* wants 22\. Install it with: pip install 'sattrt\[train\]'$"):
+    with pytest.raises(BackendError, match=r"^Without onnxscript .* needs 22\. Install it with: pip install 'sattrt\[train\]'$"):
         write_onnx(*load_trained(run), tmp_path / "m.onnx", "bf16")
     assert not (tmp_path / "m.onnx").exists()
 

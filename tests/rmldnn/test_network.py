@@ -109,7 +109,7 @@ OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
     "trainable as a text": ("conv1_conv", {"trainable": "false"}, "has trainable 'false'"),
     "channels first in a rim": ("conv1_pad", {"data_format": "channels_first"}, "'conv1_pad' has data_format 'channels_first'"),
     "channels first at the end": ("avg_pool", {"data_format": "channels_first"}, "'avg_pool' has data_format 'channels_first'"),
-    "batch renormalisation": ("conv1_bn", {"renorm": True}, "'conv1_bn' has renorm 'True'; sattrt takes False alone"),
+    "batch renormalisation": ("conv1_bn", {"renorm": True}, "'conv1_bn' has renorm 'True'; sattrt takes only False"),
     "another activation": ("conv5_block3_out", {"activation": "gelu"}, "'conv5_block3_out', Activation (activation gelu)"),
     "another pool": ("pool1_pool", {"pool_size": [2, 2]}, "a MaxPooling2D (pool_size 3"),
     "an input of 13 bands": ("input", {"batch_shape": [None, 64, 64, 13]}, "tiles are [null, height, width, 3]"),
