@@ -98,7 +98,7 @@ def test_data_refuses_sources_that_are_none(tiles: Path, tmp_path: Path) -> None
     assert "--offset 1000 is for GeoTIFF" in refusal("data", tiles, "--out", out, "--offset", "1000")
     shutil.rmtree(tiles / "Field")
     shutil.rmtree(tiles / "Water")
-    assert "only the class 'Forest'" in refusal("data", tiles, "--out", out)
+    assert "has only the class 'Forest'" in refusal("data", tiles, "--out", out)
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
         file.writestr("a/x.jpg", b"")
         file.writestr("../evil", b"")

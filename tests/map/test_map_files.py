@@ -161,7 +161,7 @@ def test_two_runs_do_not_share_a_map(bundle: Bundle, scene: Path, tmp_path: Path
     with bundle.open(ENGINE) as engine, pytest.raises(KeyboardInterrupt):
         config = MapConfig(engine=ENGINE)
         map_scene(make_plan(bundle, scene, config), Job(bundle=bundle, engine=engine, config=config, compute=second), out, False, quiet)
-    with pytest.raises(InputError, match=r"the unfinished map map\.tif, .* Finish that map with --resume"):
+    with pytest.raises(InputError, match=r"holds the unfinished map map\.tif, .* Finish that map with --resume"):
         mapped(bundle, scene, out.with_suffix(".tiff"))
     mapped(bundle, scene, out)
 
