@@ -204,7 +204,7 @@ def test_folding_changes_no_answer(run: Path) -> None:
 
 def test_a_folder_that_is_no_bundle_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(InputError, match="no bundle"):
+    with pytest.raises(InputError, match="is not a bundle"):
         export(run, tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
@@ -214,7 +214,7 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(run: Path, tmp_path: Path
 )
 def test_a_folder_is_no_bundle_because_a_file_is_called_so(run: Path, tmp_path: Path, manifest: str) -> None:
     (tmp_path / "bundle.json").write_text(manifest)
-    with pytest.raises(InputError, match="no bundle"):
+    with pytest.raises(InputError, match="is not a bundle"):
         export(run, tmp_path)
     assert (tmp_path / "bundle.json").read_text() == manifest
 

@@ -91,7 +91,7 @@ def test_a_plan_without_a_largest_batch_is_refused(bundle: Bundle, profile: obje
 
 def test_a_plan_that_takes_no_single_tile_is_refused(bundle: Bundle) -> None:
     record = EngineRecord("tensorrt-fp16", "tensorrt", "fp16", "a.plan", {"profile": {"min": 8, "opt": 8, "max": 8}})
-    with pytest.raises(ContractError, match="tensorrt-fp16 takes no single tile"):
+    with pytest.raises(ContractError, match="tensorrt-fp16 does not take a single tile"):
         model_config("m", bundle.spec, record)
 
 
