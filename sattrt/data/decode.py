@@ -129,7 +129,7 @@ def decode_rgb(content: bytes, needed: str = "8-bit RGB or uint16 is needed") ->
         return np.asarray(image)
     except UnidentifiedImageError:
         if content.startswith(TIFF):
-            raise InputError(f"not a TIFF of 8-bit RGB (its values or bands are others, or it is damaged; {needed})") from None
+            raise InputError(f"not a TIFF of 8-bit RGB (other values or bands, or damaged; {needed})") from None
         raise InputError("not an image (no JPEG, PNG, TIFF, BMP or WebP content)") from None
     except FAULTS as error:
         raise InputError(f"corrupt or cut short ({error})") from None
