@@ -95,7 +95,7 @@ def test_nothing_that_can_be_used_is_one_line(bundle: Bundle, tmp_path: Path) ->
             pass
         (tmp_path / "t.tif").write_bytes(file.read())
     done = sattrt("predict", bundle.path, tmp_path / "t.tif")
-    assert "t.tif: not a TIFF of 8-bit RGB (its values or bands are others, or it is damaged; the engine takes 8-bit RGB)." in done.stderr
+    assert "t.tif: not a TIFF of 8-bit RGB (other values or bands, or damaged; the engine takes 8-bit RGB)." in done.stderr
     done = sattrt("predict", bundle.path, tmp_path / "a.jpg", tmp_path / "b.jpg", "--csv", tmp_path / "o.csv", "--json")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"sattrt: None of 2 files can be used. The first is {tmp_path}/b.jpg: it does not exist. Give images of ")

@@ -174,7 +174,10 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
 def test_an_rgb_tiff_of_other_values_is_told_from_what_is_no_image(tiles: Path, dtype: str) -> None:
     write_geotiff(tiles / "Field" / "other.tif", np.zeros((64, 64, 3), dtype))
-    assert "not a TIFF of 8-bit RGB (other values or bands, or damaged; 8-bit RGB or uint16 is needed)" in scan(tiles, RULE, workers=1).left_out["Field/other.tif"]
+    assert (
+        "not a TIFF of 8-bit RGB (other values or bands, or damaged; 8-bit RGB or uint16 is needed)"
+        in scan(tiles, RULE, workers=1).left_out["Field/other.tif"]
+    )
 
 
 def test_decoded_tiles_are_cached_and_fed_by_dali_as_they_are(tmp_path: Path) -> None:
