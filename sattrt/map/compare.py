@@ -113,7 +113,7 @@ def _placed(transform: tuple[float, ...] | None) -> str:
     if not transform:
         return "has no georeference"
     a, _, left, _, e, top = transform
-    return f"begins at {left:.10g}, {top:.10g}, with cells of {abs(a):.10g} x {abs(e):.10g},"
+    return f"begins at {left:.10g}, {top:.10g}, with cells of {abs(a):.10g} x {abs(e):.10g}"
 
 
 def _pairs(before: MapFile, after: MapFile) -> Iterator[tuple[Bytes, Bytes, Bytes, NDArray[np.float64]]]:
