@@ -72,7 +72,8 @@ class OpenVinoBackend:
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
         with self._turn, self._refusing():
-            self._request.infer({"input": tiles})  # a copy: by share_inputs it would keep the array itself until the next call
+            # of a copy, which the request keeps until the next call; without share_inputs OpenVINO 2026.4 writes over memory that is not its own
+            self._request.infer({"input": tiles.copy()}, share_inputs=True)
             # copied: the request's memory is written over by the next call
             return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)
 
