@@ -172,7 +172,7 @@ def warnings(document: Row) -> list[str]:
             f"{100 * timings[worst]['variation']:.0f} %): medians and percentiles are shown, the raw samples are in the JSON."
         )
     if restless := [name for name, timed in timings.items() if not timed["steady"]]:
-        found.append(f"{len(restless)} of {len(timings)} warm-ups did not settle within {100 * STEADY:.0f} %: {_listed(restless, 4)}.")
+        found.append(f"{len(restless)} of {len(timings)} warm-ups did not settle within {100 * STEADY:.0f} %: {_listed(restless, 4)}")
     if unsure := sorted(f"{name} {percentile}" for name, timed in latencies.items() for percentile in timed["indicative"]):
         found.append(f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {_listed(unsure, 3)}")
     found += [f"{row['engine']}, {what}: {reason}" for row in engines for what, reason in row.get("failed", {}).items()]
@@ -204,8 +204,8 @@ def warnings(document: Row) -> list[str]:
 
 
 def _listed(names: list[str], most: int) -> str:
-    """The first of them; names have commas of their own."""
-    return "; ".join(names[:most]) + "; ..." * (len(names) > most)
+    """The first of them, to the end of the sentence; names have commas of their own."""
+    return "; ".join(names[:most]) + ("; ..." if len(names) > most else ".")
 
 
 def _told_apart(first: Row, second: Row) -> bool:
