@@ -102,6 +102,11 @@ def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 6
     return buffer.getvalue()
 
 
+def random_tiles(count: int) -> np.ndarray:
+    """Tiles of noise (count, 64, 64, 3), the same each time."""
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
 def write_tiles(folder: Path, per_class: int = 40, side: int = 64) -> Path:
     """A folder of class folders with real JPEG tiles."""
     for index, (name, colour) in enumerate(CLASSES.items()):

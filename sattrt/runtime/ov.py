@@ -72,7 +72,8 @@ class OpenVinoBackend:
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
         with self._turn, self._refusing():
-            # of a copy, which the request keeps until the next call; without share_inputs OpenVINO 2026.4 writes over memory that is not its own
+            # of a copy, which the request keeps until the next call. Without share_inputs OpenVINO 2026.4 would write the tiles to where those of
+            # the model's last request with shared memory lie, or lay (resident's)
             self._request.infer({"input": tiles.copy()}, share_inputs=True)
             # copied: the request's memory is written over by the next call
             return np.array(self._request.get_tensor("logits").data), np.array(self._request.get_tensor("probabilities").data)

@@ -1,19 +1,19 @@
 import contextlib
 import dataclasses
 import gc
-import multiprocessing
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import random_tiles
 
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Batcher, Bundle, Engine, NoNumbersError, open_bundle, open_engine
@@ -24,10 +24,6 @@ from sattrt.runtime.cuda import NoGpuError
 def engine(bundle: Bundle) -> Iterator[Engine]:
     with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
         yield engine
-
-
-def tiles(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
 
 @contextlib.contextmanager
@@ -48,7 +44,7 @@ def watched_sizes(engine: Engine) -> Iterator[list[int]]:
 
 
 def test_threads_get_the_answer_to_their_own_tile(engine: Engine) -> None:
-    images = tiles(40)
+    images = random_tiles(40)
     expected = engine.predict(images)
     with watched_sizes(engine) as sizes, Batcher(engine, latency=0.5, max_batch=16) as batcher, ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(batcher.predict, images))
@@ -69,7 +65,7 @@ def test_threads_get_the_answer_to_their_own_tile(engine: Engine) -> None:
 def test_a_batch_is_filled_up_to_a_size_that_is_prepared(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, prepared: tuple[int, ...], sent: list[int]
 ) -> None:
-    images = tiles(5)
+    images = random_tiles(5)
     expected = engine.predict(images)
     monkeypatch.setattr(engine._backend, "sizes", prepared)
     monkeypatch.setattr(engine, "_sent", set())
@@ -88,7 +84,7 @@ def test_a_batch_is_filled_up_to_a_size_that_is_prepared(
 
 
 def test_a_tile_that_gets_no_numbers_fails_alone(engine: Engine) -> None:
-    images = tiles(6)
+    images = random_tiles(6)
     expected, spoilt = engine.predict(images), images[2]
     run = engine._run
 
@@ -123,19 +119,19 @@ def test_a_lonely_request_waits_no_longer_than_the_bound_less_the_engines_time(e
 
     monkeypatch.setattr("sattrt.runtime.batcher.SimpleQueue", Noted)
     with Batcher(engine, latency=1.5) as batcher:
-        batcher.predict(tiles(1)[0])
+        batcher.predict(random_tiles(1)[0])
         assert waits  # for others, who did not come
         assert max(waits) <= 1.5
         waits.clear()
         engines = batcher._queue._seconds
         assert engines > 0
-        batcher.predict(tiles(1)[0])
+        batcher.predict(random_tiles(1)[0])
         assert all(each <= 1.5 - engines for each in waits)
 
 
 def test_a_batch_is_waited_for_and_no_longer_than_until_it_is_full(engine: Engine) -> None:
     with Batcher(engine, latency=3600, max_batch=5) as batcher, watched_sizes(engine) as sizes:
-        answers = [batcher.submit(tile) for tile in tiles(5)]
+        answers = [batcher.submit(tile) for tile in random_tiles(5)]
         for answer in answers:
             answer.result(timeout=60)
     assert sizes == [5]
@@ -176,16 +172,16 @@ def test_a_callback_that_ends_the_thread_leaves_nobody_waiting(engine: Engine) -
         raise SystemExit("enough")
 
     batcher = Batcher(engine, latency=3600, max_batch=3)
-    first = batcher.submit(tiles(1)[0])
+    first = batcher.submit(random_tiles(1)[0])
     first.add_done_callback(leave)
-    others = [batcher.submit(tile) for tile in tiles(3)]
+    others = [batcher.submit(tile) for tile in random_tiles(3)]
     assert first.result(timeout=60).logits.shape == (1, 3)
     for other in others:
         with pytest.raises(SystemExit, match="enough"):
             other.result(timeout=60)
     assert len({other.exception() for other in others}) == 3
     with pytest.raises(InputError, match="closed"):
-        batcher.submit(tiles(1)[0])
+        batcher.submit(random_tiles(1)[0])
     batcher.close()
 
 
@@ -195,16 +191,16 @@ def test_a_callback_can_submit_close_and_not_wait(engine: Engine) -> None:
 
     def again(answer: object) -> None:
         try:
-            batcher.predict(tiles(1)[0])
+            batcher.predict(random_tiles(1)[0])
         except InputError as error:
             said.append(str(error))
-        said.append(batcher.submit(tiles(1)[0]))
+        said.append(batcher.submit(random_tiles(1)[0]))
         batcher.close()
         called.set()
 
     batcher = Batcher(engine, latency=3600, max_batch=2)
-    batcher.submit(tiles(1)[0]).add_done_callback(again)
-    batcher.submit(tiles(1)[0])
+    batcher.submit(random_tiles(1)[0]).add_done_callback(again)
+    batcher.submit(random_tiles(1)[0])
     assert called.wait(timeout=60)
     assert "done-callback" in str(said[0])
     assert said[1].result(timeout=60).logits.shape == (1, 3)  # type: ignore[attr-defined]
@@ -213,7 +209,7 @@ def test_a_callback_can_submit_close_and_not_wait(engine: Engine) -> None:
 def test_a_batcher_that_nobody_knows_any_more_stops(engine: Engine) -> None:
     batcher = Batcher(engine, latency=0)
     worker = batcher._queue._worker
-    answer = batcher.submit(tiles(1)[0])
+    answer = batcher.submit(random_tiles(1)[0])
     del batcher
     gc.collect()
     worker.join(timeout=60)
@@ -316,7 +312,7 @@ else:
 
 
 def test_a_tile_may_be_written_over_once_it_is_handed_in(engine: Engine) -> None:
-    image = tiles(1)[0]
+    image = random_tiles(1)[0]
     expected = engine.predict(image).logits
     with Batcher(engine, latency=0.3) as batcher:
         answer = batcher.submit(image)
@@ -326,21 +322,21 @@ def test_a_tile_may_be_written_over_once_it_is_handed_in(engine: Engine) -> None
 
 def test_closing_answers_what_is_queued_and_refuses_more(engine: Engine) -> None:
     batcher = Batcher(engine, latency=60, max_batch=100)
-    answers = [batcher.submit(tile) for tile in tiles(5)]
+    answers = [batcher.submit(tile) for tile in random_tiles(5)]
     batcher.close()
     assert all(answer.done() and answer.result().logits.shape == (1, 3) for answer in answers)
     with pytest.raises(InputError, match="closed"):
-        batcher.submit(tiles(1)[0])
+        batcher.submit(random_tiles(1)[0])
 
 
 def test_what_is_no_tile_is_refused_at_once_and_harms_nobody(engine: Engine) -> None:
     with Batcher(engine, latency=0.05) as batcher:
-        for wrong in (tiles(2), np.zeros((64, 64, 3)), np.zeros((8, 8, 3), np.uint8)):
+        for wrong in (random_tiles(2), np.zeros((64, 64, 3)), np.zeros((8, 8, 3), np.uint8)):
             with pytest.raises(InputError):
                 batcher.submit(wrong)
-        given_up = batcher.submit(tiles(1)[0])
+        given_up = batcher.submit(random_tiles(1)[0])
         given_up.cancel()
-        assert batcher.predict(tiles(1)[0]).logits.shape == (1, 3)
+        assert batcher.predict(random_tiles(1)[0]).logits.shape == (1, 3)
 
 
 def test_an_engine_that_fails_fails_its_requests_alone(engine: Engine) -> None:
@@ -357,9 +353,9 @@ def test_an_engine_that_fails_fails_its_requests_alone(engine: Engine) -> None:
         with Batcher(engine, latency=0.0) as batcher:
             fail.set()
             with pytest.raises(MemoryError):
-                batcher.predict(tiles(1)[0])
+                batcher.predict(random_tiles(1)[0])
             fail.clear()
-            assert batcher.predict(tiles(1)[0]).logits.shape == (1, 3)
+            assert batcher.predict(random_tiles(1)[0]).logits.shape == (1, 3)
     finally:
         del engine.infer  # type: ignore[method-assign]
 
@@ -396,73 +392,8 @@ def test_each_request_of_a_batch_that_fails_has_an_error_of_its_own(
 
     monkeypatch.setattr(engine, "infer", fails)
     with Batcher(engine, latency=3600, max_batch=3) as batcher:
-        found = [answer.exception(60) for answer in [batcher.submit(tile) for tile in tiles(3)]]
+        found = [answer.exception(60) for answer in [batcher.submit(tile) for tile in random_tiles(3)]]
     assert [(type(each), str(each)) for each in found] == 3 * [(type(error), str(error))]
     if not isinstance(error, Odd):
         assert len({error, *found}) == 4
         assert [each.__cause__ for each in found if each] == 3 * [error]
-
-
-@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
-def test_an_engine_may_be_called_from_many_threads(bundle: Bundle, name: str) -> None:
-    images = tiles(24)
-    with open_bundle(bundle.path, name) as engine, ThreadPoolExecutor(8) as threads:
-        expected = engine.predict(images).logits
-        for i, answer in enumerate(threads.map(engine.predict, list(images) * 4)):
-            np.testing.assert_allclose(answer.logits[0], expected[i % 24], atol=0.02 * float(np.abs(expected).max()))
-
-
-def resident() -> float:
-    """Megabytes that this process holds and no file does: what the system drops of libraries, and reads again, comes and goes."""
-    with open("/proc/self/statm") as file:
-        _, pages, of_files, *_ = map(int, file.read().split())
-        return (pages - of_files) * 4096 / 1e6
-
-
-def grown_by_sizes(folder: Path) -> float:
-    """Megabytes by which batches of every size up to 48 move the resident size, after one of 48."""
-    images = tiles(48)
-    with open_bundle(folder, "openvino-int8", threads=1) as engine:
-        engine.predict(images)
-        before = resident()
-        for size in range(1, 48):
-            engine.predict(images[:size])
-        return resident() - before
-
-
-def grown(folder: Path, name: str) -> float:
-    """Megabytes by which 2,000 predictions move the resident size, after 1,500 that warm up."""
-    image = tiles(1)[0]
-    with open_bundle(folder, name, threads=1) as engine:
-        for _ in range(1500):
-            engine.predict(image)
-        before = resident()
-        for _ in range(2000):
-            engine.predict(image)
-        return resident() - before
-
-
-def test_memory_stays_where_it_is(bundle: Bundle) -> None:
-    # in a process of its own: this one has trained, and keeps what it freed
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        for name in ("onnxruntime-int8", "openvino-int8"):  # 0 as a rule, 0.2 MB once: what leaks a third of a kilobyte a time would show
-            assert pool.submit(grown, bundle.path, name).result() < 0.6
-        assert pool.submit(grown_by_sizes, bundle.path).result() < 100  # 190 where OpenVINO keeps what it prepared for each
-
-
-def test_what_is_uncertain_is_rejected_when_asked(bundle: Bundle) -> None:
-    images = np.load(bundle.path / "golden.npz")["tiles"]
-    with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
-        all_of_them = engine.predict(images)
-        some = engine.predict(images, reject=True)
-        sure = all_of_them.probabilities.max(1) >= engine.reject_threshold
-        assert (some.labels >= 0).tolist() == sure.tolist()
-        assert [name == "rejected" for name in some.names] == (~sure).tolist()
-        np.testing.assert_array_equal(some.labels[sure], all_of_them.labels[sure])
-        recorded = bundle.engine("onnxruntime-fp32").record["validation"]["reject"]
-        assert recorded["threshold"] == engine.reject_threshold
-        assert recorded["error"] <= recorded["error_rate"] == 0.01
-    for threshold in (float("nan"), "high", None, 10**400):
-        record = dataclasses.replace(bundle.engine("onnxruntime-fp32"), record={"validation": {"reject": {"threshold": threshold}}})
-        with open_engine(record, bundle.path, bundle.spec) as engine, pytest.raises(ContractError, match="no reject threshold"):
-            engine.predict(images, reject=True)
