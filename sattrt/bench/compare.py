@@ -108,19 +108,20 @@ def against(old: object, document: Row) -> Comparison:
 def read_report(path: Path) -> Row:
     """What stands in a bench.json, or in the one of a folder. InputError where it can't be read, ContractError where it is no JSON, of
     another schema, or has no engines: before anything is measured."""
-    return _checked(read_json(path / "bench.json" if path.is_dir() else path))
+    path = path / "bench.json" if path.is_dir() else path
+    return _checked(read_json(path), path)
 
 
-def _checked(data: Any) -> Row:
+def _checked(data: Any, path: Path = Path("The baseline")) -> Row:
     """ContractError where a report is of another schema, or damaged."""
-    check_schema(data, Path("the baseline"), SCHEMA)
+    check_schema(data, path, SCHEMA)
     try:
         json.dumps(data, allow_nan=False)
     except ValueError:
-        raise ContractError("The baseline is damaged: it contains NaN or infinity. Make it again with `sattrt bench`.") from None
+        raise ContractError(f"{path} is damaged: it contains NaN or infinity. Make it again with `sattrt bench`.") from None
     rows = data.get("engines")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and isinstance(row.get("engine"), str) for row in rows):
-        raise ContractError("The baseline has no list of engines. Make it again with `sattrt bench`.")
+        raise ContractError(f"{path} has no list of engines. Make it again with `sattrt bench`.")
     return data  # type: ignore[no-any-return]
 
 

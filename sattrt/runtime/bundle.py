@@ -153,7 +153,7 @@ def sign_bundle(path: Path, key: Path) -> Path:
 def read_manifest(path: Path) -> bytes:
     """The content of a bundle's manifest. InputError where there is none."""
     if not is_file(path / MANIFEST):
-        raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out {path}")
+        raise InputError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: sattrt export RUN --out BUNDLE")
     return read_bytes(path / MANIFEST)
 
 
