@@ -39,6 +39,10 @@ STATE: dict[str, type | tuple[type, ...]] = {
     "precision": str,
     "seconds": (int, float),
     "scaler": dict,
+    "loss": (int, float),
+    "mean": list,
+    "std": list,
+    "ran_on": dict,
 }
 
 
@@ -92,6 +96,6 @@ def _state(file: Any, needed: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"its state lacks {key!r}")
         value = state[key]
         sound = isinstance(value, STATE[key]) and not isinstance(value, bool) and not (isinstance(value, int) and value < 0)
-        if not sound or (isinstance(value, list) and not all(isinstance(name, str) for name in value)):
+        if not sound or (key == "classes" and not all(isinstance(name, str) for name in value)):
             raise ValueError(f"its state has {str(value)[:50]!r} as {key!r}")
     return state

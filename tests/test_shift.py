@@ -68,7 +68,7 @@ def test_it_says_nothing_of_eurosats_own_tiles_and_something_of_the_same_with_an
     pytest.importorskip("rasterio", reason="GeoTIFF is read by rasterio")
     with zipfile.ZipFile(MULTISPECTRAL) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".tif"))
-        tiles = np.stack([read_geotiff(archive.read(name), 4096).pixels for name in names])
+        tiles = np.stack([read_geotiff(archive.read(name)).pixels for name in names])
     spec = replace(learned(replace(SPEC, bands=EUROSAT), tiles[::2]), mean=(0.1,) * 13, std=(0.1,) * 13)
     others = tiles[1::2]
     assert shifts(spec, others) == []

@@ -73,7 +73,8 @@ class Views:
 
 
 def look(tiles: Tensor, views: Views, index: Tensor | None = None) -> Tensor:
-    """Tiles uint8 (T, H, W, C), or those at `index` (N,), as the views show them: uint8, or float32 0..255 where they are cropped or coloured."""
+    """Tiles (T, H, W, C) of uint8 or uint16, or those at `index` (N,), as the views show them: of the same type, or float32 in its range where they
+    are cropped or coloured."""
     _, height, width, bands = tiles.shape
     rows = torch.arange(len(tiles), device=tiles.device) if index is None else index
     # one gather fetches and turns

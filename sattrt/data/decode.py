@@ -20,11 +20,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ..bands import LEAST_WITH_OFFSET, RGB, Statistics, named_order, orders
 from ..errors import InputError
-from .geotiff import Place, read_geotiff
+from .geotiff import MAX_SIDE, Place, read_geotiff
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-MAX_SIDE = 4096
 FAULTS = (
     OSError,
     ValueError,
@@ -71,7 +70,7 @@ class TileFormat:
         """Decode a file; InputError with the fault."""
         if self.file_bands == RGB:
             return Decoded(decode_rgb(content))
-        tile = read_geotiff(content, MAX_SIDE, self.offset)
+        tile = read_geotiff(content, self.offset)
         if tile.pixels.shape[2] != len(self.file_bands):
             raise InputError(f"wrong number of bands ({tile.pixels.shape[2]}; most tiles have {len(self.file_bands)})")
         if named_order(tile.descriptions, self.file_bands) != self.file_bands:
@@ -89,7 +88,7 @@ def read_for(
     """
     if bands == RGB:
         return decode_rgb(content, "the engine takes 8-bit RGB")
-    tile = read_geotiff(content, MAX_SIDE, offset)
+    tile = read_geotiff(content, offset)
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
     if not values.any():
         raise InputError(f"it holds no data: every value is 0{f', the offset of {offset} subtracted' * bool(offset)}")

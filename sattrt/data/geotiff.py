@@ -1,6 +1,6 @@
 """Tiles with more than three bands: GeoTIFF of unsigned 16-bit digital numbers, through rasterio. And where any TIFF lies.
 
-tile = read_geotiff(content, max_side=4096)
+tile = read_geotiff(content)
 tile.pixels, tile.descriptions, tile.place
 """
 
@@ -20,7 +20,7 @@ from ..bands import tagged_offset
 from ..errors import BackendError, InputError
 from ..raster import QUIET, faults, library
 
-MAX_BANDS = 64
+MAX_SIDE, MAX_BANDS = 4096, 64  # pixels a side of a tile
 _DEGREE = 111_195.0  # metres of a meridian, on a sphere: the ellipsoid's differ by half a percent
 
 
@@ -50,7 +50,7 @@ class GeoTile:
     known_offset: bool = False
 
 
-def read_geotiff(content: bytes, max_side: int, offset: int | None = None) -> GeoTile:
+def read_geotiff(content: bytes, offset: int | None = None) -> GeoTile:
     """Pixels and place of an encoded GeoTIFF. InputError with the fault; BackendError where rasterio is not installed.
 
     offset: digital numbers to take off (down to 0) bands whose tags speak of none; None where nobody says.
@@ -58,13 +58,13 @@ def read_geotiff(content: bytes, max_side: int, offset: int | None = None) -> Ge
     rasterio = library()
     try:
         with _opened(content, rasterio) as opened:
-            if max(opened.width, opened.height) > max_side or opened.count > MAX_BANDS:
+            if max(opened.width, opened.height) > MAX_SIDE or opened.count > MAX_BANDS:
                 raise InputError(
-                    f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {max_side} a side, {MAX_BANDS} bands)"
+                    f"too large ({opened.width}x{opened.height}, {opened.count} bands; at most {MAX_SIDE} a side, {MAX_BANDS} bands)"
                 )
-            if (size := opened.width * opened.height * opened.count) > 3 * max_side**2:  # before anything of that size is made
+            if (size := opened.width * opened.height * opened.count) > 3 * MAX_SIDE**2:  # before anything of that size is made
                 raise InputError(
-                    f"too large ({size / 1e6:.0f} million values; at most {3 * max_side**2 / 1e6:.0f} million, as in the largest RGB)"
+                    f"too large ({size / 1e6:.0f} million values; at most {3 * MAX_SIDE**2 / 1e6:.0f} million, as in the largest RGB)"
                 )
             if set(opened.dtypes) != {"uint16"}:
                 raise InputError(f"wrong data type ({opened.dtypes[0]}; uint16 digital numbers are needed)")

@@ -62,7 +62,8 @@ class Loader:
     decoder: "dali", "torchvision", or "auto", which is DALI where it is installed. cache_gb: the most memory that decoded
     tiles may take on the device, in 10**9 bytes; a split that needs more is decoded anew in every epoch. keeps: whether they are kept. kept_gb: what they take.
     source: the dataset's, opened by whoever closes it; without it the loader opens its own.
-    Raises BackendError where the decoder is not installed; InputError where a tile is no longer what was scanned.
+    Raises BackendError where the decoder is not installed; InputError where a tile is no longer what was scanned, or other bands than red, green and
+    blue are to be coloured; ContractError where the decoded tiles are not the dataset's.
     """
 
     def __init__(
@@ -219,9 +220,11 @@ def decoded(
     """Tiles in their order, decoded on the CPU, in batches (n, H, W, bands) of the dataset's dtype; each is there until the next one."""
     options: dict[str, Any] = {"device": torch.device("cpu"), "threads": threads, "decoder": decoder, "cache_gb": 0, "source": source}
     loader = Loader(dataset, tiles, batch_size=decoded_at_once(dataset), **options)
-    for images, _ in loader.epoch(0):
-        yield images.numpy()
-    loader.close()
+    try:
+        for images, _ in loader.epoch(0):
+            yield images.numpy()
+    finally:
+        loader.close()
 
 
 def decode_tiles(

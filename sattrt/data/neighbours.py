@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,7 @@ _LEAST = 1e-9  # degrees, a tenth of a millimetre: next to nothing can't be coun
 _AT_ONCE, _ROWS = 128, 256  # what is at work on few of them stays in a core's cache
 
 
-class Pair(NamedTuple):
-    """Two tiles, in different splits."""
-
-    one: str
-    other: str
+Pair = tuple[str, str]  # names of two tiles, in different splits
 
 
 def thumbnail(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint16] | None:
@@ -69,7 +64,7 @@ def near_duplicates(tiles: Sequence[Tile], thumbnails: NDArray[np.uint16]) -> li
             pairs = np.stack([mine[start + rows], others[columns]], 1)
             for first in range(0, len(pairs), _AT_ONCE):
                 few = pairs[first : first + _AT_ONCE]
-                found += [Pair(tiles[a].name, tiles[b].name) for a, b in few[_same(thumbnails, few)]]
+                found += [(tiles[a].name, tiles[b].name) for a, b in few[_same(thumbnails, few)]]
     return found
 
 
@@ -105,7 +100,7 @@ def touching(tiles: Sequence[Tile], places: Sequence[Place | None]) -> list[Pair
         cells = _Cells([(i, place) for i, (_, place) in enumerate(placed) if sizes[i] <= size])
         for i in (i for i, each in enumerate(sizes) if each == size):
             others = (j for j in cells.around(placed[i][1]) if sizes[j] < size or j < i)
-            found += [Pair(placed[min(i, j)][0].name, placed[max(i, j)][0].name) for j in others if _touch(placed[i], placed[j])]
+            found += [(placed[min(i, j)][0].name, placed[max(i, j)][0].name) for j in others if _touch(placed[i], placed[j])]
     return sorted(found)
 
 

@@ -17,7 +17,6 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from ..errors import BackendError, InputError
 from ..raster import library
 from ..spec import same_gsd
 from .dataset import SPLITS, Dataset, Leaks, Tile
-from .decode import MAX_SIDE, TIFF, TileFormat, decode_rgb, is_of_8_bits
+from .decode import TIFF, TileFormat, decode_rgb, is_of_8_bits
 from .geotiff import GeoTile, Place, read_geotiff, read_place
 from .layout import Layout
 from .neighbours import near_duplicates, thumbnail, touching
@@ -183,7 +182,7 @@ def _format_of(source: Source, names: list[str], wanted: tuple[str, ...] | None,
     why = ""
     for name in tried:
         try:
-            probe = _Probe.of(name, read_geotiff(source.read(name), MAX_SIDE, offset))
+            probe = _Probe.of(name, read_geotiff(source.read(name), offset))
             alike.setdefault(len(probe.descriptions), []).append(probe)
         except InputError as error:
             why = why or f"{name}: {error}"
@@ -225,7 +224,7 @@ def _are_spectral(source: Source, tiffs: list[str]) -> bool:
             contents.append(source.read(name))
     others = [content for content in contents if not is_of_8_bits(content)]
     rgb = sum(_can_be_read(decode_rgb, content) for content in contents)
-    return 2 * rgb < len(contents) and sum(_can_be_read(partial(read_geotiff, max_side=MAX_SIDE), content) for content in others) > rgb
+    return 2 * rgb < len(contents) and sum(_can_be_read(read_geotiff, content) for content in others) > rgb
 
 
 def _can_be_read(read: Callable[[bytes], object], content: bytes) -> bool:

@@ -79,8 +79,8 @@ def _is_ours(path: Path, out: Path) -> bool:
         return _are_probabilities(path)
     if path.suffix == ".html":
         return _says(path, _TITLE)
-    if path.suffix == ".png":  # beside a map it is the map's: older ones don't say who made them
-        return _is_map(out) or _says(path, f"Software\0{MADE_BY}".encode())
+    if path.suffix == ".png":
+        return _says(path, f"Software\0{MADE_BY}".encode())
     return path.suffix == ".xml" or _is_map(path)  # what GDAL notes of a raster goes with it
 
 

@@ -1,7 +1,7 @@
 """Rasters as scenes: opened without touching what lies beside them, with their masks.
 
-with reading(path) as rasterio:
-    dataset = rasterio.open(path)
+with open_raster(path) as dataset:
+    ...
 """
 
 from __future__ import annotations

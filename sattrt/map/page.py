@@ -1,6 +1,6 @@
 """The report of a map: one HTML page that needs nothing but itself.
 
-html = to_html(map, statistics, *scene_picture(scene), map_picture(path, colours), colours)
+html = to_html(map, statistics, *scene_picture(scene), map_picture(path, by_value), colours)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a person looks at: the map with its legend as a PNG, and the scene as it would be photographed. Pillow alone.
 
-save_picture(path, map_picture(map, colours), legend)
+save_picture(path, title, map_picture(map, colours), legend)
 """
 
 from __future__ import annotations

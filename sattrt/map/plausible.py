@@ -1,6 +1,6 @@
 """Whether the digital numbers of a scene can be right, judged by windows spread over it; the whole scene would take as long as mapping it.
 
-check_values(scene, known_offset=False)
+values = check_values(scene, (), known_offset=False)
 """
 
 from __future__ import annotations

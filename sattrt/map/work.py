@@ -44,7 +44,7 @@ class Work:
         _check_own(folder)
         file = _locked(folder, out)
         found = _manifest(folder / _MANIFEST) if there else None
-        if found is not None and found.get("map") not in (None, out.name):
+        if found is not None and found.get("map") != out.name:
             raise InputError(
                 f"{folder} holds the unfinished map {found['map']}, which would share {out.stem}.png. Finish that map with --resume, or choose another --out."
             )

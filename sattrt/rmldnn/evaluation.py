@@ -19,7 +19,8 @@ from ..accuracy import evaluate
 from ..data.dataset import Dataset, Tile
 from ..data.loader import Loader
 from ..errors import ContractError, InputError
-from ..training.hardware import DTYPES, Rank
+from ..training.hardware import DTYPES
+from ..training.ranks import Rank
 from .config import LossConfig, RmldnnConfig
 from .network import Network
 from .transforms import Transforms

@@ -20,6 +20,8 @@ from .keras import KerasNetwork, read_network
 from .pixels import GREY, Pixels
 from .weights import read_weights, to_state
 
+SEED = 0
+
 
 @dataclass(frozen=True)
 class Network:
@@ -75,7 +77,7 @@ class Network:
         return state
 
 
-def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Network:
+def build(config: RmldnnConfig, height: int, width: int) -> Network:
     """Read layers and weights for tiles of this size. ContractError where layers, weights and transforms don't fit together.
 
     The running statistics take in a tenth of each batch, as is torch's way, on which rmldnn is built, whatever momentum a layer file has;
@@ -102,7 +104,7 @@ def build(config: RmldnnConfig, height: int, width: int, seed: int = 0) -> Netwo
             f"{name} takes {keras.width}x{keras.height} pixels, the samples of {config.path} have {size[1]}x{size[0]}. "
             f'Add {{"resize": [{keras.width}, {keras.height}]}} to the transforms, or take the size out of the layer file.'
         )
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     side = transforms.in_network(height, width)
     model = TileClassifier(keras.classes, pixels.rgb_mean, pixels.rgb_std, side or 0, architecture=keras.architecture)
     if pixels.grey:

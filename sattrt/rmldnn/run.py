@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
@@ -18,9 +18,9 @@ from ..data.dataset import Dataset
 from ..errors import InputError
 from ..spec import KERAS_RESNET50, RESNET50
 from ..training.config import TrainConfig
-from ..training.hardware import Rank, ranks
 from ..training.hold import held
 from ..training.observer import Observer
+from ..training.ranks import Rank, ranks
 from ..training.resume import refuse_to_overwrite
 from .config import RmldnnConfig
 from .evaluation import answers, as_last_layer, check_classes, judge, loader_of
@@ -95,11 +95,12 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None],
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
     network.model.to(rank.device).to(memory_format=torch.channels_last)
     tiles = dataset.tiles("test")
+    loader = loader_of(dataset, tiles, data.test_batch_size, rank, decoder=decoder)
     if rank.is_first:
         files = prepare_files(config)
         said = [*_as_read(dataset), *_report(config, network, rank)]
-        on_report([*said, ("test tiles", _batches(len(tiles), data.test_batch_size, rank))])
-    loader = loader_of(dataset, tiles, data.test_batch_size, rank, decoder=decoder)
+        batch = max(1, data.test_batch_size // rank.world)
+        on_report([*said, ("test tiles", f"{len(tiles):,}, {loader.steps:,} batches of up to {batch} a process")])
     logits = answers(network, loader, len(tiles), rank, "fp32", data.transforms)
     loader.close()
     path = loss = accuracy = None
@@ -107,7 +108,7 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None],
         loss, accuracy = judge(logits, torch.tensor([tile.label for tile in tiles]), config.loss)
         files.test(1, loss, accuracy)
     if rank.is_first and data.test_output_path:
-        names = [str(PurePosixPath(tile.name)) for tile in tiles]
+        names = [tile.name for tile in tiles]
         path = write_predictions(data.test_output_path, 1, names, as_last_layer(logits, network.keras.activation))
     rank.barrier()
     return Outcome(None, path, len(tiles), loss, accuracy)
@@ -116,9 +117,8 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None],
 def _report(config: RmldnnConfig, network: Network, rank: Rank) -> Report:
     """What every run begins with."""
     parameters = list(network.model.parameters())
-    device = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
     found = [
-        ("device", f"{device}, {rank.world} process{'es' * (rank.world > 1)}, {rank.threads} threads each"),
+        ("device", f"{rank.device_name}, {rank.world} process{'es' * (rank.world > 1)}, {rank.threads} threads each"),
         ("network", f"{_KNOWN[network.keras.architecture]} ResNet-50, {network.keras.classes} classes, {network.keras.activation}"),
         ("parameters", f"{sum(each.numel() for each in parameters):,}"),
     ]
@@ -140,8 +140,3 @@ def _left_out(dataset: Dataset, out: Path) -> Report:
     if found:
         found.append(("left out", f"{len(dataset.left_out):,} files in all{more}"))
     return found
-
-
-def _batches(tiles: int, batch_size: int, rank: Rank) -> str:
-    share = -(-tiles // rank.world)
-    return f"{tiles:,}, {-(-share // max(1, batch_size // rank.world)):,} batches of up to {max(1, batch_size // rank.world)} a process"

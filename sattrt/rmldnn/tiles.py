@@ -21,8 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.dataset import Dataset, Tile
-from ..data.decode import EXTENSIONS, FAULTS, FORMATS, MAX_SIDE, decode_rgb
+from ..data.dataset import Dataset, Leaks, Tile
+from ..data.decode import EXTENSIONS, FAULTS, FORMATS, decode_rgb
+from ..data.geotiff import MAX_SIDE
 from ..data.scan import SplitRule, scan
 from ..data.sources import Source, open_source
 from ..errors import InputError
@@ -108,7 +109,9 @@ def labelled(
         folder = PurePosixPath(os.path.relpath(each.source, root))
         tiles += [replace(tile, name=str(folder / tile.name), split=split) for tile in each.all_tiles]
         left_out |= {str(folder / name): reason for name, reason in each.left_out.items()}
-    return _as_given(first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out, resized=size is not None)
+    return _as_given(
+        first, source=root, split="folders", all_tiles=tuple(tiles), left_out=left_out, leaks=Leaks(), resized=size is not None
+    )
 
 
 def unlabelled(path: Path, resizes: bool = False) -> AsGiven:

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from .. import checkpoint
 from ..data.augment import Augmentation
@@ -27,25 +26,21 @@ from ..data.dataset import Dataset
 from ..data.loader import CACHE_GB
 from ..errors import InputError
 from ..spec import ModelSpec, require_space, write_json
-from ..training.batchnorm import fuse_norms
-from ..training.config import TrainConfig
-from ..training.cpu import use_products
 from ..training.finish import NO_PICTURES, finish
 from ..training.handover import account, write_samples
-from ..training.hardware import DTYPES, Rank, choose_precision, tuned_convolutions
-from ..training.log import Row, TrainLog, Window, read_log, rows_of
-from ..training.loop import STEPS_BETWEEN_REPORTS
+from ..training.hardware import DTYPES, across_ranks, choose_precision, place, tuned_convolutions
+from ..training.log import STEPS_BETWEEN_REPORTS, Row, TrainLog, Window, read_log, rows_of
 from ..training.observer import Observer, Plan
-from ..training.syncnorm import synchronise_batchnorm
+from ..training.ranks import Rank
+from ..training.step import gradient_norm
 from .config import RmldnnConfig
 from .evaluation import answers, as_judged, as_last_layer, judge, loader_of, weighed_loss
 from .files import prepare_files, write_predictions
-from .network import Network, require_trainable
+from .network import SEED, Network, require_trainable
 from .optimizer import make_optimizer, rate_at
 from .tiles import on_both_sides
 from .weights import save_checkpoint
 
-SEED = 0
 # that BatchNorm's statistics are taken anew over, the last of an epoch: in the tutorial a tenth of it; fewer of large tiles, which are kept so long
 _BATCHES_OF_STATISTICS, _BYTES_OF_STATISTICS = 40, 2**28
 # a loss of this many times that of a guess has run away; the tutorial's own rate is so high that it begins with 20 times
@@ -76,16 +71,8 @@ class Training:
         self.optimizer_config, self.decoder = config.optimizer, decoder
         self.started = time.perf_counter()
         self.precision = choose_precision("auto", rank.device)
-        network.model.to(rank.device).to(memory_format=torch.channels_last)
-        slower = ""
-        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
-        if rank.device.type == "cpu":
-            use_products(network.model)
-            slower = "" if rank.world > 1 else fuse_norms(network.model, DTYPES[self.precision])
-        self.net: nn.Module = network.model
-        if rank.world > 1:
-            synchronise_batchnorm(network.model, rank.device)
-            self.net = DistributedDataParallel(network.model, [rank.device.index] if rank.device.type == "cuda" else None)
+        slower = place(network.model, rank, self.precision)
+        self.net = across_ranks(network.model, rank)
         trained = [each for each in network.model.parameters() if each.requires_grad]
         self.optimizer = make_optimizer(trained, config.optimizer)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=self.precision == "fp16")
@@ -99,7 +86,6 @@ class Training:
         self.valid = loader_of(dataset, self.valid_tiles, config.data.test_batch_size, rank, cache_gb=memory, decoder=decoder)
         more = {"augmentation": shuffled, "seed": SEED, "cache_gb": memory - self.valid.kept_gb, "decoder": decoder}
         self.loader = loader_of(dataset, self.tiles, self.batch_size, rank, **more)
-        name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         count, steps = len(self.tiles), self.loader.steps
         self.plan = Plan(
             epochs=config.num_epochs,
@@ -108,7 +94,7 @@ class Training:
             steps_per_epoch=steps,
             steps=config.num_epochs * steps,
             precision=self.precision,
-            device=name,
+            device=rank.device_name,
             world=rank.world,
             first_step=0,
             decoder=self.loader.decoder,
@@ -170,8 +156,7 @@ class Training:
             self.observer.finishing()
             if self.network.side is not None:
                 memory = CACHE_GB if self.config.data.preload else 0.0
-                as_trained = TrainConfig(batch_size=min(128, max(2, self.batch_size)), cache_gb=memory, decoder=self.decoder)
-                finish(self.dataset, self.out, self.rank, self.precision, as_trained)
+                finish(self.dataset, self.out, self.rank, self.precision, self.batch_size, self.decoder, memory)
             try:
                 from ..training import figures
             except ImportError:
@@ -190,7 +175,7 @@ class Training:
         for tiles, labels in self.loader.epoch(epoch - 1):
             window = window or Window()  # its clock begins when the first tiles are there: the run's first epoch decodes all of them
             window.add(rate, *self._step(tiles, labels), len(labels) * self.rank.world)
-            recent.append(tiles.clone())  # the loader may use its memory again
+            recent.append(tiles)
             self.step += 1
             ends = self.step % self.plan.steps_per_epoch == 0
             if ends or self.step % STEPS_BETWEEN_REPORTS == 0 or self.rank.device.type == "cpu":
@@ -202,7 +187,7 @@ class Training:
         transforms = self.config.data.transforms
         self.network.take_statistics((as_judged(tiles, self.network, transforms) for tiles in recent), self._precise())
         logits = answers(self.network, self.valid, len(self.valid_tiles), self.rank, self.precision, transforms)
-        if logits.isnan().any():  # before anything is written
+        if not logits.isfinite().all():  # before anything is written
             raise InputError(f"The network returned NaN or infinity after epoch {epoch} (learning rate {rate:.2g}). Lower learning_rate.")
         loss, self.last = judge(logits, torch.tensor([tile.label for tile in self.valid_tiles]), self.config.loss)
         improved = self.last > self.best
@@ -239,7 +224,7 @@ class Training:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([each.grad for each in self.network.model.parameters() if each.grad is not None])
+        norm = gradient_norm(self.network.model)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), norm

@@ -15,8 +15,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..data.dataset import Dataset
-
 # images (N, H, W, bands) and labels to the loss and the norm of the gradient, which is left in the parameters; no step is made
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _DIFFERENCE = 0.05  # of all gradients together, relative, in fp32: kernels add up in another order each time
@@ -43,14 +41,6 @@ def captured(gradient: Gradient, model: nn.Module, images: Tensor, labels: Tenso
     finally:
         for each, value in zip(model.buffers(), before, strict=True):
             each.copy_(value)
-
-
-def example(dataset: Dataset, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of `size` random tiles with labels, on the device."""
-    numbers = torch.Generator(device).manual_seed(0)
-    shape = (size, dataset.height, dataset.width, len(dataset.bands))
-    images = torch.randint(0, 256, shape, device=device, generator=numbers).to(getattr(torch, dataset.dtype))
-    return images, torch.arange(size, device=device) % len(dataset.classes)
 
 
 class _Graph:

@@ -1,7 +1,7 @@
 """What follows the last epoch, on the first rank: the best network is examined on the validation split, its temperature is
 fitted, and the run is drawn.
 
-    finish(dataset, Path("run"), rank, "bf16", config)
+    finish(dataset, Path("run"), rank, "bf16", batch_size=64, decoder="auto", cache_gb=8)
     draw_curves(Path("run"))     # of a run that ends early
 
 It may be run again: it reads best.safetensors and log.csv, and replaces what it wrote before.
@@ -23,27 +23,25 @@ from ..data.dataset import Dataset
 from ..data.loader import Loader, decode_tiles
 from ..model import TileClassifier
 from ..trained import load_trained
-from .config import TrainConfig
 from .handover import sampled_percentiles
-from .hardware import DTYPES, Rank
+from .hardware import DTYPES
 from .log import read_log
+from .ranks import Rank
 
 WORST_TILES = 40
 NO_PICTURES = "The run's pictures were left out: matplotlib is not installed (pip install matplotlib)."
 
 
-def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: TrainConfig) -> str | None:
+def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, batch_size: int, decoder: str, cache_gb: float) -> str | None:
     """Write temperature, calibration and what the bands were like into spec.json; curves, confusion matrix and the worst tiles as pictures.
 
-    Returns what people should know: that the pictures were left out, where matplotlib is missing.
+    batch_size: of the training, by all ranks; decoder and cache_gb: as in `TrainConfig`. Returns what people should know: that the pictures were left out, where matplotlib is missing.
     """
     model, spec = load_trained(run)
     model.to(rank.device).to(memory_format=torch.channels_last)
     tiles = dataset.tiles("valid")
-    batch = min(128, max(1, config.batch_size // rank.world))  # no more memory than training took
-    loader = Loader(
-        dataset, tiles, batch_size=batch, device=rank.device, threads=rank.threads, decoder=config.decoder, cache_gb=config.cache_gb
-    )
+    batch = min(128, max(1, batch_size // rank.world))  # no more memory than training took
+    loader = Loader(dataset, tiles, batch_size=batch, device=rank.device, threads=rank.threads, decoder=decoder, cache_gb=cache_gb)
     labels = np.array([tile.label for tile in tiles])
     logits = _logits(model, loader, rank.device, precision)
     loader.close()
@@ -61,7 +59,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, config: Trai
     probabilities = 100 * softmax(logits / found["temperature"])
     of_class = probabilities[np.arange(len(labels)), labels]
     worst = of_class.argsort()[:WORST_TILES]
-    images, _ = decode_tiles(dataset, [tiles[i] for i in worst], config.decoder, rank.threads)
+    images, _ = decode_tiles(dataset, [tiles[i] for i in worst], decoder, rank.threads)
     captions = [
         f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]} ({of_class[i]:.0f} %)\n"
         f"said {dataset.classes[predicted[i]]} ({probabilities[i].max():.0f} %)"

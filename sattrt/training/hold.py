@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..lock import lock
 from ..spec import remove_temporaries, unwritable
-from .hardware import Rank
+from .ranks import Rank
 
 LOCK = ".lock"
 # what a process that is killed while it writes leaves half of, under a temporary name: a checkpoint's is as large as the checkpoint

@@ -35,6 +35,7 @@ class Row:
     valid_accuracy: float | None = None
 
 
+STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
 FIELDS = [field.name for field in dataclasses.fields(Row)]
 
 

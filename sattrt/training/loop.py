@@ -29,25 +29,24 @@ from ..data.loader import Loader, open_tiles
 from ..errors import ContractError, InputError
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
 from ..spec import ModelSpec, write_json
-from .batchnorm import fuse_norms
-from .config import OF_THE_MACHINE, TrainConfig
-from .cpu import use_products
+from .budget import fit_in_time, loading_speed
+from .config import TrainConfig
 from .divergence import Divergence
 from .finish import draw_curves, finish
 from .handover import samples_size, spec_of, write_samples
-from .hardware import DTYPES, Rank, StopRequest, choose_precision, ranks
+from .hardware import DTYPES, choose_precision, place
 from .hold import held
 from .keeper import PATIENCE, SECONDS_BETWEEN_CHECKPOINTS, Keeper
-from .log import Row, TrainLog, Window, rows_of
+from .log import STEPS_BETWEEN_REPORTS, Row, TrainLog, Window, rows_of
 from .observer import Observer, Plan
 from .optimizer import MovingAverage
+from .ranks import Rank, ranks
 from .resume import collect, config_of, load_last, precision_of, refuse_to_overwrite, restore, state_of, threads_of
-from .schedule import fit_in_time, learning_rate_at, loading_speed
+from .schedule import learning_rate_at
 from .step import TrainStep
+from .stop import StopRequest
 from .surroundings import difference, surroundings
-from .syncnorm import synchronise_batchnorm
 
-STEPS_BETWEEN_REPORTS = 20  # on a GPU, where every look at the loss waits for it
 _BATCHES_TIMED = 20  # of the loader, at most
 
 
@@ -79,8 +78,6 @@ def train(
     ContractError for a resume with another dataset or weights that don't fit.
     """
     started = time.perf_counter()
-    if others := machine.keys() - set(OF_THE_MACHINE):
-        raise InputError(f"A resumed run keeps its {min(others)}. Leave it out, or start over.")
     saved, before = None, {} if config else state_of(out)
     config = config or replace(config_of(before, out), **machine)
     for split in ("train", "valid"):
@@ -123,21 +120,14 @@ class _Run:
                 f"Choose a multiple of {2 * rank.world}."
             )
         self.dataset, self.out, self.config, self.rank, self.started = dataset, out, config, rank, started
-        self.observer, self.stop, self.keeper, self.slower = observer if rank.is_first else Observer(), stop, keeper, ""
+        self.observer, self.stop, self.keeper = observer if rank.is_first else Observer(), stop, keeper
         self.precision = precision_of(saved[1], rank.device, out) if saved else choose_precision(config.precision, rank.device)
         torch.manual_seed(config.seed)
         self.model = TileClassifier(len(dataset.classes), dataset.mean, dataset.std, config.image_size, dtype=dataset.dtype)
         if saved is None:
             load_weights(self.model, config.weights, dataset.bands)
         set_trainable(self.model, config.tune)
-        self.model.to(rank.device).to(memory_format=torch.channels_last)
-        if rank.device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"  # fp32 is fp32
-        else:
-            use_products(self.model)
-            self.slower = "" if rank.world > 1 else fuse_norms(self.model, DTYPES[self.precision])
-        if rank.world > 1:
-            self.model = synchronise_batchnorm(self.model, rank.device)
+        self.slower = place(self.model, rank, self.precision)
         self.observer.reached("network")
         # of a copy of the network, and before the step itself is recorded: on a GPU a recording keeps the memory that it takes
         speed = self._recorded(self._step_of(copy.deepcopy(self.model))).speed() if config.minutes is not None and not saved else 0.0
@@ -187,7 +177,9 @@ class _Run:
         elif self.rank.is_first:
             self.stop.close()  # nothing is lost by an end in the middle of it: a resume makes it anew
             self.observer.finishing()
-            if left_out := finish(self.dataset, self.out, self.rank, self.precision, self.config):
+            if left_out := finish(
+                self.dataset, self.out, self.rank, self.precision, self.config.batch_size, self.config.decoder, self.config.cache_gb
+            ):
                 self.observer.noted(left_out)
         return Result(self.best, self.best_epoch, self.step, stopped)
 
@@ -308,10 +300,9 @@ class _Run:
         chosen = balanced(tiles, share)
         each = max(1, len(chosen) // config.batch_size)
         steps = state["steps"] if state else max(1, int(passes * each))
-        name = torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else "cpu"
         decoder, on_cpu = self.valid.decoder, rank.device.type == "cpu"
         self.ran_on = surroundings(rank, decoder, fused=on_cpu and rank.world == 1 and not self.slower)
-        differs = difference(state and state.get("ran_on"), self.ran_on)
+        differs = difference(state["ran_on"], self.ran_on) if state else ""
         return Plan(
             epochs=-(-steps // each),
             tiles=len(chosen),
@@ -319,7 +310,7 @@ class _Run:
             steps_per_epoch=each,
             steps=steps,
             precision=self.precision,
-            device=name,
+            device=rank.device_name,
             world=rank.world,
             first_step=self.step,
             decoder=decoder,
@@ -393,7 +384,7 @@ class _Run:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.started -= state["seconds"]
-        self.divergence.loss = state.get("loss", self.divergence.loss)
+        self.divergence.loss = state["loss"]
         steps = self.rank.sum(state["step"])[0] / self.rank.world
         if steps != state["step"]:
             raise ContractError(f"The processes found different checkpoints in {self.out}. Put the run on a disk that all machines share.")

@@ -123,7 +123,7 @@ class MovingAverage:
 
     def __init__(self, model: TileClassifier, decay: float) -> None:
         self.model, self._decay = copy.deepcopy(model).requires_grad_(False), decay
-        self._pairs = [(own, other) for own, other in zip(_floats(self.model), _floats(model), strict=True)]
+        self._averaged, self._current = _floats(self.model), _floats(model)
 
     @torch.no_grad()
     def update(self, step: int, of_epoch: int, ends: bool) -> None:
@@ -131,8 +131,7 @@ class MovingAverage:
         since = (of_epoch - 1) % STEPS_BETWEEN_LOOKS + 1
         if ends or since == STEPS_BETWEEN_LOOKS:
             keep = min(self._decay, step / (9 + step)) ** since
-            averaged, current = map(list, zip(*self._pairs, strict=True))
-            torch._foreach_lerp_(averaged, current, 1 - keep)
+            torch._foreach_lerp_(self._averaged, self._current, 1 - keep)
 
 
 def _floats(model: nn.Module) -> list[Tensor]:

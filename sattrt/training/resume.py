@@ -38,9 +38,8 @@ def config_of(state: dict[str, Any], run: Path) -> TrainConfig:
 
 
 def threads_of(state: dict[str, Any]) -> int:
-    """The CPU threads that a rank of a run had when it was last at work; 0 where that is not known, or it had a GPU."""
-    ran_on = state.get("ran_on")
-    threads = ran_on.get("threads") if isinstance(ran_on, dict) else None
+    """The CPU threads that a rank of a run had when it was last at work; 0 where it had a GPU, or there is no run."""
+    threads = state.get("ran_on", {}).get("threads", 0)
     return threads if isinstance(threads, int) else 0
 
 
@@ -100,7 +99,7 @@ def check_same_data(state: dict[str, Any], dataset: Dataset, out: Path) -> None:
             f"The train tiles of {dataset.source} have other names than those that {out} was trained on, and would come in another order. "
             "Resume with the names they had, or start over with another --out."
         )
-    if any(state.get(name, list(own)) != list(own) for name, own in (("mean", dataset.mean), ("std", dataset.std))):
+    if any(state[name] != list(own) for name, own in (("mean", dataset.mean), ("std", dataset.std))):
         raise ContractError(
             f"{out} was trained on tiles normalised by another mean and std than dataset.json has now. "
             "Resume with the dataset.json of its start, or start over with another --out."

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.augment import mix
 from ..data.dataset import Dataset
 from ..model import TileClassifier, set_training_mode
-from .captured import Gradient, captured, example
+from .captured import Gradient, captured
 from .config import TrainConfig
-from .hardware import DTYPES, Rank, tuned_convolutions
+from .hardware import DTYPES, across_ranks, tuned_convolutions
 from .optimizer import make_optimizer, set_learning_rate
+from .ranks import Rank
 
 # shown in a run in all: cuDNN builds every algorithm of some seventy convolutions before it times them, which takes seconds. What the fastest one saves grows with
 # the tiles, not with the steps
@@ -40,11 +40,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
         self._dataset, self._classes = dataset, len(dataset.classes)
         self.tunes = config.epochs * len(dataset.tiles("train")) >= TILES_WORTH_TUNING
-        self._net: nn.Module = model
-        if rank.world > 1:
-            gpu = [rank.device.index] if rank.device.type == "cuda" else None
-            # BatchNorm's statistics are of all ranks already, and equal
-            self._net = DistributedDataParallel(model, gpu, broadcast_buffers=False)
+        self._net = across_ranks(model, rank)
         self._recording: Gradient | None = None
         set_training_mode(model, config.tune)
 
@@ -69,7 +65,7 @@ class TrainStep:
             loss = F.cross_entropy(self._net(images), labels, label_smoothing=self._config.label_smoothing)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        return loss.detach(), _norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return loss.detach(), gradient_norm(self.model)
 
     def record(self, noted: Callable[[str], object]) -> str:
         """On a GPU, make one CUDA graph of both passes and note how long it took; why that can't be, if so: with several ranks or in fp16 more happens
@@ -104,11 +100,17 @@ class TrainStep:
         return timed * len(labels) / seconds
 
     def _example(self) -> tuple[Tensor, Tensor]:
-        return example(self._dataset, self._config.batch_size // self._rank.world, self._rank.device)
+        """A batch of random tiles with labels, on the device."""
+        data, device, size = self._dataset, self._rank.device, self._config.batch_size // self._rank.world
+        numbers = torch.Generator(device).manual_seed(0)
+        shape = (size, data.height, data.width, len(data.bands))
+        images = torch.randint(0, 256, shape, device=device, generator=numbers).to(getattr(torch, data.dtype))
+        return images, torch.arange(size, device=device) % self._classes
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of all of them; on a CPU by output channel first, since torch divides such sums among the cores, and that of a whole tensor not."""
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of all gradients; on a CPU by output channel first, since torch divides such sums among the cores, and that of a whole tensor not."""
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
     if gradients[0].device.type == "cpu":
         gradients = [torch.linalg.vector_norm(each, dim=tuple(range(1, each.ndim))) if each.ndim > 1 else each for each in gradients]
         norm: Tensor = torch.linalg.vector_norm(torch.cat(gradients))

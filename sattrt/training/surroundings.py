@@ -13,14 +13,11 @@ import torch
 
 from ..machine import LIBRARIES, cpu_model, version
 from .batchnorm import compiler_version
-from .hardware import Rank
+from .ranks import Rank
 
 
 def surroundings(rank: Rank, decoder: str, fused: bool) -> dict[str, Any]:
-    """Name of each thing to what it is here. fused: whether `batchnorm.c` computes.
-
-    A version has a name of its own, not that of what it is a version of: in a run of before, which had none, it is then missing and no other.
-    """
+    """Name of each thing to what it is here. fused: whether `batchnorm.c` computes."""
     on_gpu = rank.device.type == "cuda"
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(rank.device) if on_gpu else cpu_model(),
@@ -45,8 +42,6 @@ def _version_of(decoder: str) -> str | None:
     return next((found for name in packages if (found := version(name))), None)
 
 
-def difference(before: Any, now: dict[str, Any]) -> str:
-    """What is other than it was, in words; "" where nothing is, or where what was is not known."""
-    if not isinstance(before, dict):
-        return ""
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What is other than it was, in words; "" where nothing is. A GPU and a CPU have not all in common."""
     return ", ".join(f"{name} {value}, not {before[name]}" for name, value in now.items() if name in before and before[name] != value)

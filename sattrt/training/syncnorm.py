@@ -11,17 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..model import TileClassifier
 
-
-def synchronise_batchnorm(model: TileClassifier, device: torch.device) -> TileClassifier:
-    """The model with every BatchNorm2d seeing the batch of all ranks; names of parameters and buffers stay."""
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> None:
+    """Let every BatchNorm2d inside the model see the batch of all ranks; names of parameters and buffers stay."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return, no-untyped-call]
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d
-    return model
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):

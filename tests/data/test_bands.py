@@ -141,7 +141,7 @@ def test_a_lone_tile_is_read_in_the_order_of_its_dataset(order: tuple[str, ...],
     spec_of(dataset, 0, {}).write(tmp_path / "spec.json")
     spec = ModelSpec.read(tmp_path / "spec.json")
     for path in sorted(folder.rglob("*.tif"))[:3]:
-        expected = read_geotiff(path.read_bytes(), 4096).pixels
+        expected = read_geotiff(path.read_bytes()).pixels
         np.testing.assert_array_equal(read_for(path.read_bytes(), spec.bands, spec.offset, spec.file_bands), expected)
 
 
@@ -210,7 +210,7 @@ def test_to_find_the_format_takes_the_memory_of_a_few_tiles(tmp_path: Path) -> N
     order = ("B02", "B03", "B04")
     folder = write_classes(tmp_path / "t", order, count=20)
     for path in folder.rglob("*.tif"):
-        write_geotiff(path, np.kron(read_geotiff(path.read_bytes(), 4096).pixels, np.ones((4, 4, 1), np.uint16)), order)
+        write_geotiff(path, np.kron(read_geotiff(path.read_bytes()).pixels, np.ones((4, 4, 1), np.uint16)), order)
     scan(folder, RULE, workers=1)  # what is imported or kept for good is there already
     tracemalloc.start()
     scan(folder, RULE, workers=1)
@@ -326,7 +326,7 @@ def test_tiles_that_carry_the_offset_are_refused_whatever_their_bands(tmp_path: 
     folder = write_classes(tmp_path / "t", four, described=True)
     assert scan(folder, RULE, workers=1).bands == four
     for path in folder.rglob("*.tif"):
-        tile = read_geotiff(path.read_bytes(), 4096)
+        tile = read_geotiff(path.read_bytes())
         write_geotiff(path, tile.pixels + 1000, four)
     said = refused(scan, folder, RULE, workers=1)
     assert "include the offset of 1,000" in said
@@ -337,7 +337,7 @@ def test_an_offset_that_no_tag_speaks_of_is_taken_off_wherever_the_tiles_are_rea
     four = ("B04", "B03", "B02", "B08")
     plain, carrying = (write_classes(tmp_path / name, four, described=True) for name in ("plain", "carrying"))
     for path in carrying.rglob("*.tif"):
-        write_geotiff(path, read_geotiff(path.read_bytes(), 4096).pixels + 1000, four)
+        write_geotiff(path, read_geotiff(path.read_bytes()).pixels + 1000, four)
     rule = SplitRule((1, 0, 0))  # of other content, each tile would be in another split
     expected = write_cache(scan(plain, rule, workers=1), tmp_path / "p", workers=1)
     found = write_cache(scan(carrying, rule, workers=1, offset=1000), tmp_path / "c", workers=1)
@@ -369,9 +369,9 @@ def test_tags_go_before_an_offset_that_is_given_and_what_can_not_carry_it_is_ref
     for path in folder.rglob("*.tif"):
         with rasterio.open(path, "r+") as file:
             file.scales, file.offsets = (1e-4,) * 4, (0.0,) * 4
-    tagged = read_geotiff(path.read_bytes(), 4096, 1000)
+    tagged = read_geotiff(path.read_bytes(), 1000)
     assert tagged.known_offset
-    np.testing.assert_array_equal(tagged.pixels, read_geotiff(path.read_bytes(), 4096).pixels)
+    np.testing.assert_array_equal(tagged.pixels, read_geotiff(path.read_bytes()).pixels)
     assert scan(folder, RULE, workers=1, offset=1000).file_bands == plain.file_bands
     low = write_classes(tmp_path / "low", ("B02", "B04", "B12"), described=True)
     assert "--offset 5000 would reduce 100 % of the values" in refused(scan, low, RULE, workers=1, offset=5000)
@@ -395,4 +395,4 @@ def test_a_geotiff_of_too_many_values_is_not_decoded(tmp_path: Path) -> None:
     content = (tmp_path / "t.tif").read_bytes()
     assert len(content) < 10**6
     with pytest.raises(InputError, match=r"too large \(1074 million values; at most 50 million"):
-        read_geotiff(content, 4096)
+        read_geotiff(content)

@@ -27,7 +27,7 @@ def test_a_spatial_split_keeps_blocks_of_longitude_together(tmp_path: Path, tile
     dataset = scan(folder, SplitRule.parse("spatial:50:25:25", seed=1), workers=1)
     splits: dict[int, set[str]] = {}
     for tile in dataset.all_tiles:
-        place = read_geotiff((folder / tile.name).read_bytes(), 4096).place
+        place = read_geotiff((folder / tile.name).read_bytes()).place
         assert place is not None
         splits.setdefault(int(place.longitude // BLOCK_DEGREES), set()).add(tile.split)
     assert len(splits) > 3
@@ -117,7 +117,7 @@ def test_a_crs_that_has_no_place_on_earth_is_no_place(tmp_path: Path) -> None:
     write_geotiff(path, pixels(EUROSAT_ORDER, 0))
     with rasterio.open(path, "r+") as file:
         file.crs = rasterio.crs.CRS.from_wkt('LOCAL_CS["mine",UNIT["metre",1]]')
-    assert read_geotiff(path.read_bytes(), 4096).place is None
+    assert read_geotiff(path.read_bytes()).place is None
 
 
 @pytest.mark.parametrize("transform", [(10, 400_000, 5_000_000), (10, 400_000, 50), (10, 9, 5_000_000), (1e-18, 9, 45)])

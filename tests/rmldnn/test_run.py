@@ -33,10 +33,10 @@ from sattrt.rmldnn.tiles import labelled, unlabelled
 from sattrt.rmldnn.training import Training
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained, read_samples
-from sattrt.training.hardware import ranks
 from sattrt.training.hold import held
 from sattrt.training.log import Row, Window
 from sattrt.training.observer import Observer, Plan
+from sattrt.training.ranks import ranks
 
 
 def read(path: Path, document: Any) -> RmldnnConfig:

@@ -22,6 +22,7 @@ def test_what_is_left_out_is_said(tutorial: Path, tmp_path: Path) -> None:
     Image.new("RGB", (70, 64)).save(field / "wide.png")
     shutil.copy(field / "Field_1.jpg", tmp_path / "train" / "Water" / "copy.jpg")
     dataset = labelled(tmp_path / "train", tutorial / "data" / "valid")
+    assert "near-duplicates not checked" in dataset.split_description  # each folder was scanned by itself
     said = [value for name, value in _left_out(dataset, tmp_path) if name == "left out"]
     assert said[-1] == "4 files in all"
     for line in ("Field/Field_0.jpg: corrupt", "Field/wide.png: wrong size (70x64", "Water/copy.jpg: same content as Field/Field_1.jpg"):

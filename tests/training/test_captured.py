@@ -14,10 +14,10 @@ from sattrt.machine import cpu_has_bf16
 from sattrt.model import TileClassifier, load_weights
 from sattrt.training import step
 from sattrt.training.captured import captured, fault_of
-from sattrt.training.hardware import Rank
 from sattrt.training.log import read_log
 from sattrt.training.loop import train
 from sattrt.training.observer import Observer, Plan
+from sattrt.training.ranks import Rank
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gpu_training import RUNS

@@ -6,7 +6,8 @@ import torch
 from sattrt.errors import BackendError, InputError
 from sattrt.training import hardware
 from sattrt.training.config import RECIPES, TrainConfig
-from sattrt.training.hardware import choose_precision, lost_another, ranks
+from sattrt.training.hardware import choose_precision
+from sattrt.training.ranks import lost_another, ranks
 from sattrt.training.schedule import fit_in_time, learning_rate_at
 
 
