@@ -41,7 +41,7 @@ def one_epoch(dataset: Dataset, cache_gb: float) -> dict[str, float]:
         resident = 0.0
 
         def stepped(self, row: Row, plan: Plan) -> None:
-            self.resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+            self.resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
     watch, begin = Watch(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def one_epoch(dataset: Dataset, cache_gb: float) -> dict[str, float]:
         rows = read_log(Path(folder) / "log.csv")
     first, last = rows[0], rows[-2]  # the last row's time holds the validation as well
     seconds = (last["seconds"] - first["seconds"]) * len(rows) / (len(rows) - 2)  # type: ignore[operator]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {"seconds": seconds, "whole_seconds": whole, "resident_mb": watch.resident, "peak_mb": peak}
 
 

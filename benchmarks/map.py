@@ -42,7 +42,7 @@ bundle, scene, out, engine, resume = sys.argv[1:]
 clock = []
 list(map_scenes(Path(bundle), [Path(scene)], Path(out), MapConfig(engine=engine), resume == "resume", lambda name: lambda *done: clock.append(time.perf_counter())))
 peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-print(json.dumps({"seconds": time.perf_counter() - clock[0], "peak_mb": peak / 1000}))
+print(json.dumps({"seconds": time.perf_counter() - clock[0], "peak_mb": peak * 1024 / 1e6}))
 """
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.bundle)
-    engine = bundle.open_best() if arguments.engine == "auto" else bundle.open(arguments.engine)
+    engine = bundle.open(arguments.engine)
     tile, side = engine.spec.height, arguments.side
     grid = Grid(height=side, width=side, tile_height=tile, tile_width=tile, stride=tile)
     tiles = Tiles(arguments.tiles, engine.classes, side, tile)

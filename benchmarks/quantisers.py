@@ -3,7 +3,7 @@
     python benchmarks/quantisers.py engines/eurosat --run run
 
 Both make the int8 graph that TensorRT wants of the bundle's fp32 graph, with the same train tiles, by each of their methods. Each graph is judged on the whole validation
-split by OpenVINO, and built by TensorRT-RTX. ModelOpt is asked twice: as it comes, and for convolutions alone, as `sattrt.deploy.precision` has it.
+split by OpenVINO, and built by TensorRT-RTX. ModelOpt is asked twice: as it comes, and for convolutions alone, as `sattrt.deploy.quantise` has it.
 Its ONNX part pins other versions of onnx and onnxruntime, and works with sattrt's all the same:
 
     pip install nvidia-modelopt
@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.engines import build_plan
-from sattrt.deploy.precision import METHODS, Calibration, quantise
+from sattrt.deploy.plans import build_plan, plan_recipe
+from sattrt.deploy.quantise import METHODS, Calibration, quantise
 from sattrt.errors import BackendError
 from sattrt.machine import environment
 from sattrt.runtime import Bundle, EngineRecord, open_engine, read_bundle
@@ -85,7 +85,7 @@ def by_modelopt(source: Path, tiles: np.ndarray, method: str, options: dict[str,
 def built(path: Path, bundle: Bundle) -> str | None:
     """Why TensorRT-RTX builds no plan of a graph; None where it does."""
     try:
-        build_plan("tensorrt-rtx", "int8", path, path.with_suffix(".plan"), bundle.spec, ExportConfig())
+        build_plan(path, path.with_suffix(".plan"), bundle.spec, plan_recipe("tensorrt-rtx", "int8", path, ExportConfig()))
     except BackendError as error:
         return str(error)
     return None

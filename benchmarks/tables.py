@@ -286,11 +286,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    stale = [page for page in PAGES if (text := (ROOT / page).read_text()) != render(text)]
+    stale = {page: new for page in PAGES if (new := render(text := (ROOT / page).read_text())) != text}
     if options.check:
         sys.exit(f"Out of date: {', '.join(stale)}. Run python benchmarks/tables.py" if stale else 0)
-    for page in stale:
-        (ROOT / page).write_text(render((ROOT / page).read_text()))
+    for page, text in stale.items():
+        (ROOT / page).write_text(text)
         print(page)
 
 

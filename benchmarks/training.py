@@ -55,7 +55,7 @@ def plain_loop(folder: Path) -> list[float]:
     data = ImageFolder(folder, look)
     loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=2, drop_last=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = resnet50(num_classes=10).to(device).train()
+    model = resnet50(num_classes=len(data.classes)).to(device).train()
     default = TrainConfig()
     optimizer = torch.optim.AdamW(model.parameters(), default.learning_rate, weight_decay=default.weight_decay)
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -84,7 +84,13 @@ def timm_loop(folder: Path, precision: str) -> list[float]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(cores())
-    model = timm.create_model("resnet50", num_classes=10).to(device=device, memory_format=torch.channels_last).train()
+    data = create_dataset("", folder, class_map="")
+    width, height = data[0][0].size
+    model = (
+        timm.create_model("resnet50", num_classes=len(data.reader.class_to_idx))
+        .to(device=device, memory_format=torch.channels_last)
+        .train()
+    )
     default = TrainConfig()
     optimizer = create_optimizer_v2(
         model, opt=default.optimizer, lr=default.learning_rate, weight_decay=default.weight_decay, layer_decay=default.layer_decay
@@ -92,8 +98,8 @@ def timm_loop(folder: Path, precision: str) -> list[float]:
     average = ModelEmaV3(model, decay=default.ema)
     loss_of = LabelSmoothingCrossEntropy(0.1)
     loader = create_loader(
-        create_dataset("", folder, class_map=""),
-        input_size=(3, 64, 64),
+        data,
+        input_size=(3, height, width),
         batch_size=BATCH,
         is_training=True,
         no_aug=False,
@@ -172,14 +178,14 @@ def loader_alone(dataset: Dataset) -> float:
     return speed
 
 
-def useful_operations() -> float:
+def useful_operations(classes: int, height: int, width: int) -> float:
     """Operations of a training step per tile: three times the forward pass (torch's own count, two a multiply-add)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from torchvision.models import resnet50
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        resnet50(num_classes=10).eval()(torch.zeros(1, 3, 64, 64))
+        resnet50(num_classes=classes).eval()(torch.zeros(1, 3, height, width))
     return 3.0 * counter.get_total_flops()
 
 
@@ -234,6 +240,7 @@ def main() -> None:
             )
     speed, of_plain, of_timm = (speed_of(turns) for turns in (ours, plain, timms))
     to_plain, to_timm = ratios(ours, plain), ratios(ours, timms)
+    operations = in_fresh_process(useful_operations, len(dataset.classes), dataset.height, dataset.width)
     ceiling, loader = statistics.median(ceilings), in_fresh_process(loader_alone, dataset)
     print(f"loader alone {loader:.0f} images/s; matrix product in {precision} {ceiling / 1e9:.0f} GFLOP/s")
     print(
@@ -243,7 +250,7 @@ def main() -> None:
                 "ratio_timm": statistics.median(to_timm),
                 "ratios": {"plain": to_plain, "timm": to_timm},
                 "images_per_second": speed,
-                "fraction_of_ceiling": speed * in_fresh_process(useful_operations) / ceiling,
+                "fraction_of_ceiling": speed * operations / ceiling,
                 "plain_images_per_second": of_plain,
                 "timm_images_per_second": of_timm,
                 "loader_images_per_second": loader,

@@ -98,7 +98,6 @@ def data(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any file would be left out.")] = False,
 ) -> None:
     """Scan tiles: classes, split, digests, statistics, and what can't be used."""
-    from .accuracy import wilson
     from .data.prepare import prepare
 
     with progress_bar("files") as bar:
@@ -114,7 +113,7 @@ def data(
             progress=lambda task: updater(bar, task),
             scanned=print_left_out,
         )
-    print_dataset(dataset, wilson)
+    print_dataset(dataset)
     print(f"{out / 'dataset.json'}  ({dataset.width}x{dataset.height}, {len(dataset.all_tiles)} tiles, {len(dataset.left_out)} left out)")
 
 
@@ -232,7 +231,7 @@ def bench(
     from .bench.tables import table
     from .data.dataset import Dataset
     from .errors import InputError
-    from .spec import require_writable
+    from .files import require_writable
 
     settings = BenchConfig.from_toml(config, assignments)
     old = read_report(baseline) if baseline else None
@@ -292,7 +291,7 @@ def predict(
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(csv_of_answers(csv, checked.spec.classes, sources, bundle)) if csv else print_answer
-        opened = stack.enter_context(checked.open_best() if engine == "auto" else checked.open(engine))
+        opened = stack.enter_context(checked.open(engine))
         bar = stack.enter_context(progress_bar("files"))
         for answer in predict_files(opened, sources, left_out, reject, updater(bar, "Predicting"), notes):
             if as_json:
@@ -440,7 +439,7 @@ def rmldnn(
 @app.command()
 def plot(run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
     """Draw training loss, validation accuracy, learning rate and gradient norm of a run, finished or not."""
-    from .spec import require_writable
+    from .files import require_writable
     from .training.figures import curves, loss_and_accuracy
     from .training.log import read_log
 

@@ -27,6 +27,9 @@ LIBRARIES = (
     "tensorrt-rtx",
     "pillow",
     "rasterio",
+    "safetensors",
+    "onnxscript",
+    "timm",
 )
 _FEATURES = {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm"}
 _INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -56,7 +59,7 @@ def cpu_has_int8() -> bool:
 
 def gpu() -> tuple[str, str] | None:
     """Name and compute capability of the first NVIDIA GPU, asked of its driver; None where there is none."""
-    from .runtime.cuda import Device
+    from .cuda import Device
 
     try:
         device = Device()

@@ -29,9 +29,10 @@ from .cores import cores
 from .data.decode import EXTENSIONS, read_for
 from .data.sources import ARCHIVES, FolderSource, Source, Unreadable, is_archive, open_source
 from .errors import InputError
+from .files import atomic_path, require_writable
 from .runtime import Engine, NoNumbersError
 from .shift import shifts
-from .spec import ModelSpec, atomic_path, require_writable
+from .spec import ModelSpec
 
 Pixels = NDArray[np.unsignedinteger]
 _BATCH, _MOST_THREADS = 64, 4

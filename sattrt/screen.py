@@ -207,11 +207,10 @@ def print_left_out(dataset: Dataset) -> None:
         print(f"left out: {len(dataset.left_out) - 20} more, listed in dataset.json")
 
 
-def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float, float]]) -> None:
-    """Tiles by class and split, how they were divided, and what a score on the test split would be worth.
+def print_dataset(dataset: Dataset) -> None:
+    """Tiles by class and split, how they were divided, and what a score on the test split would be worth."""
+    from .accuracy import wilson
 
-    interval: of an accuracy, 0..1, by how many tiles are right, of how many (`accuracy.wilson`).
-    """
     counts = dataset.counts()
     rows = [(name, *(str(counts[part][name]) for part in counts)) for name in dataset.classes]
     print_table(("class", *counts), [*rows, ("all", *(str(sum(by_class.values())) for by_class in counts.values()))])
@@ -231,7 +230,7 @@ def print_dataset(dataset: Dataset, interval: Callable[[float, int], tuple[float
         print(f"note: {note}")
     few, total = len(dataset.tiles("test")), len(dataset.all_tiles)
     if dataset.split != "folders" and 0 < few < _FEW_TESTS:
-        low, high = interval(0.95 * few, few)
+        low, high = wilson(0.95 * few, few)
         rule = "spatial:80:10:10" if dataset.split.startswith("spatial") else "80:10:10"
         gives_more = dataset.split != rule and total / 10 > 1.5 * few
         more = f"--split {rule} gives about {total / 10:.0f}" if gives_more else "more tiles would narrow it"

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from .errors import ContractError, InputError
+from .files import read_bytes
 from .model import TileClassifier, check_state
-from .spec import ModelSpec, read_bytes
+from .spec import ModelSpec
 
 _ENOUGH = 100  # tiles, to tell which of two calibrations is the better
 

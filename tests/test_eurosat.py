@@ -18,7 +18,7 @@ from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.precision import METHODS
+from sattrt.deploy.quantise import METHODS
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sattrt"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"bands", "errors", "spec"}
+BASE = {"bands", "errors", "files", "spec"}
 
 
 def imports(path: Path) -> set[str]:
@@ -53,23 +53,25 @@ def test_who_may_import_whom(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     allowed = {
         "errors": set(),
-        "spec": {"errors"},
+        "files": {"errors"},
+        "spec": {"errors", "files"},
         "cores": set(),
-        "machine": {"cores", "errors", "runtime"},
-        "runtime": {"cores", "errors", "spec", "runtime"},
+        "cuda": {"errors"},
+        "machine": {"cores", "cuda", "errors"},
+        "runtime": {"cores", "cuda", "errors", "files", "spec", "runtime"},
         "bands": {"errors"},
         "shift": {"errors", "spec"},
         "raster": {"errors"},
         "lock": set(),
         "html": set(),
-        "figure": {"spec"},
-        "checkpoint": {"errors", "spec"},
-        "data": {"bands", "cores", "errors", "raster", "spec", "data"},
-        "model": {"bands", "errors", "spec"},
-        "trained": {"errors", "spec", "checkpoint", "model"},
+        "figure": {"files"},
+        "checkpoint": {"errors", "files"},
+        "data": {"bands", "cores", "errors", "files", "raster", "spec", "data"},
+        "model": {"bands", "errors", "files", "spec"},
+        "trained": {"errors", "files", "spec", "checkpoint", "model"},
         "calibration": set(),
         "accuracy": set(),
-        "settings": {"errors", "spec"},
+        "settings": {"errors", "files"},
         "training": {
             *BASE,
             "accuracy",
@@ -86,13 +88,27 @@ def test_who_may_import_whom(path: Path) -> None:
             "model",
             "training",
         },
-        "deploy": {*BASE, "settings", "machine", "accuracy", "calibration", "figure", "trained", "model", "runtime", "deploy"},
-        "bench": {*BASE, "html", "cores", "settings", "machine", "accuracy", "calibration", "trained", "data", "model", "runtime", "bench"},
+        "deploy": {*BASE, "cuda", "settings", "machine", "accuracy", "calibration", "figure", "trained", "model", "runtime", "deploy"},
+        "bench": {
+            *BASE,
+            "html",
+            "cores",
+            "cuda",
+            "settings",
+            "machine",
+            "accuracy",
+            "calibration",
+            "trained",
+            "data",
+            "model",
+            "runtime",
+            "bench",
+        },
         "map": {*BASE, "html", "cores", "raster", "settings", "machine", "lock", "shift", "runtime", "map"},
-        "rmldnn": {"errors", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
+        "rmldnn": {"errors", "files", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "predict": {*BASE, "cores", "data", "runtime", "shift"},
         "doctor": {"cores", "machine"},
-        "screen": {"errors", "training"},
+        "screen": {"accuracy", "errors", "training"},
         "__init__": set(),
         "__main__": {"cli", "errors"},
     }
@@ -112,7 +128,9 @@ def test_the_runtime_needs_numpy_and_one_backend() -> None:
     backends = {"ort.py": {"onnxruntime"}, "ov.py": {"openvino"}, "signature.py": {"cryptography"}}
     for path in (PACKAGE / "runtime").glob("*.py"):
         assert outside(path) <= {"numpy"} | backends.get(path.name, set()), path
-    assert outside(PACKAGE / "errors.py") == outside(PACKAGE / "spec.py") == set()
+    for name in ("errors", "files", "spec"):
+        assert outside(PACKAGE / f"{name}.py") == set()
+    assert outside(PACKAGE / "cuda.py") <= {"numpy"}
 
 
 def test_a_map_needs_no_torch_and_meets_the_runtime_through_its_face() -> None:

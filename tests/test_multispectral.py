@@ -17,8 +17,8 @@ from sattrt.data.loader import decode_tiles
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.engines import fed_with_bytes
 from sattrt.deploy.gate import torch_logits
+from sattrt.deploy.plans import fed_with_bytes
 from sattrt.deploy.triton import model_config
 from sattrt.errors import ContractError, InputError
 from sattrt.map.config import MapConfig

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..accuracy import mcnemar
 from ..errors import ContractError
-from ..spec import check_schema, read_json
+from ..files import check_schema, read_json
 from .measure import tells, turns
 
 SCHEMA = 5
@@ -135,7 +135,11 @@ def _damaged_if_it_fails() -> Iterator[None]:
 
 
 def compare(old: Row, new: Row) -> list[Change]:
-    """Changes of every figure that both runs have, at the highest percentile that both have samples for; noise as 99 % of what chance does."""
+    """Changes of every figure that both runs have, at the highest percentile that both have samples for.
+
+    Noise: of times, 99 % of what chance does; of accuracy, nothing where McNemar's test is sure at 5 %, else all; of the server's rate, the steps
+    of its search.
+    """
     return [
         change
         for row in new["engines"]
@@ -249,7 +253,8 @@ def _timing(engine: str, figure: str, old: list[float], new: list[float], percen
     if not 0 < before < math.inf:
         raise ValueError(f"{figure} of {before}")
     errors, freedom = zip(*(_error(taken, percentile) for taken in (old, new)), strict=True)
-    chance = _STUDENT[min(*freedom, len(_STUDENT) - 1)] * math.hypot(errors[0] / before, errors[1] / after)
+    several = _STUDENT[min(*freedom, len(_STUDENT) - 1)] * math.hypot(errors[0] / before, errors[1] / after)
+    chance = several if min(freedom) else math.inf
     return Change(engine, figure, 1e3 * before, 1e3 * after, 100 * (before / after - 1), 100 * math.hypot(chance, _DRIFT))
 
 

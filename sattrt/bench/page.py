@@ -320,7 +320,9 @@ def _method(document: Document) -> str:
         "bundles": ", ".join(f"{bundle['name']} {bundle['digest']}" for bundle in document["bundles"]),
     }
     for device, found in document["ceilings"].items():
-        rates = [f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in found["operations_per_second"].items()]
+        rates = [
+            f"{name} {rate / 1e9:,.0f} {'GOP/s' if name == 'int8' else 'GFLOP/s'}" for name, rate in found["operations_per_second"].items()
+        ]
         memory = found["memory_bytes_per_second"]
         rates += [f"memory {memory / 1e9:.1f} GB/s"] if memory else []
         entries[f"ceiling, {device}"] = ", ".join(rates) or "not measured: it takes PyTorch"

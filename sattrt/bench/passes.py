@@ -11,7 +11,9 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,30 @@ _DECODE = ("", "decode")
 _CLOCKS = {"engine": "the engine alone", "host": "host to host", "whole": "file to label"}
 
 
+Answers = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes gave, by the contender's name.
+
+    answers: logits and probabilities (N, classes). timings: of queries, by scenario first. offline: of batches, by their size first.
+    callers: images a second in every round, by the number of callers. energy: joules for 1,000 images. failed: why a figure is
+    lacking, by the figure. gpu_state, throttled: of the GPU, as NVML has it.
+    """
+
+    answers: Answers
+    clocks: dict[str, Clocks]
+    timings: dict[str, dict[str, Samples]]
+    offline: dict[int, dict[str, Samples]]
+    callers: dict[str, dict[int, list[float]]]
+    served: dict[str, ServerRate]
+    energy: dict[str, float]
+    failed: dict[str, dict[str, str]]
+    gpu_state: dict[str, Any] | str
+    throttled: set[str]
+
+
 class Passes:
     """The contenders on their way through accuracy, clocks and scenarios.
 
@@ -47,9 +73,9 @@ class Passes:
         self._draw = random.Random(config.seed)
         self.failed: dict[str, dict[str, str]] = {}
 
-    def answers(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def answers(self) -> Answers:
         """Logits and probabilities of every tile, by each."""
-        found = {}
+        found: Answers = {}
         starts = range(0, len(self._images), _ACCURACY_BATCH)
         for name, contender in self._present().items():
             self._say(f"accuracy of {name}")

@@ -14,6 +14,7 @@ from ..data.dataset import Tile
 from .ceiling import Ceilings, Work
 from .contenders import Contender
 from .measure import STEADY, VARIATION, Samples
+from .passes import Measured
 from .peer import Peer
 from .scenarios import ServerRate
 from .verdict import Clocks, verdict
@@ -83,21 +84,12 @@ def timing(samples: Samples | None) -> Row | None:
     }
 
 
-def engine_row(
-    contender: Contender,
-    accuracy: Row,
-    reference: str,
-    clocks: Clocks | None,
-    streams: dict[str, Samples | None],
-    offline: dict[int, Samples],
-    callers: dict[int, list[float]],
-    served: ServerRate | None,
-    energy: float | None,
-    ceilings: Ceilings,
-    work: Work | None,
-    failed: dict[str, str],
-) -> Row:
-    """One engine's part of the document. failed: why it lacks a figure, by the figure."""
+def engine_row(contender: Contender, measured: Measured, accuracy: Row, reference: str, ceilings: Ceilings, work: Work | None) -> Row:
+    """One engine's part of the document."""
+    name = contender.name
+    clocks, callers = measured.clocks.get(name), measured.callers.get(name, {})
+    offline = {batch: found[name] for batch, found in measured.offline.items() if name in found}
+    streams = {scenario: found.get(name) for scenario, found in measured.timings.items()}
     best = max(offline, key=lambda size: offline[size].images_per_second) if offline else None
     single = streams.get("single-stream")
     # a CPU computes fp16 graphs in fp32
@@ -108,7 +100,7 @@ def engine_row(
     # at batch 1 every weight is read once a tile
     read = work.weights * _BYTES[precision] / float(np.median(single.seconds)) if single and work else None
     return {
-        "engine": contender.name,
+        "engine": name,
         "bundle": contender.bundle_name,
         "backend": contender.backend,
         "precision": contender.precision,
@@ -122,13 +114,13 @@ def engine_row(
         "best_batch": best,
         "callers": {str(count): float(np.mean(rates)) for count, rates in callers.items()},
         "callers_rounds": {str(count): rates for count, rates in callers.items()},
-        "server": _server(served),
+        "server": _server(measured.served.get(name)),
         "clocks": _clocks(clocks),
-        "joules_per_1000_images": energy,
+        "joules_per_1000_images": measured.energy.get(name),
         "fraction_of_matrix_rate": of_matrix,
         "fraction_of_memory_rate": read / ceilings.memory if read and ceilings.memory else None,
         "verdict": verdict(clocks, of_matrix) if clocks else None,
-        "failed": failed,
+        "failed": measured.failed.get(name, {}),
     }
 
 

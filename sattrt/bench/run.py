@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..bands import preview
 from ..cores import cores
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Tile
 from ..errors import BackendError, ContractError, InputError
 from ..machine import environment
 from ..runtime import Bundle
@@ -29,7 +29,7 @@ from .ceiling import Ceilings, ceilings, work_per_tile
 from .compare import SCHEMA
 from .config import BenchConfig
 from .contenders import TORCH, Contenders, gather, misfit, names, require_known
-from .passes import Passes
+from .passes import Measured, Passes
 from .peer import run_peer
 from .power import gpu_state, joules, throttles
 from .report import Report
@@ -68,62 +68,17 @@ def bench(
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts, config.engine_names)
     contenders.absent.update(refused)
-    throttled: set[str] = set()
-
-    def between(what: str) -> None:  # two measurements: the GPU is still as the first one left it
-        throttled.update(throttles())
-        on_progress(what)
-
-    # a full collection over all that PyTorch and six engines made holds every thread up for 0.15 s, thrice the server scenario's 50 ms
-    gc.collect()
-    gc.freeze()
-    try:
-        passes = Passes(contenders, images, config, between)
-        answers = passes.answers()
-        contenders.set_aside(torch=bool(config.engine_names) and TORCH not in config.engine_names)
-        with TileReader(dataset, for_a_pass(tiles, config.clock_batch), cores(), config.clock_batch) as some:
-            clocks = passes.clocks(some)
-        timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
-        offline, callers = passes.offline() if config.wants("offline") else ({}, {})
-        served = passes.server(offline) if config.wants("server") else {}
-        energy = passes.energy()
-        state = gpu_state()  # while it is warm
-        throttled.update(throttles())
-    finally:
-        gc.unfreeze()
-        contenders.close()
+    measured = _measured(contenders, images, tiles, dataset, config, on_progress)
     on_progress("the machine's own ceilings")
     best = _ceilings(contenders)
-    work = {bundle.digest: work_per_tile(bundle.spec) for bundle in bundles}
-    engines = []
-    references = _references(contenders, answers)
-    for name, (logits, probabilities) in answers.items():
-        if name in contenders.absent:  # it was the reference alone
-            continue
-        contender = contenders.present[name]
-        reference = references[contender.bundle.digest]
-        against = None if contender.engine and name == reference else answers[reference][0]  # torch's row is what the trained network says
-        engines.append(
-            rows.engine_row(
-                contender,
-                rows.accuracy(logits, probabilities, labels, dataset.classes, against, tiles),
-                reference,
-                clocks.get(name),
-                {scenario: timings[scenario].get(name) for scenario in timings},
-                {batch: found[name] for batch, found in offline.items() if name in found},
-                callers.get(name, {}),
-                served.get(name),
-                energy.get(name),
-                best[contender.device],
-                work[contender.bundle.digest],
-                passes.failed.get(name, {}),
-            )
-        )
+    references = _references(contenders, measured.answers)
+    engines = _rows(contenders, measured, references, best, labels, dataset)
     if not engines:
         raise BackendError(f"Every engine failed on the way: {' | '.join(f'{name}: {why}' for name, why in contenders.absent.items())}")
     peer_rows = _peers(peers, images, labels, dataset, config, contenders, on_progress)
     reference = next(iter(references.values()))
-    worst = _worst(answers[reference][1], labels)
+    probabilities = measured.answers[reference][1]
+    worst = _worst(probabilities, labels)
     document = {
         "schema": SCHEMA,
         "sattrt": __version__,
@@ -131,8 +86,8 @@ def bench(
         "method": {**config.to_dict(), "engine_threads": list(counts)},
         "environment": {
             **environment(),
-            "gpu_state": state,
-            "gpu_throttled_by": sorted(throttled),
+            "gpu_state": measured.gpu_state,
+            "gpu_throttled_by": sorted(measured.throttled),
             "energy": "; ".join(dict.fromkeys(joules(device)[1] for device in best)),
         },
         "ceilings": {
@@ -160,14 +115,73 @@ def bench(
             {
                 "tile": tiles[i].name,
                 "class": dataset.classes[labels[i]],
-                "answer": dataset.classes[answers[reference][1][i].argmax()],
-                "probability": float(answers[reference][1][i, labels[i]]),
+                "answer": dataset.classes[probabilities[i].argmax()],
+                "probability": float(probabilities[i, labels[i]]),
                 "engine": reference,
             }
             for i in worst
         ],
     }
     return Report({**document, "warnings": rows.warnings(document)}, preview(images[worst], dataset.bands))
+
+
+def _measured(
+    contenders: Contenders,
+    images: NDArray[np.unsignedinteger],
+    tiles: list[Tile],
+    dataset: Dataset,
+    config: BenchConfig,
+    on_progress: Callable[[str], None],
+) -> Measured:
+    """Every pass, one after the other; the contenders are closed then."""
+    throttled: set[str] = set()
+
+    def between(what: str) -> None:  # two measurements: the GPU is still as the first one left it
+        throttled.update(throttles())
+        on_progress(what)
+
+    # a full collection over all that PyTorch and six engines made holds every thread up for 0.15 s, thrice the server scenario's 50 ms
+    gc.collect()
+    gc.freeze()
+    try:
+        passes = Passes(contenders, images, config, between)
+        answers = passes.answers()
+        contenders.set_aside(torch=bool(config.engine_names) and TORCH not in config.engine_names)
+        with TileReader(dataset, for_a_pass(tiles, config.clock_batch), cores(), config.clock_batch) as some:
+            clocks = passes.clocks(some)
+        timings = {scenario: passes.stream(scenario) for scenario in QUERY if config.wants(scenario)}
+        offline, callers = passes.offline() if config.wants("offline") else ({}, {})
+        served = passes.server(offline) if config.wants("server") else {}
+        energy = passes.energy()
+        state = gpu_state()  # while it is warm
+        throttled.update(throttles())
+    finally:
+        gc.unfreeze()
+        contenders.close()
+    return Measured(answers, clocks, timings, offline, callers, served, energy, passes.failed, state, throttled)
+
+
+def _rows(
+    contenders: Contenders,
+    measured: Measured,
+    references: dict[str, str],
+    best: dict[str, Ceilings],
+    labels: NDArray[np.integer],
+    dataset: Dataset,
+) -> list[rows.Row]:
+    """A row of the document for each that was measured."""
+    work = {digest: work_per_tile(contenders.present[name].bundle.spec) for digest, name in references.items()}
+    found = []
+    for name, (logits, probabilities) in measured.answers.items():
+        if name in contenders.absent:  # it was the reference alone
+            continue
+        contender = contenders.present[name]
+        reference = references[contender.bundle.digest]
+        # torch's row is what the trained network says
+        against = None if contender.engine and name == reference else measured.answers[reference][0]
+        score = rows.accuracy(logits, probabilities, labels, dataset.classes, against, dataset.tiles("test"))
+        found.append(rows.engine_row(contender, measured, score, reference, best[contender.device], work[contender.bundle.digest]))
+    return found
 
 
 def _ceilings(contenders: Contenders) -> dict[str, Ceilings]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..bands import parse_bands
 from ..cores import cores
 from ..errors import InputError
-from ..spec import MOST_OFFSET, require_writable
+from ..files import require_writable
+from ..spec import MOST_OFFSET
 from .cache import write_cache
 from .dataset import Dataset
 from .download import EUROSAT, Progress, fetch

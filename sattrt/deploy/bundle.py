@@ -23,29 +23,20 @@ from .. import __version__
 from ..accuracy import evaluate
 from ..calibration import calibration
 from ..errors import BackendError, ContractError, InputError, ParityError
+from ..files import atomic_folder, check_schema, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 from ..model import views_of
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
-from ..runtime.bundle import EXTERNAL, LABELS, label_lines
+from ..runtime.bundle import EXTERNAL, GOLDEN, LABELS, label_lines
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
-from ..spec import (
-    ModelSpec,
-    atomic_folder,
-    check_schema,
-    read_json,
-    require_replaceable,
-    require_writable,
-    sha256_file,
-    write_bytes,
-    write_json,
-)
+from ..spec import ModelSpec
 from ..trained import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig
-from .engines import build_plan, plan_recipe, reuse_plan
 from .gate import judge, torch_logits
 from .graphs import Graphs
+from .plans import build_plan, plan_recipe, reuse_plan
 
 # in the order of preference: ONNX Runtime is what has been verified on every machine so far
 BACKENDS = {
@@ -128,7 +119,7 @@ def export(
         write_bytes(folder / LABELS, label_lines(spec.classes))
         if left_out := write_flips(samples, expected, making.answers | making.graph_answers, spec, folder):
             on_progress(left_out)
-        write_bytes(folder / "golden.npz", _golden(samples, expected, making.answers))
+        write_bytes(folder / GOLDEN, _golden(samples, expected, making.answers))
         score = evaluate(expected.argmax(1), samples.valid_labels, spec.classes)
         write_bytes(folder / "MODEL_CARD.md", model_card(spec, score, engines, config).encode())
         _seal(folder, spec, engines, {"run": str(run.resolve()), "checkpoint_sha256": checkpoint}, config)
@@ -234,7 +225,7 @@ class _Making:
         ):
             self.plans[name] += f"; not for {', '.join(unable)}, which can't run {precision}"
         if record is None:
-            record = build_plan(backend, precision, self.folder / file, plan, self.spec, self.config, self.older)
+            record = build_plan(self.folder / file, plan, self.spec, recipe, self.older)
         return EngineRecord(name, backend, precision, plan.name, {**record, **notes})
 
     def _judged(self, engine: EngineRecord) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..trained import Samples
 from .config import ExportConfig
 from .gate import torch_logits
 from .onnx_export import write_onnx
-from .precision import METHODS, Calibration, quantise
+from .quantise import METHODS, Calibration, quantise
 
 _BATCH = 64
 
@@ -99,7 +99,8 @@ class Graphs:
         """Logits of tiles, by the backend that is at hand and made for such a graph."""
         reasons = []
         # OpenVINO is twice as fast at signed activations, and right where the CPU can sum their products; ONNX Runtime always is
-        for backend in ("openvino", "onnxruntime") if kind == "int8" and cpu_has_int8() else ("onnxruntime", "openvino"):
+        backends = ("openvino", "onnxruntime") if kind == "int8" and cpu_has_int8() else ("onnxruntime", "openvino")
+        for backend in backends if kind != "fp8" else ("onnxruntime",):  # OpenVINO has no fp8 on a CPU
             try:
                 with open_engine(EngineRecord(kind, backend, kind.removesuffix("-cpu"), file, {}), self._folder, self._spec) as engine:
                     return np.concatenate([engine.infer(tiles[i : i + _BATCH])[0] for i in range(0, len(tiles), _BATCH)])

@@ -12,9 +12,11 @@ import json
 from pathlib import Path
 
 from ..errors import ContractError, InputError
+from ..files import atomic_folder, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 from ..runtime import Bundle, EngineRecord
+from ..runtime.bundle import LABELS
 from ..runtime.ort import cuda_options
-from ..spec import ModelSpec, atomic_folder, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
+from ..spec import ModelSpec
 
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
 # bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged
@@ -39,7 +41,7 @@ def write_triton(bundle: Bundle, folder: Path) -> list[str]:
             name = f"{_name(bundle.path)}-{record.name}"
             (target / name / "1").mkdir(parents=True)
             write_bytes(target / name / "config.pbtxt", model_config(name, bundle.spec, record).encode())
-            write_bytes(target / name / "labels.txt", bundle.read("labels.txt"))
+            write_bytes(target / name / LABELS, bundle.read(LABELS))
             write_bytes(target / name / "1" / BACKENDS[record.backend][1], bundle.read(record.file))
             names.append(name)
         files = {str(path.relative_to(target)): sha256_file(path) for path in sorted(target.rglob("*")) if path.is_file()}

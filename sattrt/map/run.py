@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..bands import band_name
 from ..errors import InputError
+from ..files import atomic_path, remove_temporaries, require_space
 from ..runtime import Bundle, Engine, read_bundle
-from ..spec import atomic_path, remove_temporaries, require_space
 from .area import gsd_of
 from .beside import check_alone, left_by_older, remove
 from .blocks import Plan, compute_here
@@ -115,11 +115,7 @@ def map_scenes(
     _keep_apart(plans, outs, config)
     with contextlib.ExitStack() as stack:
         # the next strip is read on the same cores: whoever waits should leave them
-        if config.engine == "auto":
-            opened = checked.open_best(config.threads, spinning=False)
-        else:
-            opened = checked.open(config.engine, config.threads, spinning=False)
-        engine = stack.enter_context(opened)
+        engine = stack.enter_context(checked.open(config.engine, config.threads, spinning=False))
         if config.cluster:
             from .cluster import connect
 

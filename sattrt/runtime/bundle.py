@@ -3,7 +3,7 @@
     bundle = read_bundle(Path("engines/eurosat"))
     engine = bundle.open("onnxruntime-fp32")
 
-What is checked is what is parsed: manifest, contract, golden samples and TensorRT's plans, which are code, are read once. A graph's digest is
+What is checked is what is parsed: manifest, contract and TensorRT's plans, which are code, are read once. A graph's digest is
 checked before its library opens the file, by its path; libraries that are given bytes keep a second copy of them.
 """
 
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..spec import ModelSpec, check_schema, is_file, parse_json, read_bytes, write_bytes
+from ..files import check_schema, is_file, parse_json, read_bytes, write_bytes
+from ..spec import ModelSpec
 from .engine import Backend, Engine, EngineRecord
 from .signature import SIGNATURE, sign, verify_signature
 
 SCHEMA, MOST_THREADS = 1, 1024
-MANIFEST, LABELS = "bundle.json", "labels.txt"
+MANIFEST, LABELS, GOLDEN, AUTO = "bundle.json", "labels.txt", "golden.npz", "auto"
 _PLAIN = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # what files and engines are called: no path, and nothing that has to be quoted
-_GOLDEN = {"tiles", "labels", "torch-fp32"}  # what golden.npz holds beside each engine's answers
+_SAMPLES = {"tiles", "labels", "torch-fp32"}  # what the golden samples hold beside each engine's answers
 # the key under which an ONNX file names another that holds its weights. Around it protobuf may spell in many ways, so that the word alone is
 # looked for: no graph of ours has it anywhere
 EXTERNAL = b"location"
@@ -52,9 +53,9 @@ class Bundle:
                 return record
         raise InputError(f"{self.path} has no engine {name!r}. It has: {', '.join(record.name for record in self.engines)}.")
 
-    def verify(self, *names: str) -> None:
-        """ContractError unless these files (all, if none is named) are byte for byte as they were exported."""
-        for name in names or self.files:
+    def verify(self) -> None:
+        """ContractError unless all files are byte for byte as they were exported."""
+        for name in self.files:
             self.read(name)
 
     def read(self, name: str) -> bytes:
@@ -67,11 +68,13 @@ class Bundle:
             raise ContractError(f"{self.path / name} is not part of the bundle: no signature covers it. Move it away.")
 
     def open(self, name: str, threads: int = 0, spinning: bool = True) -> Engine:
-        """Open one engine. BackendError where it can't run on this machine.
+        """Open one engine; with "auto" the first, in the bundle's order of preference, that can run here. BackendError where none can.
 
         threads: CPU threads, 0 for all cores. spinning: ONNX Runtime's threads wait for each other busily, which answers a single tile
         sooner; False leaves the cores to whoever else has work for them.
         """
+        if name == AUTO:
+            return self._open_best(threads, spinning)
         record = self.engine(name)
         flags, plan = record.record.get("flags"), self.read(record.file) if record.backend in ("tensorrt", "tensorrt-rtx") else None
         stripped = isinstance(flags, list) and "STRIP_PLAN" in flags  # its weights come out of the graph
@@ -83,8 +86,7 @@ class Bundle:
                 )
         return open_engine(record, self.path, self.spec, threads, spinning, plan)
 
-    def open_best(self, threads: int = 0, spinning: bool = True) -> Engine:
-        """Open the first engine, in the bundle's order of preference, that can run here. BackendError with every reason."""
+    def _open_best(self, threads: int, spinning: bool) -> Engine:
         reasons = []
         for record in self.engines:
             try:
@@ -94,7 +96,7 @@ class Bundle:
         raise BackendError(f"No engine of {self.path} can run here. {' | '.join(reasons)}")
 
 
-def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed_by: str | Path | None = None) -> Engine:
+def open_bundle(path: str | Path, engine: str = AUTO, threads: int = 0, signed_by: str | Path | None = None) -> Engine:
     """Open a bundle's engine by name, or with "auto" the first in its order of preference that can run here.
 
     Which one it is stands in `Engine.name` and `Engine.device`. signed_by: a public key; only a bundle that its owner signed is
@@ -102,7 +104,7 @@ def open_bundle(path: str | Path, engine: str = "auto", threads: int = 0, signed
     unknown engine, ContractError for a changed file, BackendError where nothing in it can run here.
     """
     bundle = read_bundle(Path(path), Path(signed_by) if signed_by is not None else None)
-    return bundle.open_best(threads) if engine == "auto" else bundle.open(engine, threads)
+    return bundle.open(engine, threads)
 
 
 def open_engine(
@@ -176,7 +178,7 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     names = [engine.name for engine in engines]
     if len(set(names)) < len(names):
         raise ContractError(f"{path / MANIFEST} has two engines of one name: {max(names, key=names.count)}. Don't use it.")
-    if taken := _GOLDEN.intersection(names):
+    if taken := _SAMPLES.intersection(names):
         raise ContractError(
             f"{path / MANIFEST} has an engine called {min(taken)!r}, the name of a part of the golden samples. Don't use it."
         )
@@ -189,10 +191,10 @@ def parse_bundle(path: Path, content: bytes) -> Bundle:
     bundle = Bundle(path, spec, engines, files, source, claimed)
     # those of an engine are checked as it is opened: whoever needs one should not have to wait for all, or have them
     models = {name for engine in engines for name in (engine.file, str(engine.record.get("onnx")), *_optimised_files(engine))}
-    for name in sorted(files.keys() - models - {"spec.json"}):
+    sidecars = {f"{engine.name}.json": engine for engine in engines}
+    for name in sorted(files.keys() - models - sidecars.keys() - {"spec.json", LABELS}):
         bundle.read(name)
-    for engine in engines:
-        sidecar = f"{engine.name}.json"
+    for sidecar, engine in sidecars.items():
         if not _equal(parse_json(bundle.read(sidecar), path / sidecar), vars(engine)):
             raise ContractError(f"{path / sidecar} is not what {MANIFEST} says of that engine. Export the bundle again.")
     if bundle.read(LABELS) != label_lines(spec.classes):

@@ -23,6 +23,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 # what would be filled costs more than the preparing: a Batcher answered 237 tiles a second in time for 308 (design notes)
 _SIZES: dict[str, tuple[int, ...]] = dict.fromkeys(("bf16", "int8"), (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256))
 _KEPT = 512  # of nine sizes, those of a Batcher's own 64 tiles; by itself it keeps those of every size that it ever saw
+_FIRST = threading.Lock()
 
 
 class OpenVinoBackend:
@@ -45,7 +46,8 @@ class OpenVinoBackend:
         if precision not in HINTS:
             raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
         self._path, self.sizes = path, _SIZES.get(precision, ())
-        core = _core()
+        with _FIRST:  # two threads may come at once, and one OpenVINO would not be kept
+            core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"This CPU does not multiply bf16, which {path.name} is to be run in. Use an engine of another precision.")
         settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT)}

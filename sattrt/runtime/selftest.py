@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, ContractError
-from .bundle import Bundle
+from .bundle import GOLDEN, Bundle
 from .engine import EngineRecord
 
-GOLDEN = "golden.npz"
 # how far a logit may lie from the recorded one, as a share of the largest: another CPU sums in another order, and rounds elsewhere
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.005, "bf16": 0.03, "int8": 0.05, "fp8": 0.05}
 

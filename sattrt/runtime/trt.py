@@ -5,6 +5,7 @@ Not run on hardware yet: no machine at hand has had a GPU (see the README).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..cuda import Device, Memory
 from ..errors import BackendError, ContractError
-from .cuda import Device, Memory
 from .engine import Outputs, Tiles
 
 # the lean runtime loads version-compatible plans, and builds none
@@ -157,6 +158,7 @@ class TensorRTBackend:
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
         logits, probabilities = (np.empty((len(tiles), self.classes), np.float32) for _ in range(2))
+        tiles = np.ascontiguousarray(tiles)  # the driver copies bytes as they lie
         with self._turn, self._memory.current():
             self._memory.copy_in(self._buffers["input"], tiles)
             self._infer(len(tiles))
@@ -167,6 +169,7 @@ class TensorRTBackend:
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
         """A call that runs tiles which lie on the GPU, and leaves the answers there; its seconds by the GPU's events."""
+        tiles = np.ascontiguousarray(tiles)
         with self._memory.current():
             self._memory.copy_in(self._buffers["input"], tiles)
             self._memory.synchronize()
@@ -201,7 +204,8 @@ class TensorRTBackend:
 
     def close(self) -> None:
         """Free the engine and its memory on the GPU."""
-        with self._turn, self._memory.current():
+        # as `Memory.close` does: a GPU that fails would hide what happened first
+        with self._turn, contextlib.suppress(BackendError), self._memory.current():
             for name in ("_context", "_engine", "_runtime"):  # in this order; what failed to load has not all of them
                 self.__dict__.pop(name, None)
         self._memory.close()

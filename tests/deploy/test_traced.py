@@ -12,8 +12,8 @@ import torch
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.engines import fed_with_bytes
 from sattrt.deploy.onnx_export import write_onnx
+from sattrt.deploy.plans import fed_with_bytes
 from sattrt.errors import BackendError
 from sattrt.model import TileClassifier
 from sattrt.runtime import Bundle

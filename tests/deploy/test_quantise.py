@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from sattrt.deploy.precision import METHODS, Calibration, quantise
+from sattrt.deploy.quantise import METHODS, Calibration, quantise
 from sattrt.runtime import Bundle
 
 QUANTISED = {"int8": (TensorProto.INT8, 53), "int8-cpu": (TensorProto.UINT8, 53), "fp8": (TensorProto.FLOAT8E4M3FN, 42)}

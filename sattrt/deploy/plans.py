@@ -1,13 +1,13 @@
 """ONNX to plan: TensorRT 10 and 11 and TensorRT-RTX through one code path.
 
-    record = build_plan("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), Path("tensorrt-rtx-fp16.plan"), spec, ExportConfig())
+    recipe = plan_recipe("tensorrt-rtx", "fp16", Path("model.fp16.onnx"), ExportConfig())
+    record = build_plan(Path("model.fp16.onnx"), Path("tensorrt-rtx-fp16.plan"), spec, recipe)
 
 Precision comes from the graph alone (TensorRT 11 knows nothing else; 10 is asked for a strongly typed network).
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +18,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import __version__
+from ..cuda import Device
 from ..errors import BackendError, ContractError
+from ..files import sha256_file
 from ..runtime import Bundle
-from ..runtime.cuda import Device
 from ..runtime.trt import load_module, silent_log
-from ..spec import ModelSpec, sha256_file
+from ..spec import ModelSpec
 from .config import CAPABILITIES, ExportConfig
 
 # of TensorRT-RTX's targets: Turing (7.5) has no fp32 matrix product and no bf16 there, and fp8 begins with Ada (8.9)
@@ -33,15 +34,13 @@ RECIPE = ("sattrt", "builder", "builder_version", "onnx_sha256", "compute_capabi
 TIMING = "tensorrt.timing"
 
 
-def build_plan(
-    backend: str, precision: str, onnx_path: Path, plan_path: Path, spec: ModelSpec, config: ExportConfig, old: Bundle | None = None
-) -> dict[str, Any]:
-    """Compile an ONNX file that is typed in this precision; returns the build record.
+def build_plan(onnx_path: Path, plan_path: Path, spec: ModelSpec, recipe: dict[str, Any], old: Bundle | None = None) -> dict[str, Any]:
+    """Compile an ONNX file by the recipe that `plan_recipe` made of it; returns the build record.
 
     old: the bundle that is replaced, for what TensorRT timed when that was made. BackendError where the library is absent or refuses the graph.
     """
+    backend = recipe["builder"]
     trt = load_module(backend, builds=True)
-    recipe = plan_recipe(backend, precision, onnx_path, config)
     started = time.perf_counter()
     log = silent_log(trt)
     try:
@@ -51,7 +50,7 @@ def build_plan(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     wide = spec.dtype == "uint16"
-    if wide and config.strip_weights:  # they would be sought in a graph that has another input
+    if wide and "STRIP_PLAN" in recipe["flags"]:  # they would be sought in a graph that has another input
         raise BackendError(f"{backend} can't strip the weights of a plan that takes 16-bit tiles. Leave strip_weights out.")
     if not (parser.parse(fed_with_bytes(onnx_path)) if wide else parser.parse_from_file(str(onnx_path))):
         errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
@@ -146,10 +145,9 @@ def reuse_plan(old: Bundle | None, name: str, recipe: dict[str, Any], plan_path:
     if others := [f"{name} was {_short(was.get(name))}, is {_short(recipe[name])}" for name in RECIPE if was.get(name) != recipe[name]]:
         return None, "; ".join(others)
     try:
-        old.verify(record.file)
+        plan_path.write_bytes(old.read(record.file))
     except ContractError:
         return None, f"{record.file} was changed since it was built"
-    shutil.copyfile(old.path / record.file, plan_path)
     if record.record.get("timing_cache") and TIMING in old.files and not plan_path.with_name(TIMING).exists():
         plan_path.with_name(TIMING).write_bytes(old.read(TIMING))
     return {key: value for key, value in record.record.items() if key != "validation"}, "same graph, builder, hardware, profile and flags"

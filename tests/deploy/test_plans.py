@@ -10,7 +10,7 @@ from conftest import respell
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
-from sattrt.deploy.engines import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
+from sattrt.deploy.plans import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
 from sattrt.deploy.triton import write_triton
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, EngineRecord, open_bundle, read_bundle
@@ -174,8 +174,8 @@ def test_why_a_plan_is_refused_is_said(bundle: Bundle, capfd: pytest.CaptureFixt
 
 
 def test_a_plan_is_of_the_gpu_it_was_timed_on(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sattrt.deploy.engines.Device", Hopper)
-    monkeypatch.setattr("sattrt.deploy.engines.load_module", lambda *asked, **named: load_module("tensorrt-rtx"))
+    monkeypatch.setattr("sattrt.deploy.plans.Device", Hopper)
+    monkeypatch.setattr("sattrt.deploy.plans.load_module", lambda *asked, **named: load_module("tensorrt-rtx"))
     recipe = plan_recipe("tensorrt", "fp32", bundle.path / "model.fp32.onnx", ExportConfig(hardware_compatible=True))
     assert (recipe["compute_capabilities"], recipe["gpu"]) == (["9.0"], "H100")
     assert "AMPERE_PLUS" in recipe["flags"]

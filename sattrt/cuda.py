@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from .errors import BackendError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NO_GPU = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE
@@ -31,24 +31,29 @@ class NoGpuError(BackendError):
 
 
 class Device:
-    """GPU number `index`: its name, compute capability and PCI bus ("0000:01:00.0"). NoGpuError where there is none, else BackendError."""
+    """The first GPU: its name and compute capability. NoGpuError where there is none, else BackendError."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self) -> None:
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
             raise NoGpuError("No NVIDIA driver (libcuda.so.1) was found. Use an onnxruntime engine, or a machine with a GPU.") from None
         self.call("cuInit", 0)
         self.handle, name = c_int(), ctypes.create_string_buffer(100)
-        self.call("cuDeviceGet", byref(self.handle), index)
+        self.call("cuDeviceGet", byref(self.handle), 0)
         self.call("cuDeviceGetName", name, 100, self.handle)
         major, minor = c_int(), c_int()
         self.call("cuDeviceGetAttribute", byref(major), _MAJOR, self.handle)
         self.call("cuDeviceGetAttribute", byref(minor), _MINOR, self.handle)
+        self.name = name.value.decode()
+        self.compute_capability = f"{major.value}.{minor.value}"
+
+    @property
+    def pci_bus(self) -> str:
+        """Where it is plugged in, "0000:01:00.0"."""
         bus = ctypes.create_string_buffer(32)
         self.call("cuDeviceGetPCIBusId", bus, 32, self.handle)
-        self.name, self.pci_bus = name.value.decode(), bus.value.decode()
-        self.compute_capability = f"{major.value}.{minor.value}"
+        return bus.value.decode()
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call the driver; BackendError with its own words where it refuses."""
@@ -90,7 +95,7 @@ class Memory:
         return address.value
 
     def copy_in(self, address: int, array: NDArray[Any]) -> None:
-        """Queue a copy from the host."""
+        """Queue a copy from the host, of a contiguous array."""
         host, size = c_void_p(array.ctypes.data), c_size_t(array.nbytes)
         self._device.call("cuMemcpyHtoDAsync_v2", c_uint64(address), host, size, c_void_p(self.stream))
 
