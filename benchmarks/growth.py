@@ -90,7 +90,7 @@ def main() -> None:
                 f"peak {found['peak_mb']:.0f}",
                 flush=True,
             )
-    decoded = whole.height * whole.width * 3 * (len(every) - len(every) // FEWER) / 2**20
+    decoded = whole.height * whole.width * 3 * (len(every) - len(every) // FEWER) / 1e6
     growth = {}
     for name, (few, many) in ((name, runs.values()) for name, runs in measured.items()):
         growth[name] = {

@@ -176,7 +176,7 @@ def _engines(document: Document) -> str:
 def _marks(document: Document) -> str:
     """What the table's words and marks mean."""
     rows, served = document["engines"], [row["server"] for row in document["engines"] if row["server"]]
-    bound = f" {AT_LEAST.strip()}: no trial failed above it." if any(found.get("at_least") for found in served) else ""
+    bound = f" {AT_LEAST.strip()}: no trial failed above it." if any(found["at_least"] for found in served) else ""
     return (
         f"{said_of_flips(document)} {said_of_speed(document)} {INDICATIVE}: indicative, fewer than ten samples lie beyond it.{bound}"
         + f" All on {rows[0]['device']}." * (len({row["device"] for row in rows}) == 1)

@@ -167,7 +167,7 @@ def warnings(document: Row) -> list[str]:
         found.append(f"{len(restless)} of {len(timings)} warm-ups did not settle within {100 * STEADY:.0f} %: {_listed(restless, 4)}")
     if unsure := sorted(f"{name} {percentile}" for name, timed in latencies.items() for percentile in timed["indicative"]):
         found.append(f"{len(unsure)} percentiles of latency are indicative, fewer than ten samples lie beyond: {_listed(unsure, 3)}")
-    found += [f"{row['engine']}, {what}: {reason}" for row in engines for what, reason in row.get("failed", {}).items()]
+    found += [f"{row['engine']}, {what}: {reason}" for row in engines for what, reason in row["failed"].items()]
     scores = [row["accuracy"] for row in engines]
     half = max((high - low) / 2 for low, high in (score["interval"] for score in scores))
     if half > _DIGIT:

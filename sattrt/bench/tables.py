@@ -74,17 +74,14 @@ def said_of_speed(document: Row) -> str:
 
 
 def flips(document: Row, most: int | None = None) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
-    """Columns and rows of every tile that an engine answers otherwise than its reference, the first `most` of each; reports of an older
-    sattrt name the tiles alone."""
+    """Columns and rows of every tile that an engine answers otherwise than its reference, the first `most` of each."""
     columns = ("engine", "tile", "class", "its answer", "against", "that one's answer")
     shown = []
     for row in document["engines"]:
-        names = row["accuracy"]["flips"] or []
-        answers = row["accuracy"].get("flip_answers") or [("", "", "")] * len(names)
-        for name, (truth, own, other) in list(zip(names, answers, strict=True))[:most]:
+        found = row["accuracy"]
+        for name, (truth, own, other) in list(zip(found["flips"] or [], found["flip_answers"], strict=True))[:most]:
             shown.append(tuple((text, text) for text in (row["engine"], name, truth, own, row["reference"], other)))
-    used = [any(text for _, text in column) for column in zip(*shown, strict=True)] if shown else [True] * len(columns)
-    return tuple(compress(columns, used)), [tuple(compress(row, used)) for row in shown]
+    return columns, shown
 
 
 def details(document: Row) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
@@ -153,7 +150,7 @@ def said_of_changes(document: Row) -> str:
 
 def rate(served: Row) -> str:
     """What the server scenario found, marked where it is indicative, or a lower bound; where no rate was held, below which it must lie."""
-    if not served["rate"] and (lowest := served.get("lowest_tried")):  # reports of an older sattrt lack it
+    if not served["rate"] and (lowest := served["lowest_tried"]):
         return f"below {lowest:,.0f}" if lowest >= 10 else f"below {lowest:.2g}"
     return f"{INDICATIVE * served['indicative']}{AT_LEAST * served['at_least']}{served['rate']:,.0f}"
 
