@@ -31,7 +31,7 @@ from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.graphs import Graphs
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import Network, build
-from sattrt.runtime import MANIFEST, Bundle, manifest_digest
+from sattrt.runtime import MANIFEST, Bundle, EngineRecord, manifest_digest
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 
@@ -91,6 +91,16 @@ def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
     """The command as a user calls it."""
     command = [sys.executable, "-m", "sattrt", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def refusal(*arguments: object, cwd: Path | None = None) -> str:
+    """The one line that a refused command says."""
+    done = sattrt(*arguments, cwd=cwd)
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("sattrt: ")
+    return lines[0]
 
 
 def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
@@ -159,6 +169,11 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its bundle, with every engine that can be built here, however bad: a network of nine steps is nothing that int8 can be judged by."""
     return export(run, tmp_path_factory.mktemp("engines") / "small", ExportConfig(precision="all", gate=100)).bundle
+
+
+def records(bundle: Bundle) -> dict[str, EngineRecord]:
+    """Its engines, by name."""
+    return {record.name: record for record in bundle.engines}
 
 
 @pytest.fixture(scope="session")

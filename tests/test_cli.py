@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from conftest import CLASSES, jpeg, respell, sattrt
+from conftest import CLASSES, jpeg, refusal, respell, sattrt
 from PIL import Image
 
 from sattrt import __version__
@@ -23,16 +23,6 @@ from sattrt.cli import app
 from sattrt.runtime import Bundle
 
 STAGES = ("data", "train", "export", "bench", "predict", "map", "selftest", "sign", "rmldnn", "plot", "doctor")
-
-
-def refusal(*arguments: object, cwd: Path | None = None) -> str:
-    """The one line that a refused command says."""
-    done = sattrt(*arguments, cwd=cwd)
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("sattrt: ")
-    return lines[0]
 
 
 def files(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import running
+from conftest import records, running
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
@@ -19,15 +19,11 @@ from sattrt.deploy.onnx_export import DeployedClassifier, fold_batchnorm, write_
 from sattrt.errors import BackendError, ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
-from sattrt.runtime import MANIFEST, Bundle, EngineRecord, open_bundle, open_engine
+from sattrt.runtime import MANIFEST, Bundle, open_bundle, open_engine
 from sattrt.runtime.bundle import EXTERNAL
 from sattrt.runtime.ort import save_optimised, this_place
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
-
-
-def records(bundle: Bundle) -> dict[str, EngineRecord]:
-    return {record.name: record for record in bundle.engines}
 
 
 def test_the_graph_is_what_the_contract_says(bundle: Bundle) -> None:

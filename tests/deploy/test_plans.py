@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import respell
+from conftest import records, respell
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.plans import RTX_CAPABILITIES, TIMING, _timed_before, plan_recipe, reuse_plan
 from sattrt.deploy.triton import write_triton
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.runtime import Bundle, EngineRecord, open_bundle, read_bundle
+from sattrt.runtime import Bundle, open_bundle, read_bundle
 from sattrt.runtime.trt import TensorRTBackend, load_module, refusal, silent_log
 
 
@@ -32,10 +32,6 @@ class Hopper:
     """What the driver would say of a GPU that no machine of these tests has."""
 
     name, compute_capability = "H100", "9.0"
-
-
-def records(bundle: Bundle) -> dict[str, EngineRecord]:
-    return {record.name: record for record in bundle.engines}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])

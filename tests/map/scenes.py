@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from conftest import CLASSES
 from numpy.typing import NDArray
 
 from sattrt.bands import ESA
+from sattrt.map.config import MapConfig
+from sattrt.map.run import Mapped, map_scenes
+from sattrt.runtime import Bundle
 from sattrt.spec import ModelSpec
 
+ENGINE = "onnxruntime-fp32"
 CRS, TRANSFORM = "EPSG:32632", rasterio.Affine(10, 0, 600_000, 0, -10, 5_300_000)
 # of a name of its own, which is no part of what a CRS means
 LAMBERT = (
@@ -20,14 +25,29 @@ LAMBERT = (
     'PARAMETER["central_meridian",9.5],PARAMETER["standard_parallel_1",41],PARAMETER["standard_parallel_2",47],'
     'PARAMETER["false_easting",500000],PARAMETER["false_northing",0],UNIT["metre",1]]'
 )
-COLOURS = {"Field": (180, 160, 60), "Forest": (30, 90, 40), "Water": (20, 40, 120)}
 RESOLUTION = {name: 60 if name in ("B01", "B09", "B10") else 10 if name in ("B02", "B03", "B04", "B08") else 20 for name in ESA}
+
+
+def quiet(done: int, total: int) -> None:
+    """No progress bar."""
+
+
+def mapped(bundle: Bundle, scene: Path, out: Path, resume: bool = False, **settings: object) -> Mapped:
+    """The map of one scene, by the command's own function."""
+    config = MapConfig(engine=ENGINE, **settings)  # type: ignore[arg-type]
+    (found,) = map_scenes(bundle.path, [scene], out, config, resume, lambda name: quiet)
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def spec(bands: tuple[str, ...] = ("red", "green", "blue"), dtype: str = "uint8", tile: int = 64) -> ModelSpec:
     """A contract for these bands; the engine behind it is of no concern to whom reads scenes."""
     ones = (1.0,) * len(bands)
-    return ModelSpec(classes=tuple(COLOURS), height=tile, width=tile, mean=ones, std=ones, bands=bands, dtype=dtype, dataset_digest="")
+    return ModelSpec(classes=tuple(CLASSES), height=tile, width=tile, mean=ones, std=ones, bands=bands, dtype=dtype, dataset_digest="")
 
 
 def noise(bands: int, height: int, width: int, seed: int = 0, least: int = 100, most: int = 3000) -> NDArray[np.uint16]:
@@ -65,7 +85,7 @@ def interpolated(coarse: NDArray[np.uint16], factor: int) -> NDArray[np.float64]
 def colourful(tiles_down: int, tiles_across: int, extra: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
     """An 8-bit RGB scene of noisy 64-pixel tiles around the colours that the test bundle knows, and the class of each tile."""
     layout = np.random.default_rng(1).integers(0, 3, (tiles_down, tiles_across))
-    colours = np.array(list(COLOURS.values()))[layout].repeat(64, 0).repeat(64, 1)
+    colours = np.array(list(CLASSES.values()))[layout].repeat(64, 0).repeat(64, 1)
     colours = np.pad(colours, ((0, extra), (0, extra), (0, 0)), mode="edge")
     grainy = colours + np.random.default_rng(2).normal(0, 25, colours.shape)
     return grainy.clip(1, 255).astype(np.uint8).transpose(2, 0, 1), layout

@@ -15,46 +15,15 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from conftest import running
-from scenes import CRS, TRANSFORM, colourful, noise, write_raster
+from conftest import refusal, running, sattrt
+from scenes import CRS, ENGINE, TRANSFORM, colourful, contents, mapped, noise, write_raster
 
 from sattrt.errors import InputError
 from sattrt.map.config import MapConfig
 from sattrt.map.mapfile import MapFile
 from sattrt.map.output import Layout, names_beside, write_cog
-from sattrt.map.run import Job, Mapped, _manifest, make_plan, map_scenes
+from sattrt.map.run import Job, _manifest, make_plan, map_scenes
 from sattrt.runtime import Bundle, Engine
-
-ENGINE = "onnxruntime-fp32"
-
-
-def quiet(done: int, total: int) -> None:
-    """No progress bar."""
-
-
-def mapped(bundle: Bundle, scene: Path, out: Path, resume: bool = False, **settings: object) -> Mapped:
-    config = MapConfig(engine=ENGINE, **settings)  # type: ignore[arg-type]
-    (found,) = map_scenes(bundle.path, [scene], out, config, resume, lambda name: quiet)
-    return found
-
-
-def sattrt(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sattrt", "map", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
-
-
-def refusal(*arguments: object, **options: object) -> str:
-    """The one line that a refused command says."""
-    done = sattrt(*arguments, **options)
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("sattrt: ")
-    assert not done.stdout
-    return done.stderr
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +165,7 @@ def heeds_ctrl_c() -> None:
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_path: Path, how: signal.Signals) -> None:
     path = write_raster(tmp_path / "wide.tif", colourful(1, 9, 4)[0])  # three blocks, a row of windows each
     arguments = (bundle.path, path, "--stride", 2, "--engine", ENGINE, "--report")
-    assert sattrt(*arguments, "--out", tmp_path / "whole" / "map.tif").returncode == 0
+    assert sattrt("map", *arguments, "--out", tmp_path / "whole" / "map.tif").returncode == 0
     out = tmp_path / "killed" / "map.tif"
     command = [sys.executable, "-m", "sattrt", "map", *map(str, arguments), "--out", str(out)]
     work = out.with_name(".map.tif.work")
@@ -218,7 +187,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
         bundle.path, path, "--stride", 8, "--engine", ENGINE, "--out", out, "--resume"
     )
     os.utime(path, ns=(1, 1))
-    assert "started with another file wide.tif" in refusal(*arguments, "--out", out, "--resume")
+    assert "started with another file wide.tif" in refusal("map", *arguments, "--out", out, "--resume")
     manifest = json.loads((work / "manifest.json").read_text())
     os.utime(path, ns=(1, manifest["file wide.tif"][1]))
 
@@ -247,7 +216,7 @@ def test_a_map_does_not_go_on_with_bands_that_were_read_in_another_order(bundle:
 
 def test_a_scene_without_georeference_is_counted_in_pixels(bundle: Bundle, tmp_path: Path) -> None:
     path = write_raster(tmp_path / "scene.tif", colourful(2, 3, 10)[0], placed=False)
-    done = sattrt(bundle.path, path, "--out", tmp_path / "map.tif", "--engine", ENGINE)
+    done = sattrt("map", bundle.path, path, "--out", tmp_path / "map.tif", "--engine", ENGINE)
     assert done.returncode == 0
     assert not done.stderr
     assert "no georeference: mapped in pixels" in done.stdout
@@ -266,18 +235,18 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
         "half": "valid integer",
         "2.5": "valid integer",
     }.items():
-        assert reason in refusal(bundle.path, scene, "--out", out, "--stride", stride)
-    assert "at least one scene" in refusal(bundle.path)
-    assert "does not exist" in refusal(bundle.path, tmp_path / "none.tif", "--out", out)
-    assert "no engine 'fast'" in refusal(bundle.path, scene, "--out", out, "--engine", "fast")
-    assert "ends in .tif" in refusal(bundle.path, scene, "--out", tmp_path / "out" / "map.png")
-    assert "is the scene itself" in refusal(bundle.path, scene, "--out", scene)
+        assert reason in refusal("map", bundle.path, scene, "--out", out, "--stride", stride)
+    assert "at least one scene" in refusal("map", bundle.path)
+    assert "does not exist" in refusal("map", bundle.path, tmp_path / "none.tif", "--out", out)
+    assert "no engine 'fast'" in refusal("map", bundle.path, scene, "--out", out, "--engine", "fast")
+    assert "ends in .tif" in refusal("map", bundle.path, scene, "--out", tmp_path / "out" / "map.png")
+    assert "is the scene itself" in refusal("map", bundle.path, scene, "--out", scene)
     (tmp_path / "file").write_text("")
-    assert "Can't write" in refusal(bundle.path, scene, "--out", tmp_path / "file" / "map.tif", "--engine", ENGINE)
+    assert "Can't write" in refusal("map", bundle.path, scene, "--out", tmp_path / "file" / "map.tif", "--engine", ENGINE)
     (tmp_path / "map.toml").write_text("ofset = 1000\n")
-    assert "Did you mean 'offset'" in refusal(bundle.path, scene, "--out", out, "--config", tmp_path / "map.toml")
+    assert "Did you mean 'offset'" in refusal("map", bundle.path, scene, "--out", out, "--config", tmp_path / "map.toml")
     (tmp_path / "map.toml").write_text("valid = 0\n")
-    assert "valid is 0" in refusal(bundle.path, scene, "--out", out, "--config", tmp_path / "map.toml")
+    assert "valid is 0" in refusal("map", bundle.path, scene, "--out", out, "--config", tmp_path / "map.toml")
     assert not out.parent.exists()
 
 
@@ -289,12 +258,12 @@ def test_where_a_later_scene_fails_the_maps_before_it_are_told_of(bundle: Bundle
     left = tmp_path / "maps" / ".scene.tif.0123abcd.tmp"  # as a killed run leaves it
     left.parent.mkdir()
     left.touch()
-    done = sattrt(bundle.path, scene, cut, "--out", tmp_path / "maps", "--engine", ENGINE)
+    done = sattrt("map", bundle.path, scene, cut, "--out", tmp_path / "maps", "--engine", ENGINE)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cut.tif" in done.stderr
     assert str(tmp_path / "maps" / "scene.tif") in done.stdout
     assert not left.exists()
-    done = sattrt(bundle.path, scene, cut, "--out", tmp_path / "maps", "--engine", ENGINE, "--json")
+    done = sattrt("map", bundle.path, scene, cut, "--out", tmp_path / "maps", "--engine", ENGINE, "--json")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert [each["file"] for each in json.loads(done.stdout)["maps"]] == [str(tmp_path / "maps" / "scene.tif")]
 
@@ -302,7 +271,7 @@ def test_where_a_later_scene_fails_the_maps_before_it_are_told_of(bundle: Bundle
 def test_a_scene_that_is_cut_short_further_down_leaves_no_map(bundle: Bundle, tmp_path: Path) -> None:
     path = write_raster(tmp_path / "scene.tif", colourful(12, 12)[0], blockysize=64, interleave="pixel")
     os.truncate(path, path.stat().st_size - 60_000)
-    message = refusal(bundle.path, path, "--out", tmp_path / "out" / "map.tif", "--engine", ENGINE)
+    message = refusal("map", bundle.path, path, "--out", tmp_path / "out" / "map.tif", "--engine", ENGINE)
     assert "scene.tif" in message
     assert "cut short" in message
     assert not [each for each in (tmp_path / "out").glob("*") if not each.name.endswith(".work")]
@@ -360,6 +329,6 @@ def test_a_map_has_no_more_classes_than_its_bytes_hold(tmp_path: Path) -> None:
 
 
 def test_a_path_that_the_system_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
-    assert "name too long" in refusal(bundle.path, tmp_path / ("x" * 300 + ".tif"), "--out", tmp_path / "m.tif")
+    assert "name too long" in refusal("map", bundle.path, tmp_path / ("x" * 300 + ".tif"), "--out", tmp_path / "m.tif")
     (tmp_path / "loop.tif").symlink_to(tmp_path / "loop.tif")
-    assert "loop.tif" in refusal(bundle.path, tmp_path / "loop.tif", "--out", tmp_path / "m.tif")
+    assert "loop.tif" in refusal("map", bundle.path, tmp_path / "loop.tif", "--out", tmp_path / "m.tif")

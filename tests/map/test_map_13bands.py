@@ -13,8 +13,7 @@ import pytest
 import rasterio
 from conftest import reseal, respell
 from onnx import TensorProto, helper, numpy_helper
-from scenes import CRS, RESOLUTION, TRANSFORM, interpolated, noise, write_safe
-from test_map import ENGINE, mapped
+from scenes import CRS, ENGINE, RESOLUTION, TRANSFORM, interpolated, mapped, noise, write_safe
 
 from sattrt.bands import ESA, EUROSAT
 from sattrt.runtime import MANIFEST, Bundle, open_bundle, read_bundle

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenes import colourful, write_raster
-from test_map import contents, refusal, sattrt
+from conftest import refusal, sattrt
+from scenes import colourful, contents, write_raster
 
 from sattrt.errors import BackendError, ContractError
 from sattrt.map.cluster import _block, stamps
@@ -46,7 +46,7 @@ def test_a_cluster_gives_the_same_bytes(bundle: Bundle, scene: Path, alone: Path
     (tmp_path / "map.toml").write_text("threads = 1\nworkers = 2\n")
     out = tmp_path / "out" / "map.tif"
     options = ("--stride", 2, "--engine", ENGINE, "--report", "--cluster", "local", "--config", tmp_path / "map.toml")
-    done = sattrt(bundle.path, scene, "--out", out, *options)
+    done = sattrt("map", bundle.path, scene, "--out", out, *options)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     assert contents(out.parent) == contents(alone)
@@ -106,7 +106,7 @@ def test_a_worker_without_this_sattrt_is_named(bundle: Bundle, scene: Path, tmp_
 def test_what_goes_wrong_in_a_worker_is_said_in_one_line(bundle: Bundle, tmp_path: Path) -> None:
     path = write_raster(tmp_path / "scene.tif", colourful(20, 20)[0], blockysize=64, interleave="pixel")
     os.truncate(path, path.stat().st_size - 60_000)
-    assert "cut short" in refusal(bundle.path, path, "--out", tmp_path / "map.tif", "--engine", ENGINE, "--cluster", "local")
+    assert "cut short" in refusal("map", bundle.path, path, "--out", tmp_path / "map.tif", "--engine", ENGINE, "--cluster", "local")
 
 
 def test_an_address_where_nobody_answers(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_an_address_where_nobody_answers(bundle: Bundle, scene: Path, tmp_path: 
 
 def test_what_is_no_cluster_is_one_line(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
     for address in ("nonsense", "127.0.0.1", "http://127.0.0.1:9"):
-        assert "give tcp://HOST:8786, or local" in refusal(bundle.path, scene, "--out", tmp_path / "m.tif", "--cluster", address)
+        assert "give tcp://HOST:8786, or local" in refusal("map", bundle.path, scene, "--out", tmp_path / "m.tif", "--cluster", address)
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as idle:
-        said = refusal(bundle.path, scene, "--out", tmp_path / "m.tif", "--cluster", idle.scheduler_address)
+        said = refusal("map", bundle.path, scene, "--out", tmp_path / "m.tif", "--cluster", idle.scheduler_address)
     assert "has no workers" in said
 
 

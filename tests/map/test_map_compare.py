@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import refusal, sattrt
 from numpy.typing import NDArray
 from scenes import LAMBERT, colourful, write_raster
-from test_map import refusal, sattrt
 
 from sattrt.errors import ContractError, InputError
 from sattrt.map.compare import UNCHANGED, compare_maps
@@ -74,13 +74,13 @@ def test_changes_are_counted_in_hectares(mapper: Mapper, tmp_path: Path) -> None
 
 def test_the_command_prints_the_table(mapper: Mapper, tmp_path: Path) -> None:
     old, new = mapper("before"), mapper("after", colourful(4, 4, 20)[0][:, ::-1].copy())
-    done = sattrt("--compare", old, new)
+    done = sattrt("map", "--compare", old, new)
     assert done.returncode == 0, done.stderr
     assert "certain, ha" in done.stdout
     assert "unchanged" in done.stdout
     assert compare_maps(old, old, 0).certain.sum() == pytest.approx(276**2 / 100)
-    assert "takes two maps, --out, --config, --set certain=N and --json" in refusal(tmp_path, "--compare", old, new)
-    assert "Leave the rest out" in refusal("--compare", old, new, "--set", "stride=16")
+    assert "takes two maps, --out, --config, --set certain=N and --json" in refusal("map", tmp_path, "--compare", old, new)
+    assert "Leave the rest out" in refusal("map", "--compare", old, new, "--set", "stride=16")
 
 
 def test_a_crs_that_is_spelt_otherwise_is_the_same(mapper: Mapper) -> None:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scenes import colourful, noise, write_raster
-from test_map import ENGINE, contents, mapped, quiet, refusal, sattrt
+from conftest import refusal, sattrt
+from scenes import ENGINE, colourful, contents, mapped, noise, quiet, write_raster
 
 from sattrt.errors import ContractError, InputError
 from sattrt.map.blocks import Plan
@@ -29,13 +29,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_several_scenes_go_into_a_folder_and_finished_ones_are_kept(bundle: Bundle, scene: Path, tmp_path: Path) -> None:
     other = write_raster(tmp_path / "other.tif", colourful(2, 2)[0])
     out = tmp_path / "maps"
-    done = sattrt(bundle.path, scene, other, "--out", out, "--engine", ENGINE)
+    done = sattrt("map", bundle.path, scene, other, "--out", out, "--engine", ENGINE)
     assert done.returncode == 0, done.stderr
     assert sorted(contents(out)) == [f"{name}.{end}" for name in ("other", "scene") for end in ("png", "tif", "tif.aux.xml")]
     assert str(out / "other.tif") in done.stdout
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "other.tif").unlink()
-    assert sattrt(bundle.path, scene, other, "--out", out, "--engine", ENGINE, "--resume").returncode == 0
+    assert sattrt("map", bundle.path, scene, other, "--out", out, "--engine", ENGINE, "--resume").returncode == 0
     assert [path.name for path in sorted(out.iterdir()) if path.stat().st_mtime_ns == before[path]] == [
         "scene.png",
         "scene.tif",
@@ -43,7 +43,7 @@ def test_several_scenes_go_into_a_folder_and_finished_ones_are_kept(bundle: Bund
     ]
     (tmp_path / "again").mkdir()
     shutil.copy(other, tmp_path / "again")
-    assert "Several scenes would be mapped to" in refusal(bundle.path, other, tmp_path / "again" / "other.tif", "--out", out)
+    assert "Several scenes would be mapped to" in refusal("map", bundle.path, other, tmp_path / "again" / "other.tif", "--out", out)
 
 
 def test_maps_are_called_as_their_scenes_are(bundle: Bundle, tmp_path: Path) -> None:
@@ -54,12 +54,12 @@ def test_maps_are_called_as_their_scenes_are(bundle: Bundle, tmp_path: Path) -> 
         for band, each in zip(("B04", "B03", "B02"), pixels, strict=True):
             write_raster(tmp_path / name / f"{band}.tif", each[None])
         scenes.append(tmp_path / name)
-    done = sattrt(bundle.path, *scenes, "--engine", ENGINE, cwd=tmp_path)
+    done = sattrt("map", bundle.path, *scenes, "--engine", ENGINE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["2018.06.tif", "2018.07.tif", "T32.2018.tif", "T32.2024.tif"]
-    assert "several scenes go into a folder" in refusal(bundle.path, *scenes, "--out", tmp_path / "map.tif")
+    assert "several scenes go into a folder" in refusal("map", bundle.path, *scenes, "--out", tmp_path / "map.tif")
     (tmp_path / "T32.2018").mkdir()
-    assert "Several scenes would be mapped to" in refusal(bundle.path, scenes[0], tmp_path / "T32.2018")
+    assert "Several scenes would be mapped to" in refusal("map", bundle.path, scenes[0], tmp_path / "T32.2018")
     assert mapped(bundle, scenes[0], tmp_path / "maps").files[0].name == "T32.2018.tif"
 
 
@@ -71,11 +71,11 @@ def test_nothing_is_written_over_a_scene(bundle: Bundle, tmp_path: Path) -> None
     for name, band in zip(("B04", "B03", "B02", "B08"), (*pixels, pixels[0]), strict=True):
         write_raster(folder / f"x_{name}.tif", band[None])
     before = picture.read_bytes(), contents(folder)
-    assert "scene.png is the scene itself" in refusal(bundle.path, picture, "--out", tmp_path / "scene.tif")
+    assert "scene.png is the scene itself" in refusal("map", bundle.path, picture, "--out", tmp_path / "scene.tif")
     for name in ("x_B04.tif", "x_B08.tif"):
-        assert f"{name} is the scene itself, or a part of it" in refusal(bundle.path, folder, "--out", folder / name)
+        assert f"{name} is the scene itself, or a part of it" in refusal("map", bundle.path, folder, "--out", folder / name)
     (tmp_path / "r.tif.aux.xml").mkdir()
-    assert "r.tif.aux.xml is a folder" in refusal(bundle.path, picture, "--out", tmp_path / "r.tif")
+    assert "r.tif.aux.xml is a folder" in refusal("map", bundle.path, picture, "--out", tmp_path / "r.tif")
     assert (picture.read_bytes(), contents(folder)) == before
 
 
@@ -85,7 +85,7 @@ def test_nothing_is_written_over_what_no_run_made(bundle: Bundle, tmp_path: Path
         write_raster(tmp_path / day / "scene.tif", noise(3, 128, 128, seed, 1, 255).astype(np.uint8))
     given, folder = tmp_path / "day1" / "scene.tif", tmp_path / "day2"
     before = contents(folder)
-    assert "scene.tif is there already, and no run of sattrt map made it" in refusal(bundle.path, given, "--out", folder)
+    assert "scene.tif is there already, and no run of sattrt map made it" in refusal("map", bundle.path, given, "--out", folder)
     for name in ("map.png", "map.html", "map-probabilities.tif"):
         (folder / name).write_bytes(before["scene.tif"])
         with pytest.raises(InputError, match=f"{name} is there already"):
@@ -257,7 +257,7 @@ def test_a_work_folder_that_is_a_link_is_left_alone(bundle: Bundle, scene: Path,
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "a").write_text("a")
     (tmp_path / ".map.tif.work").symlink_to("precious")
-    assert "is a link; what it points to would be deleted" in refusal(bundle.path, scene, "--out", tmp_path / "map.tif")
+    assert "is a link; what it points to would be deleted" in refusal("map", bundle.path, scene, "--out", tmp_path / "map.tif")
     assert contents(tmp_path / "precious") == {"a": b"a"}
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import sattrt
 from PIL import Image
-from scenes import colourful, spec, write_raster
-from test_map import ENGINE, sattrt
+from scenes import ENGINE, colourful, spec, write_raster
 
 from sattrt.map.colours import class_colours
 from sattrt.map.compare import compare_maps
@@ -107,13 +107,13 @@ def test_a_change_is_told_from_class_to_class(tmp_path: Path, capsys: pytest.Cap
 def test_the_command_prints_one_document(bundle: Bundle, tmp_path: Path) -> None:
     scenes = [write_scene(tmp_path / f"{name}.tif") for name in ("old", "new")]
     words = (bundle.path, *scenes, "--out", tmp_path / "maps", "--engine", ENGINE, "--json")
-    done = sattrt(*words)
+    done = sattrt("map", *words)
     assert done.returncode == 0, done.stderr
     maps = json.loads(done.stdout)["maps"]
     assert [each["file"] for each in maps] == [str(tmp_path / "maps" / f"{name}.tif") for name in ("old", "new")]
     assert all(each["seconds"] > 0 and Path(path).is_file() for each in maps for path in each["files"])
-    again = json.loads(sattrt(*words, "--resume").stdout)["maps"]
+    again = json.loads(sattrt("map", *words, "--resume").stdout)["maps"]
     assert again == [each | {"seconds": None} for each in maps]
-    change = json.loads(sattrt("--compare", *(each["file"] for each in maps), "--json", "--set", "certain=0").stdout)
+    change = json.loads(sattrt("map", "--compare", *(each["file"] for each in maps), "--json", "--set", "certain=0").stdout)
     assert change["certain"] == change["possible"]
     assert change["unit"] == "ha"

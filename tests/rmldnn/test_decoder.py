@@ -13,7 +13,6 @@ from PIL import Image
 
 from sattrt.__main__ import main
 from sattrt.rmldnn import training
-from sattrt.training import hardware
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def odd(tutorial: Path, tmp_path: Path) -> Path:
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine of one core; two, of which this may have as many, are what is taken where nothing is said."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(hardware, "cores", lambda: 1)
+    monkeypatch.setattr("sattrt.training.ranks.cores", lambda: 1)
     yield
     torch.set_num_threads(threads)
 

@@ -5,10 +5,11 @@ import torch
 
 from sattrt.errors import BackendError, InputError
 from sattrt.training import hardware
+from sattrt.training.budget import fit_in_time
 from sattrt.training.config import RECIPES, TrainConfig
 from sattrt.training.hardware import choose_precision
 from sattrt.training.ranks import lost_another, ranks
-from sattrt.training.schedule import fit_in_time, learning_rate_at
+from sattrt.training.schedule import learning_rate_at
 
 
 def test_a_file_is_overridden_by_options(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_too_little_memory_is_one_line() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
 def test_a_gpu_that_torch_can_not_use_is_one_line_and_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "gpu", lambda: ("NVIDIA H200", "9.0"))
+    monkeypatch.setattr("sattrt.training.ranks.gpu", lambda: ("NVIDIA H200", "9.0"))
     with pytest.raises(BackendError, match=r"^torch \S+ can't use the NVIDIA H200\. .*CUDA_VISIBLE_DEVICES=") as told, ranks():
         pass
     assert len(str(told.value).splitlines()) == 1

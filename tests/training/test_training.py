@@ -22,6 +22,7 @@ from sattrt.shift import percentiles
 from sattrt.spec import ModelSpec
 from sattrt.trained import load_trained
 from sattrt.training import log, loop, step
+from sattrt.training.budget import loading_speed
 from sattrt.training.divergence import Divergence
 from sattrt.training.hold import held
 from sattrt.training.keeper import Keeper
@@ -29,7 +30,6 @@ from sattrt.training.log import Row
 from sattrt.training.loop import _Run, train
 from sattrt.training.observer import Observer, Plan
 from sattrt.training.ranks import Rank, ranks
-from sattrt.training.schedule import loading_speed
 from sattrt.training.stop import StopRequest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
