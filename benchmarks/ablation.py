@@ -24,9 +24,9 @@ from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, balanced
 from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.gate import torch_logits
-from sattrt.files import sha256_file, write_json
 from sattrt.machine import environment
 from sattrt.model import views_of
+from sattrt.spec import sha256_file, write_json
 from sattrt.trained import load_trained, read_samples
 from sattrt.training.config import TrainConfig
 from sattrt.training.log import read_log

@@ -27,9 +27,9 @@ from sattrt.cores import cores
 from sattrt.data.cache import write_cache
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
-from sattrt.files import sha256_file, write_json
 from sattrt.machine import environment
 from sattrt.model import adapted_to_bands, read_state
+from sattrt.spec import sha256_file, write_json
 from sattrt.training.config import TrainConfig
 from sattrt.training.log import read_log
 from sattrt.training.loop import train

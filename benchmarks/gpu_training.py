@@ -315,8 +315,8 @@ def main() -> None:
     from sattrt.cores import cores
     from sattrt.data.dataset import balanced
     from sattrt.data.scan import SplitRule, scan
-    from sattrt.files import write_bytes
     from sattrt.machine import environment
+    from sattrt.spec import write_bytes
     from sattrt.training.config import RECIPES, TrainConfig
 
     surroundings = environment()

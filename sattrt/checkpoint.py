@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import ContractError, InputError
-from .files import atomic_path, unwritable, write_json
+from .spec import atomic_path, unwritable, write_json
 
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors, and the run's state
 # what the state of a run that can go on has to hold

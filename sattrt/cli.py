@@ -231,7 +231,7 @@ def bench(
     from .bench.tables import table
     from .data.dataset import Dataset
     from .errors import InputError
-    from .files import require_writable
+    from .spec import require_writable
 
     settings = BenchConfig.from_toml(config, assignments)
     old = read_report(baseline) if baseline else None
@@ -439,7 +439,7 @@ def rmldnn(
 @app.command()
 def plot(run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
     """Draw training loss, validation accuracy, learning rate and gradient norm of a run, finished or not."""
-    from .files import require_writable
+    from .spec import require_writable
     from .training.figures import curves, loss_and_accuracy
     from .training.log import read_log
 

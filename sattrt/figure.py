@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .files import atomic_path
+from .spec import atomic_path
 
 GREY, _RED = "#8a8f98", "#b3362b"
 as_it_is = mpl.rc_context({"text.parse_math": False})  # a $ in a name is a $

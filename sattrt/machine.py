@@ -59,7 +59,7 @@ def cpu_has_int8() -> bool:
 
 def gpu() -> tuple[str, str] | None:
     """Name and compute capability of the first NVIDIA GPU, asked of its driver; None where there is none."""
-    from .cuda import Device
+    from .runtime.cuda import Device
 
     try:
         device = Device()

@@ -23,8 +23,7 @@ from torchvision.models.resnet import Bottleneck
 
 from .bands import COLOURS, RGB
 from .errors import ContractError, InputError
-from .files import read_json
-from .spec import DTYPES, KERAS_RESNET50, RESNET50, ModelSpec
+from .spec import DTYPES, KERAS_RESNET50, RESNET50, ModelSpec, read_json
 
 TUNES = ("all", "head", "bn")
 KERAS_EPSILON = 1.001e-5  # of every BatchNorm in Keras' ResNet-50

@@ -29,10 +29,9 @@ from .cores import cores
 from .data.decode import EXTENSIONS, read_for
 from .data.sources import ARCHIVES, FolderSource, Source, Unreadable, is_archive, open_source
 from .errors import InputError
-from .files import atomic_path, require_writable
 from .runtime import Engine, NoNumbersError
 from .shift import shifts
-from .spec import ModelSpec
+from .spec import ModelSpec, atomic_path, require_writable
 
 Pixels = NDArray[np.unsignedinteger]
 _BATCH, _MOST_THREADS = 64, 4

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import InputError
-from .files import read_bytes
+from .spec import read_bytes
 
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from .errors import ContractError, InputError
-from .files import read_bytes
 from .model import TileClassifier, check_state
-from .spec import ModelSpec
+from .spec import ModelSpec, read_bytes
 
 _ENOUGH = 100  # tiles, to tell which of two calibrations is the better
 

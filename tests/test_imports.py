@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sattrt"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"bands", "errors", "files", "spec"}
+BASE = {"bands", "errors", "spec"}
 
 
 def imports(path: Path) -> set[str]:
@@ -53,25 +53,23 @@ def test_who_may_import_whom(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     allowed = {
         "errors": set(),
-        "files": {"errors"},
-        "spec": {"errors", "files"},
+        "spec": {"errors"},
         "cores": set(),
-        "cuda": {"errors"},
-        "machine": {"cores", "cuda", "errors"},
-        "runtime": {"cores", "cuda", "errors", "files", "spec", "runtime"},
+        "machine": {"cores", "errors", "runtime"},
+        "runtime": {"cores", "errors", "spec", "runtime"},
         "bands": {"errors"},
         "shift": {"errors", "spec"},
         "raster": {"errors"},
         "lock": set(),
         "html": set(),
-        "figure": {"files"},
-        "checkpoint": {"errors", "files"},
-        "data": {"bands", "cores", "errors", "files", "raster", "spec", "data"},
-        "model": {"bands", "errors", "files", "spec"},
-        "trained": {"errors", "files", "spec", "checkpoint", "model"},
+        "figure": {"spec"},
+        "checkpoint": {"errors"},
+        "data": {"bands", "cores", "errors", "raster", "spec", "data"},
+        "model": {"bands", "errors", "spec"},
+        "trained": {"errors", "spec", "checkpoint", "model"},
         "calibration": set(),
         "accuracy": set(),
-        "settings": {"errors", "files"},
+        "settings": {"errors"},
         "training": {
             *BASE,
             "accuracy",
@@ -88,7 +86,7 @@ def test_who_may_import_whom(path: Path) -> None:
             "model",
             "training",
         },
-        "deploy": {*BASE, "cuda", "settings", "machine", "accuracy", "calibration", "figure", "trained", "model", "runtime", "deploy"},
+        "deploy": {*BASE, "settings", "machine", "accuracy", "calibration", "figure", "trained", "model", "runtime", "deploy"},
         "bench": {
             *BASE,
             "html",
@@ -105,7 +103,7 @@ def test_who_may_import_whom(path: Path) -> None:
             "bench",
         },
         "map": {*BASE, "html", "cores", "raster", "settings", "machine", "lock", "shift", "runtime", "map"},
-        "rmldnn": {"errors", "files", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
+        "rmldnn": {"errors", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "predict": {*BASE, "cores", "data", "runtime", "shift"},
         "doctor": {"cores", "machine"},
         "screen": {"accuracy", "errors", "training"},
@@ -128,9 +126,7 @@ def test_the_runtime_needs_numpy_and_one_backend() -> None:
     backends = {"ort.py": {"onnxruntime"}, "ov.py": {"openvino"}, "signature.py": {"cryptography"}}
     for path in (PACKAGE / "runtime").glob("*.py"):
         assert outside(path) <= {"numpy"} | backends.get(path.name, set()), path
-    for name in ("errors", "files", "spec"):
-        assert outside(PACKAGE / f"{name}.py") == set()
-    assert outside(PACKAGE / "cuda.py") <= {"numpy"}
+    assert outside(PACKAGE / "errors.py") == outside(PACKAGE / "spec.py") == set()
 
 
 def test_a_map_needs_no_torch_and_meets_the_runtime_through_its_face() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..accuracy import mcnemar
 from ..errors import ContractError
-from ..files import check_schema, read_json
+from ..spec import check_schema, read_json
 from .measure import tells, turns
 
 SCHEMA = 5

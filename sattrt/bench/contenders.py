@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset
 from ..errors import BackendError, ContractError, InputError, SattrtError
-from ..files import sha256_file
 from ..runtime import Bundle, Engine, read_bundle
-from ..spec import ModelSpec
+from ..spec import ModelSpec, sha256_file
 from .measure import Call, wall
 
 Tiles = NDArray[np.unsignedinteger]

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..cuda import Device
 from ..errors import BackendError
+from ..runtime.cuda import Device
 
 _RAPL, _MODULE = Path("/sys/class/powercap"), Path("/proc/driver/nvidia/version")
 # NVML's bits, whose names in nvidia-ml-py change from ThrottleReason to EventReason

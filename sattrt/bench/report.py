@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import write_bytes, write_json
+from ..spec import write_bytes, write_json
 from .page import to_html
 from .tables import to_markdown
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ContractError, InputError
-from ..files import A_DAY, atomic_path, remove_temporaries, require_space, sha256_file
+from ..spec import A_DAY, atomic_path, remove_temporaries, require_space, sha256_file
 from .dataset import Cache, Dataset
 from .decode import TileFormat
 from .sources import Source

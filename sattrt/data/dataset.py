@@ -18,8 +18,7 @@ from typing import Any
 
 from ..bands import ESA, RGB
 from ..errors import ContractError, InputError
-from ..files import check_schema, read_json, write_bytes
-from ..spec import MOST_OFFSET
+from ..spec import MOST_OFFSET, check_schema, read_json, write_bytes
 from .decode import TileFormat
 from .sources import Source, open_source
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import sha256_file, unwritable
+from ..spec import sha256_file, unwritable
 
 Progress = Callable[[int, int], None]
 _BUSY = (429, 500, 502, 503, 504)  # answers that may be better in a moment

@@ -11,8 +11,7 @@ from pathlib import Path
 from ..bands import parse_bands
 from ..cores import cores
 from ..errors import InputError
-from ..files import require_writable
-from ..spec import MOST_OFFSET
+from ..spec import MOST_OFFSET, require_writable
 from .cache import write_cache
 from .dataset import Dataset
 from .download import EUROSAT, Progress, fetch

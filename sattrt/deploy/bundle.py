@@ -23,14 +23,23 @@ from .. import __version__
 from ..accuracy import evaluate
 from ..calibration import calibration
 from ..errors import BackendError, ContractError, InputError, ParityError
-from ..files import atomic_folder, check_schema, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 from ..model import views_of
 from ..runtime import MANIFEST, SCHEMA, Bundle, EngineRecord, manifest_digest, open_engine, read_bundle, unlisted
 from ..runtime.bundle import EXTERNAL, GOLDEN, LABELS, label_lines
 from ..runtime.ort import require_tensorrt, save_optimised, this_place
 from ..runtime.ov import TYPED
 from ..runtime.trt import load_module
-from ..spec import ModelSpec
+from ..spec import (
+    ModelSpec,
+    atomic_folder,
+    check_schema,
+    read_json,
+    require_replaceable,
+    require_writable,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from ..trained import Samples, load_trained, read_samples
 from .card import model_card, write_flips
 from .config import FALL_BACK, ExportConfig

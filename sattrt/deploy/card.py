@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from ..accuracy import Score
 from ..bands import preview
 from ..calibration import softmax
-from ..files import write_bytes
 from ..runtime import EngineRecord
-from ..spec import ModelSpec
+from ..spec import ModelSpec, write_bytes
 from ..trained import Samples
 from .config import ExportConfig
 

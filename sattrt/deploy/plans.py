@@ -18,12 +18,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import __version__
-from ..cuda import Device
 from ..errors import BackendError, ContractError
-from ..files import sha256_file
 from ..runtime import Bundle
+from ..runtime.cuda import Device
 from ..runtime.trt import load_module, silent_log
-from ..spec import ModelSpec
+from ..spec import ModelSpec, sha256_file
 from .config import CAPABILITIES, ExportConfig
 
 # of TensorRT-RTX's targets: Turing (7.5) has no fp32 matrix product and no bf16 there, and fp8 begins with Ada (8.9)

@@ -12,11 +12,10 @@ import json
 from pathlib import Path
 
 from ..errors import ContractError, InputError
-from ..files import atomic_folder, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 from ..runtime import Bundle, EngineRecord
 from ..runtime.bundle import LABELS
 from ..runtime.ort import cuda_options
-from ..spec import ModelSpec
+from ..spec import ModelSpec, atomic_folder, read_json, require_replaceable, require_writable, sha256_file, write_bytes, write_json
 
 # Triton's backend and the file it looks for. It has none for TensorRT-RTX. That for OpenVINO can't be told to compute in fp32 where the CPU has
 # bf16, and refuses fewer tiles than max_batch_size unless it pads them: ONNX Runtime serves the same CPUs as it was judged

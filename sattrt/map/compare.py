@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ContractError, InputError
-from ..files import atomic_path, unwritable
+from ..spec import atomic_path, unwritable
 from .beside import check_alone, left_by_older, remove
 from .colours import Colour, class_colours
 from .geo import same_crs

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..bands import band_name
 from ..errors import InputError
-from ..files import atomic_path, remove_temporaries, require_space
 from ..runtime import Bundle, Engine, read_bundle
+from ..spec import atomic_path, remove_temporaries, require_space
 from .area import gsd_of
 from .beside import check_alone, left_by_older, remove
 from .blocks import Plan, compute_here

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..bands import ESA, band_name
 from ..errors import InputError
-from ..files import read_bytes
+from ..spec import read_bytes
 
 _OFFSETS = {"1C": "RADIO_ADD_OFFSET", "2A": "BOA_ADD_OFFSET"}
 _QUANTIFICATION = {"1C": "QUANTIFICATION_VALUE", "2A": "BOA_QUANTIFICATION_VALUE"}

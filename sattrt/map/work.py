@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContractError, InputError, SattrtError
-from ..files import atomic_path, read_json, unwritable, write_json
 from ..lock import lock
+from ..spec import atomic_path, read_json, unwritable, write_json
 from .windows import Answers, Block, Grid
 
 _MANIFEST, _LOCK = "manifest.json", "lock"

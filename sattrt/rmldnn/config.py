@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import read_json
+from ..spec import read_json
 from .section import Section, is_number
 from .transforms import Transform, Transforms
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, InputError
-from ..files import atomic_path, unwritable
+from ..spec import atomic_path, unwritable
 from .config import RmldnnConfig
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ContractError
-from ..files import read_json
+from ..spec import read_json
 
 _LONGEST = 200  # characters of a name, which messages quote
 _MODELS = ("Functional", "Model", "Sequential")

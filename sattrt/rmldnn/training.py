@@ -25,8 +25,7 @@ from ..data.augment import Augmentation
 from ..data.dataset import Dataset
 from ..data.loader import CACHE_GB
 from ..errors import InputError
-from ..files import require_space, write_json
-from ..spec import ModelSpec
+from ..spec import ModelSpec, require_space, write_json
 from ..training.finish import NO_PICTURES, finish
 from ..training.handover import account, write_samples
 from ..training.hardware import DTYPES, across_ranks, choose_precision, place, tuned_convolutions

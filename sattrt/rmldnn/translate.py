@@ -14,7 +14,7 @@ from pathlib import Path
 from .. import __version__
 from ..data.layout import SPLIT_FOLDERS
 from ..errors import InputError
-from ..files import read_bytes, write_bytes
+from ..spec import read_bytes, write_bytes
 from .config import OptimizerConfig, RmldnnConfig
 from .keras import KerasNetwork, read_network
 

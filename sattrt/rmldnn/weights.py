@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackendError, ContractError, InputError
-from ..files import atomic_path, unwritable
 from ..model import read_state
-from ..spec import RESNET50
+from ..spec import RESNET50, atomic_path, unwritable
 from .keras import KerasNetwork
 from .layers import Graph
 from .pixels import Pixels

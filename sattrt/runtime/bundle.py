@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..files import check_schema, is_file, parse_json, read_bytes, write_bytes
-from ..spec import ModelSpec
+from ..spec import ModelSpec, check_schema, is_file, parse_json, read_bytes, write_bytes
 from .engine import Backend, Engine, EngineRecord
 from .signature import SIGNATURE, sign, verify_signature
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..cores import cores
-from ..cuda import Device, NoGpuError
 from ..errors import BackendError, ContractError
+from .cuda import Device, NoGpuError
 from .engine import Outputs, Tiles
 
 MAX_BATCH, _TUNED_BATCH = 256, 64

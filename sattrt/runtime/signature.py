@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ContractError, InputError
-from ..files import is_file, read_bytes
+from ..spec import is_file, read_bytes
 
 SIGNATURE = "bundle.sig"
 

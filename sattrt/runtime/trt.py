@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda import Device, Memory
 from ..errors import BackendError, ContractError
+from .cuda import Device, Memory
 from .engine import Outputs, Tiles
 
 # the lean runtime loads version-compatible plans, and builds none

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import ContractError, InputError
 from ..figure import GREY, as_it_is, save
-from ..files import read_json
+from ..spec import read_json
 
 _BLUE, _ORANGE = "#1f6f8b", "#d9822b"
 

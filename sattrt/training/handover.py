@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import decoded
 from ..data.sources import Source
-from ..files import atomic_path
 from ..shift import percentiles
-from ..spec import ModelSpec
+from ..spec import ModelSpec, atomic_path
 
 _MOST_TILES, _MOST_BYTES = {"train": 1024, "valid": 20_000}, 4 * 10**9  # of each split
 

@@ -15,8 +15,8 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import remove_temporaries, unwritable
 from ..lock import lock
+from ..spec import remove_temporaries, unwritable
 from .ranks import Rank
 
 LOCK = ".lock"

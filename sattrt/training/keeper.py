@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from .. import checkpoint
-from ..files import require_space
 from ..model import TileClassifier
-from ..spec import ModelSpec
+from ..spec import ModelSpec, require_space
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 # An epoch's end writes none until PATIENCE times the last write's duration has passed, so that a tenth of the time at most goes into

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import ContractError
-from ..files import read_bytes, unwritable, write_bytes
+from ..spec import read_bytes, unwritable, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,8 @@ from ..data.augment import Augmentation
 from ..data.dataset import Dataset, Tile, balanced
 from ..data.loader import Loader, open_tiles
 from ..errors import ContractError, InputError
-from ..files import write_json
 from ..model import TileClassifier, load_weights, set_trainable, set_training_mode
-from ..spec import ModelSpec
+from ..spec import ModelSpec, write_json
 from .budget import fit_in_time, loading_speed
 from .config import TrainConfig
 from .divergence import Divergence

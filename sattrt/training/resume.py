@@ -15,8 +15,8 @@ import torch
 from .. import checkpoint
 from ..data.dataset import Dataset
 from ..errors import BackendError, ContractError, InputError
-from ..files import read_json
 from ..model import TileClassifier, check_state
+from ..spec import read_json
 from .config import TrainConfig
 from .hardware import choose_precision
 from .optimizer import MovingAverage

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import random_tiles
 
-from sattrt.cuda import NoGpuError
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Batcher, Bundle, Engine, NoNumbersError, open_bundle, open_engine
+from sattrt.runtime.cuda import NoGpuError
 
 
 @pytest.fixture(scope="module")

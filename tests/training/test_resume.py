@@ -21,9 +21,8 @@ from sattrt.cores import cores
 from sattrt.data.dataset import Dataset
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.files import atomic_path
 from sattrt.model import TileClassifier
-from sattrt.spec import ModelSpec
+from sattrt.spec import ModelSpec, atomic_path
 from sattrt.trained import load_trained
 from sattrt.training import loop, step
 from sattrt.training.handover import spec_of

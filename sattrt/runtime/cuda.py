@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .errors import BackendError
+from ..errors import BackendError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NO_GPU = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE
