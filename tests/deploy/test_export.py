@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,15 +16,16 @@ from conftest import records, running
 
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
+from sattrt.deploy.graphs import Graphs
 from sattrt.deploy.onnx_export import DeployedClassifier, fold_batchnorm, write_onnx
 from sattrt.errors import BackendError, ContractError, InputError, ParityError
 from sattrt.machine import version
 from sattrt.model import TileClassifier
-from sattrt.runtime import MANIFEST, Bundle, open_bundle, open_engine
+from sattrt.runtime import MANIFEST, Bundle, Engine, EngineRecord, open_bundle, open_engine
 from sattrt.runtime.bundle import EXTERNAL
 from sattrt.runtime.ort import save_optimised, this_place
 from sattrt.spec import ModelSpec
-from sattrt.trained import load_trained
+from sattrt.trained import load_trained, read_samples
 
 
 def test_the_graph_is_what_the_contract_says(bundle: Bundle) -> None:
@@ -394,3 +396,15 @@ def test_an_export_that_is_told_to_stop_leaves_nothing_behind(run: Path, tmp_pat
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
     assert list(out.parent.iterdir()) == []
+
+
+def test_fp8_is_asked_of_no_library_that_has_none(run: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(record: EngineRecord, *more: Any) -> Engine:
+        if record.backend == "onnxruntime":
+            raise BackendError("no GPU that it could use")
+        return open_engine(record, *more)
+
+    monkeypatch.setattr("sattrt.deploy.graphs.open_engine", refused)
+    graphs = Graphs(bundle.path, *load_trained(run), read_samples(run, bundle.spec), ExportConfig(), print)
+    with pytest.raises(BackendError, match="Nothing here can run the fp8 graph to judge it: no GPU"):
+        graphs._answers("fp8", "model.fp8.onnx", np.zeros((1, 64, 64, 3), np.uint8))
