@@ -49,8 +49,8 @@ class ModelSpec:
     architecture: "resnet50" or "keras-resnet50"; a bundle's graphs hold the network itself, only a run is read by it.
     temperature: the logits are divided by it before the softmax.
     gsd: ground sampling distance of the tiles, the metres of ground that a pixel shows along a side; None where it isn't known.
-    offset: digital numbers that were taken off tiles whose tags don't say it; None where the user didn't either, and in older contracts.
-    file_bands: those that a file of the dataset holds, in its order, of which `bands` are taken; none of RGB, and in older contracts.
+    offset: digital numbers that were taken off tiles whose tags don't say it; None where the user didn't either.
+    file_bands: those that a file of the dataset holds, in its order, of which `bands` are taken; none of RGB.
     dataset_digest: sha256 of the split that the network was trained on.
     training: a summary for people (epochs, best accuracy, precision, device, the data); what `export` and `shift` read of it.
     """
@@ -89,7 +89,7 @@ class ModelSpec:
         """Build a spec from parsed JSON; `path` is named in the errors."""
         check_schema(data, path, SCHEMA)
         fields = [field.name for field in dataclasses.fields(cls)]
-        values = {"offset": None, "file_bands": []} | {key: value for key, value in data.items() if key != "schema"}
+        values = {key: value for key, value in data.items() if key != "schema"}
         if missing := sorted(set(fields) - set(values)):
             raise ContractError(f"{path} lacks the field {missing[0]!r}. Export the bundle or train the run again.")
         if unknown := sorted(set(values) - set(fields)):

@@ -73,7 +73,7 @@ def read_samples(run: Path, spec: ModelSpec) -> Samples:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {field.name: file[field.name] for field in dataclasses.fields(Samples)}
     except Exception:  # zipfile, zlib, bz2, lzma and numpy each have errors of their own
-        raise ContractError(f"{path} is damaged, or of an older sattrt. Train again, or restore it.") from None
+        raise ContractError(f"{path} is damaged, or of another sattrt version. Train again, or restore it.") from None
     for split in ("train", "valid"):
         tiles, labels = arrays[split], arrays[f"{split}_labels"]
         if tiles.shape[1:] != (spec.height, spec.width, len(spec.bands)) or tiles.dtype != spec.dtype or not len(tiles):

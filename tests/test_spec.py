@@ -51,14 +51,6 @@ def test_reader_refuses_what_breaks_the_contract(tmp_path: Path, change: dict[st
         ModelSpec.read(tmp_path / "spec.json")
 
 
-def test_a_contract_from_before_offsets_is_one_without(tmp_path: Path) -> None:
-    SPEC.write(tmp_path / "spec.json")
-    data = json.loads((tmp_path / "spec.json").read_text())
-    del data["offset"], data["file_bands"]
-    (tmp_path / "spec.json").write_text(json.dumps(data))
-    assert ModelSpec.read(tmp_path / "spec.json") == SPEC
-
-
 def test_reader_names_a_missing_field(tmp_path: Path) -> None:
     SPEC.write(tmp_path / "spec.json")
     data = json.loads((tmp_path / "spec.json").read_text())

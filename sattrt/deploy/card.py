@@ -108,7 +108,7 @@ def write_flips(
 
 
 def _data(spec: ModelSpec) -> list[str]:
-    """Where the tiles came from, how they were split, how many there are by class. Nothing for a run of an older sattrt, which does not say."""
+    """Where the tiles came from, how they were split, how many there are by class; nothing where the contract doesn't say."""
     found = spec.training.get("data")
     if not found:
         return []
