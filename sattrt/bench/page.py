@@ -28,6 +28,7 @@ from .tables import (
     details,
     flips,
     number,
+    peer_speed,
     percent,
     percentile,
     rate,
@@ -36,6 +37,7 @@ from .tables import (
     said_of_details,
     said_of_flips,
     said_of_speed,
+    score_text,
     speed,
 )
 
@@ -139,12 +141,11 @@ def _engines(document: Document) -> str:
     several_devices = len({row["device"] for row in document["engines"]}) > 1
     for i, row in enumerate(document["engines"]):
         found, single = row["accuracy"], row["single_stream"]
-        low, high = found["interval"]
         body.append(
             [
                 (row["engine"], f'<i class=look{i // 10 % 4} style="background:var(--s{i % 10})"></i>{escape(row["engine"])}'),
                 (row["device"], escape(row["device"])) if several_devices else ("", ""),
-                (found["accuracy"], f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
+                (found["accuracy"], score_text(found)),
                 ("", "") if found["flips"] is None else (len(found["flips"]), str(len(found["flips"]))),
                 (against[row["engine"]], escape(against[row["engine"]])),
                 *(percentile(single, f"p{each}", 2) for each in PERCENTILES),
@@ -154,7 +155,6 @@ def _engines(document: Document) -> str:
             ]
         )
     for peer in document["peers"]:
-        low, high = peer["interval"]
         blank: list[Cell] = [("", "")] * 5
         body.append(
             [
@@ -163,9 +163,9 @@ def _engines(document: Document) -> str:
                     f'<span title="{escape(peer["command"], quote=True)}">peer: <code>{escape(peer["command"])}</code></span>',
                 ),
                 ("", ""),
-                (peer["accuracy"], f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"),
+                (peer["accuracy"], score_text(peer)),
                 *blank,
-                (peer["images_per_second"], f"{INDICATIVE * peer['indicative']}{peer['images_per_second']:,.0f}"),
+                (peer["images_per_second"], peer_speed(peer)),
                 *blank[:2],
             ]
         )

@@ -20,11 +20,10 @@ _COLUMNS = ("engine", "on", "accuracy % (95 %)", "flips", "against", "ms p50/p90
 def cells(row: Row, reference: str) -> tuple[str, ...]:
     """An engine's row of the table, in the order of `_COLUMNS`; reference: whom its flips are held against, where that differs by row."""
     found, single, clocks, served = row["accuracy"], row["single_stream"], row["clocks"], row["server"]
-    low, high = found["interval"]
     return (
         row["engine"],
         row["device"],
-        f"{100 * found['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
+        score_text(found),
         "" if found["flips"] is None else str(len(found["flips"])),
         reference,
         _latencies(single),
@@ -38,13 +37,21 @@ def table(document: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the main table: engines, foreign programs, and what was not measured. Columns without a single figure are left out."""
     shown = [cells(row, references(document)[row["engine"]]) for row in document["engines"]]
     for peer in document["peers"]:
-        low, high = peer["interval"]
-        score = f"{100 * peer['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-        images = f"{INDICATIVE * peer['indicative']}{peer['images_per_second']:,.0f}"
-        shown.append((f"peer: {peer['command']}", "", score, "", "", "", images, "", ""))
+        shown.append((f"peer: {peer['command']}", "", score_text(peer), "", "", "", peer_speed(peer), "", ""))
     shown += [(name, "not here", *[""] * (len(_COLUMNS) - 2)) for name in document["absent"]]
     used = [any(column) for column in zip(*shown, strict=True)]
     return tuple(compress(_COLUMNS, used)), [tuple(compress(row, used)) for row in shown]
+
+
+def score_text(scored: Row) -> str:
+    """An accuracy with its interval, of an engine or a peer, in percent."""
+    low, high = scored["interval"]
+    return f"{100 * scored['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def peer_speed(peer: Row) -> str:
+    """Images a second of a foreign program, marked where it is indicative."""
+    return f"{INDICATIVE * peer['indicative']}{peer['images_per_second']:,.0f}"
 
 
 def references(document: Row) -> dict[str, str]:
