@@ -19,7 +19,7 @@ if len(sys.argv) < 2:
 try:
     bundle = read_bundle(Path(sys.argv[1]))  # every file's digest is checked before the file is used
     tiles = np.load(sys.argv[2]) if len(sys.argv) > 2 else np.load(io.BytesIO(bundle.read("golden.npz")))["tiles"]
-    with bundle.open_best() as engine:
+    with bundle.open() as engine:
         result = engine.predict(tiles)
         print(f"{engine.name} on {engine.device}")
         for name, probabilities in zip(result.names, result.probabilities, strict=True):

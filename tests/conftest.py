@@ -87,15 +87,15 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
         process.wait()
 
 
-def sattrt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command as a user calls it."""
+def sattrt(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command as a user calls it. options: of `subprocess.run`."""
     command = [sys.executable, "-m", "sattrt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
-def refusal(*arguments: object, cwd: Path | None = None) -> str:
+def refusal(*arguments: object, **options: Any) -> str:
     """The one line that a refused command says."""
-    done = sattrt(*arguments, cwd=cwd)
+    done = sattrt(*arguments, **options)
     assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 
-from sattrt.accuracy import wilson
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.errors import InputError
 from sattrt.screen import _describe, print_dataset
@@ -54,7 +53,7 @@ def test_few_test_tiles_are_said_with_what_they_are_worth(
     dataset: Dataset, capsys: pytest.CaptureFixture[str], tests: int, others: int, split: str, said: str
 ) -> None:
     tiles = [Tile(str(i), i % 3, "test" if i < tests else "train", str(i), 1) for i in range(tests + others)]
-    print_dataset(replace(dataset, all_tiles=tuple(tiles), split=split), wilson)
+    print_dataset(replace(dataset, all_tiles=tuple(tiles), split=split))
     out = capsys.readouterr().out
     assert said in out
     assert ("an accuracy near" in out) == bool(said)
@@ -81,7 +80,7 @@ def test_a_class_that_a_split_lacks_is_said_with_what_it_means(
         for i in range(1 if other == part else 3)
     ]
     lacking = replace(dataset, all_tiles=tuple(tiles), split=split)
-    print_dataset(lacking, wilson)
+    print_dataset(lacking)
     assert said in capsys.readouterr().out
     with pytest.raises(InputError, match=re.escape(lacking.way_to_more(part))):
         lacking.require_classes(part)

@@ -66,8 +66,8 @@ class Bundle:
         if name := unlisted(self.path, self.files):
             raise ContractError(f"{self.path / name} is not part of the bundle: no signature covers it. Move it away.")
 
-    def open(self, name: str, threads: int = 0, spinning: bool = True) -> Engine:
-        """Open one engine; with "auto" the first, in the bundle's order of preference, that can run here. BackendError where none can.
+    def open(self, name: str = AUTO, threads: int = 0, spinning: bool = True) -> Engine:
+        """Open one engine; with "auto" the first one, in the bundle's order of preference, that can run here. BackendError where none can.
 
         threads: CPU threads, 0 for all cores. spinning: ONNX Runtime's threads wait for each other busily, which answers a single tile
         sooner; False leaves the cores to whoever else has work for them.

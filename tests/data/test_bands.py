@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from sattrt.accuracy import wilson
 from sattrt.bands import ESA, band_name, orders, parse_bands, preview, to_eurosat_rgb
 from sattrt.bands import EUROSAT as EUROSAT_ORDER
 from sattrt.bench.tiles import TileReader
@@ -123,7 +122,7 @@ def test_arid_ground_under_named_bands_is_a_note_and_under_a_guessed_order_refus
     assert "taken as named (B02,B03,B04), though dark places should be brighter in B02 (blue)" in note
     write_cache(found, tmp_path, workers=1).write(tmp_path)
     assert Dataset.read(tmp_path).notes == found.notes
-    print_dataset(found, wilson)
+    print_dataset(found)
     assert f"note: {note}" in capsys.readouterr().out
     assert "brighter in B02" in refused(scan, tmp_path / "12", RULE, workers=1)
     assert "brighter in B02" in refused(scan, tmp_path / "12", RULE, workers=1, bands=twelve[:4])  # which names some of them

@@ -184,7 +184,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
     kept = {name: name.stat().st_mtime_ns for name in left}
 
     assert "started with another stride: 2, not 8" in refusal(
-        bundle.path, path, "--stride", 8, "--engine", ENGINE, "--out", out, "--resume"
+        "map", bundle.path, path, "--stride", 8, "--engine", ENGINE, "--out", out, "--resume"
     )
     os.utime(path, ns=(1, 1))
     assert "started with another file wide.tif" in refusal("map", *arguments, "--out", out, "--resume")
@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(bundle: Bundle, tmp_pa
     mapped(bundle, path, out)
     before = {each.name: each.read_bytes() for each in out.parent.iterdir()}
     message = refusal(
-        bundle.path, path, "--out", out, "--stride", 8, "--engine", ENGINE, "--report",
+        "map", bundle.path, path, "--out", out, "--stride", 8, "--engine", ENGINE, "--report",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert "Can't write" in message or "disk is full" in message

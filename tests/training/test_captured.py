@@ -71,7 +71,7 @@ def test_convolutions_are_tuned_where_there_are_many_tiles_not_many_steps(datase
 
 
 def test_a_recorded_step_says_how_long_it_took_and_any_other_why_it_is_none(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "example", lambda *_: (torch.zeros(1), torch.zeros(1, dtype=torch.int64)))
+    monkeypatch.setattr(step.TrainStep, "_example", lambda made: (torch.zeros(1), torch.zeros(1, dtype=torch.int64)))
     monkeypatch.setattr(step, "captured", lambda gradient, *_: (gradient, ""))
     said: list[str] = []
     made = step_on_a_gpu(dataset)
