@@ -184,7 +184,8 @@ def unlike(old: Row, new: Row) -> list[str]:
     for row in old["engines"]:
         if now := there.get(row["engine"]):
             pairs |= {f"{row['engine']}'s {key}": (row[key], now[key]) for key in ("device", "threads")}
-    return [f"{name} {before} -> {after}" for name, (before, after) in pairs.items() if before != after]
+    said = [(name, *("none" if value is None else value for value in pair)) for name, pair in pairs.items() if pair[0] != pair[1]]
+    return [f"{name} {before} -> {after}" for name, before, after in said]
 
 
 def _to_json(change: Change) -> Row:
