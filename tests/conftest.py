@@ -29,6 +29,7 @@ from sattrt.data.scan import SplitRule, scan
 from sattrt.deploy.bundle import export
 from sattrt.deploy.config import ExportConfig
 from sattrt.deploy.graphs import Graphs
+from sattrt.machine import gpu
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import Network, build
 from sattrt.runtime import MANIFEST, Bundle, EngineRecord, manifest_digest
@@ -174,6 +175,14 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def records(bundle: Bundle) -> dict[str, EngineRecord]:
     """Its engines, by name."""
     return {record.name: record for record in bundle.engines}
+
+
+def plans_here(bundle: Bundle) -> list[EngineRecord]:
+    """The plans that were built for the GPU of this machine; none without one."""
+    found = gpu()
+    return [
+        each for each in bundle.engines if each.backend.startswith("tensorrt") and found and found[1] in each.record["compute_capabilities"]
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ NO_PICTURES = "The run's pictures were left out: matplotlib is not installed (pi
 def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, batch_size: int, decoder: str, cache_gb: float) -> str | None:
     """Write temperature, calibration and what the bands were like into spec.json; curves, confusion matrix and the worst tiles as pictures.
 
-    batch_size: of the training, by all ranks; decoder and cache_gb: as in `TrainConfig`. Returns what people should know: that the pictures were left out, where matplotlib is missing.
+    batch_size: of the training, by all ranks. decoder, cache_gb: as in `TrainConfig`. Returns what people should know: that the pictures were
+    left out, where matplotlib is missing.
     """
     model, spec = load_trained(run)
     model.to(rank.device).to(memory_format=torch.channels_last)

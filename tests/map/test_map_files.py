@@ -95,6 +95,9 @@ def test_nothing_is_written_over_what_no_run_made(bundle: Bundle, tmp_path: Path
     out = mapped(bundle, given, folder / "map.tif", report=True, probabilities=True).files[0]
     out.unlink()  # as a run leaves it that is killed between the names that it gives
     assert mapped(bundle, given, out, report=True, probabilities=True)
+    out.with_suffix(".png").write_bytes(before["scene.tif"])
+    with pytest.raises(InputError, match=r"map\.png is there already"):
+        mapped(bundle, given, out)
 
 
 def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scene: Path, tmp_path: Path) -> None:

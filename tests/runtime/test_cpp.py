@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import plans_here
 
-from sattrt.machine import gpu, version
+from sattrt.machine import version
 from sattrt.runtime import Bundle
 
 SOURCE = Path(__file__).parents[2] / "engines" / "cpp"
@@ -43,14 +44,10 @@ def test_the_cpp_example_gives_the_golden_answers(program: Path, bundle: Bundle,
 
 
 def test_the_tensorrt_example_gives_the_golden_answers(program: Path, bundle: Bundle, tmp_path: Path) -> None:
-    example, found = program.with_name("embed_tensorrt"), gpu()
+    example = program.with_name("embed_tensorrt")
     if not example.exists():
         pytest.skip("no TensorRT headers and libraries here: CMake left the example out")
-    plans = [
-        record.file
-        for record in bundle.engines
-        if record.backend.startswith("tensorrt") and found and found[1] in record.record["compute_capabilities"]
-    ]
+    plans = [record.file for record in plans_here(bundle)]
     if not plans:
         pytest.skip("built, but no GPU here that a plan of this bundle was built for")
     golden = np.load(bundle.path / "golden.npz")

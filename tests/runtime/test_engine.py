@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_tiles
+from conftest import plans_here, random_tiles
 from signals import Interrupted, handled, interrupt
 
 from sattrt.errors import BackendError, ContractError, InputError
@@ -85,20 +85,13 @@ def test_a_plan_without_a_gpu_is_refused_with_the_way_out(bundle: Bundle) -> Non
 
 
 def test_plans_run_on_a_gpu(bundle: Bundle) -> None:
-    from sattrt.machine import gpu
-
-    found, samples = gpu(), golden(bundle)
-    names = [
-        record.name
-        for record in bundle.engines
-        if record.backend.startswith("tensorrt") and found and found[1] in record.record["compute_capabilities"]
-    ]
-    if not names:
+    plans, samples = plans_here(bundle), golden(bundle)
+    if not plans:
         pytest.skip("no GPU here that a plan of this bundle was built for")
-    for name in names:
-        with open_bundle(bundle.path, name) as engine:
+    for plan in plans:
+        with open_bundle(bundle.path, plan.name) as engine:
             for count in (20, 20, 20, 7, 7, 20, 1, 20):  # a size that comes again is recorded, and launched as one
-                assert (engine.predict(samples["tiles"][:count]).labels == samples["torch-fp32"][:count].argmax(1)).all(), name
+                assert (engine.predict(samples["tiles"][:count]).labels == samples["torch-fp32"][:count].argmax(1)).all(), plan.name
 
 
 def test_a_closed_engine_says_so(bundle: Bundle) -> None:
