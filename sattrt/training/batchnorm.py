@@ -109,7 +109,8 @@ class _Norm(torch.autograd.Function):
             *_addresses(x, residual, gamma, beta, layer.running_mean, layer.running_var),
             layer.momentum,
             layer.eps,
-            *_addresses(*of_channels, y),
+            *_rows(of_channels),
+            y.data_ptr(),
             relu,
             *_sizes(x),
         )
@@ -125,12 +126,26 @@ class _Norm(torch.autograd.Function):
         behind = torch.empty_like(x) if y is not None else None
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dgamma, dbeta = of_parameters = torch.empty(2, x.shape[1])
-        _call(x.dtype, "norm_backward", *_addresses(dy, x, y, *of_channels, behind, dx, *of_parameters), ctx.relu, *_sizes(x))
+        _call(
+            x.dtype,
+            "norm_backward",
+            *_addresses(dy, x, y),
+            *_rows(of_channels),
+            *_addresses(behind, dx),
+            *_rows(of_parameters),
+            ctx.relu,
+            *_sizes(x),
+        )
         return dx, dgamma, dbeta, behind, None, None
 
 
 def _addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _rows(table: Tensor) -> list[int]:
+    """The addresses of its rows; to unbind them as tensors takes longer than the call."""
+    return [table.data_ptr() + row * table.stride(0) * table.itemsize for row in range(len(table))]
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
