@@ -59,9 +59,13 @@ class DaliDecoder:
     def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Tiles of each list of indices in turn: uint8 (N, H, W, 3), or uint16 of any bands, on the device, whose memory the next batch may take."""
         parts = [[indices[start : start + self._most] for start in range(0, len(indices), self._most)] for indices in plan]
-        self._feed.start(
-            [part for of_batch in parts for part in of_batch]
-        )  # before the iterator: it reads ahead as soon as it is made or reset
+        if self._iterator is not None:  # it has to have said that it is at its end before it begins anew, and a pass may have been left early
+            self._feed.start([])
+            with contextlib.suppress(StopIteration, RuntimeError):
+                while True:
+                    next(self._iterator)
+        # before the iterator: it reads ahead as soon as it is made or reset
+        self._feed.start([part for of_batch in parts for part in of_batch])
         try:
             if self._iterator is None:
                 self._iterator = DALIGenericIterator([self._pipeline], ["images"], prepare_first_batch=False)
@@ -74,8 +78,6 @@ class DaliDecoder:
             if len({images.shape[1:] for images in found}) > 1:
                 raise self._explained(RuntimeError("its batch has no uniform shape"), np.concatenate(of_batch))
             yield found[0] if len(found) == 1 else torch.cat(found)
-        with contextlib.suppress(StopIteration):  # which the iterator has to have said before it begins anew
-            next(self._iterator)
 
     def _next(self, indices: NDArray[np.int64], keep: bool) -> torch.Tensor:
         """What DALI delivers next, of these indices. keep: in memory of its own."""
@@ -119,7 +121,7 @@ class _Feed:
         self.failure: InputError | None = None
 
     def start(self, plan: Sequence[NDArray[np.int64]]) -> None:
-        self._left = iter(plan)
+        self._left, self.failure = iter(plan), None
 
     def __call__(self) -> list[NDArray[np.unsignedinteger]]:
         indices = next(self._left)

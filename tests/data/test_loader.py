@@ -66,6 +66,17 @@ def test_an_epoch_can_begin_at_any_step(dataset: Dataset) -> None:
         np.testing.assert_array_equal(labels, same_labels)
 
 
+@pytest.mark.parametrize("decoder", ["dali", "torchvision"])
+def test_a_pass_that_is_left_early_does_the_next_no_harm(dataset: Dataset, decoder: str) -> None:
+    loader = training(dataset, batch_size=4, decoder=decoder, cache_gb=0.0)
+    expected = pixels(loader, 1)
+    for seen in (1, 3):
+        left = loader.epoch(0)  # still there while the next pass is made, as where an error of whoever called is being handled
+        for _ in range(seen):
+            next(left)
+        np.testing.assert_array_equal(pixels(loader, 1), expected)
+
+
 def test_augmentation_shows_the_eight_symmetries_and_nothing_else(dataset: Dataset) -> None:
     tile = dataset.tiles("train")[:1] * 64
     shown = pixels(Loader(dataset, tile, batch_size=64, device=CPU, augmentation=Augmentation()))
