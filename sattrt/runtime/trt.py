@@ -96,7 +96,8 @@ class TensorRTBackend:
                 f"{device.compute_capability}. {way_out}, or use an onnxruntime engine."
             )
         self.device = device.name
-        self.sizes: tuple[int, ...] = (self.max_batch,)  # which takes about as long as a tile
+        # few enough that a size often comes twice; a small GPU needs as many times longer for a full batch as it has tiles
+        self.sizes: tuple[int, ...] = (*(2**i for i in range(self.max_batch.bit_length()) if 2**i < self.max_batch), self.max_batch)
         self._memory, self._turn = Memory(device), threading.Lock()
         try:
             with self._memory.current():

@@ -34,13 +34,20 @@ def captured(gradient: Gradient, model: nn.Module, images: Tensor, labels: Tenso
         return graph, ""
     except RuntimeError as error:
         model.zero_grad()
-        first: BaseException = error
-        while first.__context__:  # torch ends a recording that failed by an error of its own, which says no more than that
-            first = first.__context__
-        return gradient, f"no CUDA graph: {(str(first) or repr(first)).splitlines()[0][:300]}"
+        return gradient, f"no CUDA graph: {_reason(error)}"
     finally:
         for each, value in zip(model.buffers(), before, strict=True):
             each.copy_(value)
+
+
+def _reason(error: BaseException) -> str:
+    """What failed first: torch ends a recording that failed by an error of its own, which says no more than that.
+
+    In a function of its own: a variable of `captured` would keep the error, its frames, and by them all memory of the recording.
+    """
+    while error.__context__:
+        error = error.__context__
+    return (str(error) or repr(error)).splitlines()[0][:300]
 
 
 class _Graph:

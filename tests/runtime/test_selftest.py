@@ -48,6 +48,22 @@ def test_an_engine_that_answers_otherwise_is_found(copy: Path) -> None:
     assert checks["onnxruntime-fp16"].passed is True
 
 
+@pytest.mark.parametrize(("exported_on", "passed"), [("cpu", False), ("NVIDIA H200", True)])
+def test_where_a_gpu_answered_at_export_kernels_may_differ_as_its_gate_allowed(
+    copy: Path, bundle: Bundle, exported_on: str, passed: bool
+) -> None:
+    with np.load(copy / "golden.npz") as file:
+        arrays = dict(file)
+    arrays["onnxruntime-fp32"] = arrays["onnxruntime-fp32"] + 5e-4 * np.abs(arrays["onnxruntime-fp32"]).max()
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    reseal(copy, "golden.npz", content.getvalue())
+    engine = bundle.engine("onnxruntime-fp32")
+    validation = engine.record["validation"] | {"device": exported_on}
+    respell(copy, engines=[asdict(replace(engine, record=engine.record | {"validation": validation}))])
+    assert [check.passed for check in selftest(read_bundle(copy))] == [passed]
+
+
 @pytest.mark.parametrize(
     "validation",
     [

@@ -1,5 +1,7 @@
+import gc
 import re
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,22 @@ def test_the_error_that_ended_a_recording_is_the_one_that_is_said() -> None:
 
     _, why = captured(gradient, torch.nn.Linear(1, 1), torch.rand(2, 1), torch.zeros(2), "fp32")
     assert why == "no CUDA graph: operation not permitted when stream is capturing"
+
+
+def test_a_recording_that_fails_keeps_no_memory() -> None:
+    taken: list[weakref.ref[torch.Tensor]] = []
+
+    def gradient(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        activations = images.clone()
+        taken.append(weakref.ref(activations))
+        raise RuntimeError("CUDA out of memory")
+
+    gc.disable()  # the next step may need the memory before it is collected
+    try:
+        captured(gradient, torch.nn.Linear(1, 1), torch.rand(2, 1), torch.zeros(2), "fp32")
+        assert [each() for each in taken] == [None]
+    finally:
+        gc.enable()
 
 
 def step_on_a_gpu(dataset: Dataset, precision: str = "bf16", **changes: Any) -> step.TrainStep:
