@@ -24,5 +24,7 @@ try:
         print(f"{engine.name} on {engine.device}")
         for name, probabilities in zip(result.names, result.probabilities, strict=True):
             print(f"{name:22} {100 * probabilities.max():5.1f} %")
-except (SattrtError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:  # the last three: what is no array
+except (SattrtError, OSError) as error:
     sys.exit(f"embed.py: {error}")
+except (ValueError, EOFError, zipfile.BadZipFile):
+    sys.exit(f"embed.py: {sys.argv[-1]} is not an array that numpy.save wrote. Give one; for image files use `sattrt predict`.")

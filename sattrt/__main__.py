@@ -9,10 +9,16 @@ import signal
 import sys
 from typing import Any, TextIO
 
-import typer
-
-from .cli import app
 from .errors import SattrtError
+
+try:
+    import typer
+
+    from .cli import app
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] not in ("typer", "rich"):
+        raise
+    sys.exit(f"sattrt: {missing.name} is not installed here, and the command needs it. In a checkout: pip install '.[cpu]'")
 
 _OF_TRAIN = ("torch", "torchvision", "safetensors", "onnx", "matplotlib", "tensorboard")  # what no command takes for granted
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's; newer typer has a click of its own, under another name

@@ -76,8 +76,12 @@ def evaluate(
 
 
 def standard_error(accuracy: float, tiles: int) -> float:
-    """Of an accuracy (0..1) over so many tiles, as a binomial has it."""
-    return math.sqrt(accuracy * (1 - accuracy) / tiles)
+    """Of an accuracy (0..1) over so many tiles, with two right and two wrong ones added: where all are right it is not zero.
+
+    Source: Agresti and Coull, The American Statistician, 1998.
+    """
+    share = (accuracy * tiles + 2) / (tiles + 4)
+    return math.sqrt(share * (1 - share) / (tiles + 4))
 
 
 def wilson(correct: float, total: int, z: float = 1.959964) -> tuple[float, float]:

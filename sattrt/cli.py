@@ -54,7 +54,7 @@ BundleFolder = Annotated[Path, typer.Argument(help="Folder that `sattrt export` 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file with any setting of this stage.", show_default=False)]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, e.g. seed=1. Repeatable.", show_default=False)
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting. Repeatable.", show_default=False)
 ]
 
 
@@ -239,6 +239,8 @@ def bench(
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
     for command in peer or ():
         require_program(command)
+    if baseline and baseline.resolve() == (out / "bench.json").resolve():
+        raise InputError(f"The baseline {baseline} would be replaced by this report. Choose another --out.")
     require_writable(out / "bench.json")
     opened, refused = open_bundles(bundles, require_signature)
     print_unused(refused)

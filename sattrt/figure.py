@@ -21,6 +21,11 @@ GREY, _RED = "#8a8f98", "#b3362b"
 as_it_is = mpl.rc_context({"text.parse_math": False})  # a $ in a name is a $
 
 
+def short(name: str, most: int = 24) -> str:
+    """A name as a picture has room for it."""
+    return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
+
+
 @as_it_is
 def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Sequence[bool], path: Path) -> None:
     """Tiles (N, H, W, 3) with their captions, eight in a row; wrong answers have a red frame."""
@@ -35,7 +40,7 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
             axes.set_visible(False)
             continue
         axes.imshow(images[place])
-        axes.set_xlabel(captions[place], fontsize=6)
+        axes.set_xlabel("\n".join(short(line, 30) for line in captions[place].split("\n")), fontsize=6)
         for spine in axes.spines.values():
             spine.set(color=GREY if right[place] else _RED, linewidth=1 if right[place] else 2.5)
     save(figure, path)

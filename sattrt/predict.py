@@ -29,7 +29,7 @@ from .cores import cores
 from .data.decode import EXTENSIONS, read_for
 from .data.sources import ARCHIVES, FolderSource, Source, Unreadable, is_archive, open_source
 from .errors import InputError
-from .runtime import Engine, NoNumbersError
+from .runtime import Engine, NoNumbersError, refuse_inside
 from .shift import shifts
 from .spec import ModelSpec, atomic_path, require_writable
 
@@ -68,7 +68,7 @@ class _File:
 
 def predict_files(
     engine: Engine,
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     left_out: dict[str, str],
     reject: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -83,7 +83,7 @@ def predict_files(
     threads = min(cores(), _MOST_THREADS) if engine.spec.bands == RGB else 1
     any_answer = False
     with contextlib.ExitStack() as opened, ThreadPoolExecutor(threads) as pool:
-        files = [file for path in paths for file in _listed(path, opened, left_out)]
+        files = [file for path in map(Path, paths) for file in _listed(path, opened, left_out)]
         waiting: list[tuple[_File, Future[Pixels]]] = []
         for start in range(0, len(files) + _BATCH, _BATCH):  # once more than there are batches, for the answers to the last
             contents = _contents(files[start : start + _BATCH], left_out)
@@ -112,8 +112,8 @@ def csv_of_answers(
     can't be written, as the block begins if that can be told.
     """
     _refuse_source(path, sources)
-    if bundle and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundle)):
-        raise InputError(f"Can't write {path}: it lies in the bundle, whose files are not replaced. Choose another --csv.")
+    if bundle:
+        refuse_inside(bundle, path, "--csv")
     if path.is_dir():
         raise InputError(f"Can't write {path}: it is a folder. Choose another --csv.")
     require_writable(path, "--csv")

@@ -182,7 +182,7 @@ def read_bytes(path: Path) -> bytes:
             raise InputError(f"{path} is not a file. Check the path.")
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path and its permissions.") from None
 
 
 def is_file(path: Path) -> bool:
@@ -190,7 +190,7 @@ def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as error:
-        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path and its permissions.") from None
 
 
 def sha256_file(path: Path) -> str:
@@ -199,7 +199,7 @@ def sha256_file(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"Can't read {path}: {error.strerror}. Check the path.") from None
+        raise InputError(f"Can't read {path}: {error.strerror}. Check the path and its permissions.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

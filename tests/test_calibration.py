@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -31,4 +33,4 @@ def test_the_error_is_the_gap_between_confidence_and_accuracy() -> None:
 
 
 def test_a_network_that_is_never_wrong_has_a_finite_temperature() -> None:
-    assert 0.249 <= fit_temperature(np.eye(3) * 10, np.arange(3)) < 1
+    assert fit_temperature(np.eye(3) * 10, np.arange(3)) == pytest.approx(10 / math.log(8), rel=1e-3)  # of three, four fifths are believed

@@ -15,7 +15,13 @@ int main(int argc, char** argv) try {
 
     ov::Core core;
     // by itself OpenVINO would compute what is fp32 in bf16 where the CPU can
-    auto model = core.compile_model(bundle + "/" + argv[2], "CPU", ov::hint::inference_precision(ov::element::f32));
+    const auto precision = ov::hint::inference_precision(ov::element::f32);
+    ov::CompiledModel model;
+    try {
+        model = core.compile_model(bundle + "/" + argv[2], "CPU", precision);
+    } catch (const ov::Exception&) {  // several lines of OpenVINO's own
+        throw std::runtime_error(bundle + "/" + argv[2] + " is no model that OpenVINO can load. Give the name of one in the bundle, as exported.");
+    }
     ov::Shape shape = model.input("input").get_partial_shape().get_min_shape();  // (batch, height, width, bands)
     if (shape.size() != 4) throw std::runtime_error(std::string(argv[2]) + " takes no tiles of height, width and bands. Export it again.");
     const ov::element::Type type = model.input("input").get_element_type();  // u8, or u16 for digital numbers

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -16,7 +17,7 @@ constexpr size_t LARGEST_BATCH = 256;  // as sattrt cuts them: more at once take
 
 inline std::vector<char> read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
-    if (!file) throw std::runtime_error(path + " can't be read. Check the path.");
+    if (!file || std::filesystem::is_directory(path)) throw std::runtime_error(path + " can't be read. Check the path.");
     return {std::istreambuf_iterator<char>(file), {}};
 }
 

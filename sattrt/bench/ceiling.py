@@ -144,8 +144,9 @@ def _quantised(side: int) -> Iterator[Callable[[], object]]:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         yield lambda: session.run(None, {"tiles": tiles})
     with contextlib.suppress(Exception):
-        import openvino
+        from ..runtime.ov import module
 
+        openvino = module()
         core = openvino.Core()
         request = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_NUM_THREADS": cores()}).create_infer_request()
         request.set_tensor("tiles", openvino.Tensor(tiles))

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..accuracy import wilson
+from ..figure import short
 from .tables import speed
 
 # what matplotlib draws with, and what the page puts in its place
@@ -153,6 +154,7 @@ def clocks(document: dict[str, Any]) -> Figure:
         axes.barh(range(len(rows)), widths, 0.55, left, color=_INK, alpha=shade, linewidth=0, label=part)
         left += widths
     axes.set_yticks(range(len(rows)), [row["engine"] for row in rows])
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
     axes.set_xlabel(f"µs a tile, batches of {document['method']['clock_batch']}")
     axes.xaxis.set_major_formatter(_NUMBER)
     axes.grid(visible=False)
@@ -219,8 +221,9 @@ def confusion(document: dict[str, Any], engine: str) -> Figure:
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=shade, linewidth=0))
             axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=7, color=_PAPER if shade > 0.7 else _INK)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="answer", ylabel="true class")
-    axes.set_xticks(range(count), classes, rotation=45, ha="right")
-    axes.set_yticks(range(count), classes)
+    names = [short(name) for name in classes]
+    axes.set_xticks(range(count), names, rotation=45, ha="right")
+    axes.set_yticks(range(count), names)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     return figure

@@ -263,12 +263,15 @@ def _accuracy(document: Document, charts: ModuleType | None) -> str:
     rows = document["engines"]
     body = [
         [(name, escape(name)), (tiles := rows[0]["accuracy"]["per_class"][name]["tiles"], str(tiles))]
-        + [number(row["accuracy"]["per_class"][name]["f1"], 1, 100) for row in rows]
+        + [number(row["accuracy"]["per_class"][name]["f1"] if tiles else None, 1, 100) for row in rows]
         for name in document["dataset"]["classes"]
     ]
     found = fastest["accuracy"]["per_class"]
     own = [
-        [(name, escape(name)), *(number(found[name][key], 1, 100) for key in ("precision", "recall", "f1"))]
+        [
+            (name, escape(name)),
+            *(number(found[name][key] if found[name]["tiles"] else None, 1, 100) for key in ("precision", "recall", "f1")),
+        ]
         for name in document["dataset"]["classes"]
     ]
     drawn.append((f"By class, {engine}", _table("classes", ["class", "precision %", "recall %", "F1 %"], own), "The fastest engine."))

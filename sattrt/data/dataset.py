@@ -171,6 +171,11 @@ class Dataset:
         """InputError where a split has no tile of some class."""
         self.require(split)
         if missing := [name for name, count in self.counts()[split].items() if not count]:
+            if lonely := [name for name in missing if sum(counts[name] for counts in self.counts().values()) < 2]:
+                raise InputError(
+                    f"The {split} split of {self.source} has no tile of {', '.join(lonely)}, of which there is one in all. Add tiles of it, or take "
+                    "its folder out, and run `sattrt data` again."
+                )
             raise InputError(
                 f"The {split} split of {self.source} has no tile of {', '.join(missing)}. {self.way_to_more(split)}, and run `sattrt data` again."
             )
@@ -179,6 +184,8 @@ class Dataset:
         """What gives a split tiles of classes that it lacks."""
         if self.split == "folders":
             return f"Add some to its {split}/ folder"
+        if self.split.startswith("spatial"):
+            return f"Try another --seed, a larger share ({split}), tiles of more places, or --split 80:10:10"
         return f"Try another --seed, a larger share ({split}) or more tiles"
 
     def write(self, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..errors import BackendError, InputError
 from ..raster import QUIET, faults, library
 
 MAX_SIDE, MAX_BANDS = 4096, 64  # pixels a side of a tile
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of TIFF and BigTIFF, in either order of bytes
 _DEGREE = 111_195.0  # metres of a meridian, on a sphere: the ellipsoid's differ by half a percent
 
 
@@ -57,6 +59,8 @@ def read_geotiff(content: bytes, offset: int | None = None) -> GeoTile:
     """
     rasterio = library()
     try:
+        if content[:4] not in _MAGIC:
+            raise InputError("not a TIFF" if content else "empty")
         with _opened(content, rasterio) as opened:
             if max(opened.width, opened.height) > MAX_SIDE or opened.count > MAX_BANDS:
                 raise InputError(
@@ -75,7 +79,8 @@ def read_geotiff(content: bytes, offset: int | None = None) -> GeoTile:
                 pixels = np.maximum(pixels.astype(np.int32) - np.array([each or 0 for each in offsets]), 0).astype(np.uint16)
             return GeoTile(pixels, opened.descriptions, _place(opened, rasterio), None not in offsets)
     except faults(rasterio) as error:
-        raise InputError(f"corrupt or cut short ({' '.join(str(error).split())})") from None
+        said = error.__cause__ or error  # rasterio's own words may be no more than that GDAL has said why
+        raise InputError(f"corrupt or cut short ({' '.join(re.sub('/vsimem/[^ ]*tif', 'it', str(said)).split())})") from None
 
 
 def read_place(content: bytes) -> Place | None:
@@ -83,6 +88,8 @@ def read_place(content: bytes) -> Place | None:
     try:
         rasterio = library()
     except BackendError:
+        return None
+    if not content:  # of nothing MemoryFile would make a file to write to
         return None
     try:
         with _opened(content, rasterio) as opened:

@@ -18,6 +18,7 @@ from .sources import Source
 
 SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _UNSHOWN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of control characters, bytes that are no UTF-8, line ends and such
+_MOST_ELSEWHERE = 0.1  # share of the images in folders at another depth than most
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Layout:
         depth = depths.most_common(1)[0][0]
         if depth < 2:
             raise InputError(f"{source.path} has its images in no class folder. Put those of each class in a folder of its own.")
+        elsewhere = [name for name in images if name.count("/") + 1 not in (1, depth)]
+        if len(elsewhere) > _MOST_ELSEWHERE * len(images):  # classes would be missing, or called as what divides them further
+            raise InputError(
+                f"{source.path} has class folders at several depths ({len(elsewhere)} of {len(images)} images lie as {elsewhere[0]}). "
+                "Put all classes side by side, their images directly in them."
+            )
         left_out = dict(source.irregular)
         left_out |= dict.fromkeys(set(files).difference(images), "not an image file")
         left_out |= {name: "not in a class folder" for name in images if name.count("/") + 1 != depth}

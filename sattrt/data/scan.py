@@ -353,7 +353,13 @@ def _gsd(looks: list[_Look], given: float | None, path: Path) -> float | None:
     found = [look.place.gsd(look.width, look.height) for look in looks if look.place]
     if not found:
         return given
-    middle = float(f"{np.median(found):.2g}")
+    low, middle, high = (float(f"{each:.2g}") for each in np.percentile(found, (5, 50, 95)))
+    if high > 1.5 * low:
+        if given is None:
+            raise InputError(
+                f"The pixels of some tiles of {path} show {low:g} m, of others {high:g} m. Give those of the scenes to be mapped: --gsd {high:g}"
+            )
+        return given
     if given is not None and not same_gsd(given, middle):
         raise InputError(f"--gsd is {given:g}; the coordinates of the tiles of {path} say that a pixel shows {middle:g} m. Leave it out.")
     return middle

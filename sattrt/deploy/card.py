@@ -140,7 +140,10 @@ def _by_class(spec: ModelSpec, score: Score) -> list[str]:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table in Markdown."""
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, ("---",) * len(columns), *rows)]
+    lines = [
+        " | ".join(cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|") for cell in row)
+        for row in (columns, ("---",) * len(columns), *rows)
+    ]
     return [f"| {line} |" for line in lines]
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..bands import band_name
 from ..errors import InputError
-from ..runtime import Bundle, Engine, read_bundle
+from ..runtime import Bundle, Engine, read_bundle, refuse_inside
 from ..spec import atomic_path, remove_temporaries, require_space
 from .area import gsd_of
 from .beside import check_alone, left_by_older, remove
@@ -110,7 +110,9 @@ def map_scenes(
     each scene. InputError for a scene or stride that doesn't fit the engine, or an output that can't be written.
     """
     outs = _outs(scenes, out)
-    checked = read_bundle(bundle, Path(config.signed_by) if config.signed_by is not None else None)
+    for target in outs:
+        refuse_inside(bundle, target, "--out")
+    checked = read_bundle(bundle, config.signed_by)
     plans = [make_plan(checked, scene, config) for scene in scenes]
     _keep_apart(plans, outs, config)
     with contextlib.ExitStack() as stack:

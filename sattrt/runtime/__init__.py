@@ -8,7 +8,7 @@ with open_bundle("engines/eurosat") as engine:
 """
 
 from .batcher import Batcher
-from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle, sign_bundle, unlisted
+from .bundle import MANIFEST, SCHEMA, Bundle, manifest_digest, open_bundle, open_engine, read_bundle, refuse_inside, sign_bundle, unlisted
 from .engine import REJECTED, Engine, EngineRecord, NoNumbersError, Prediction
 from .selftest import Check, selftest
 from .speed import Speed, time_engines
@@ -29,6 +29,7 @@ __all__ = [
     "open_bundle",
     "open_engine",
     "read_bundle",
+    "refuse_inside",
     "selftest",
     "sign_bundle",
     "time_engines",

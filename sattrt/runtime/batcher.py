@@ -37,17 +37,21 @@ class Batcher:
     latency: seconds from request to answer that are aimed at; the engine's own time is measured and taken off. A machine that is asked
     for more than it can do answers later than that: requests queue up, none is dropped. max_batch: tiles in a batch. reject: as in
     `Engine.predict`. Leaving the context, `close`, the end of the program, or that nobody knows the Batcher any more: each answers what
-    is queued and stops its thread; the engine stays open.
+    is queued and stops its thread; the engine stays open. To make one takes as long as the engine needs to prepare for every size of batch that it
+    fills up to: with OpenVINO's some tenths of a second, or seconds where `max_batch` is large. Errors as `Engine.infer`.
 
     One thread answers all: what a done-callback of a future does holds up the next batch, and it can `submit`, but not wait in `predict`.
     A fork has no such thread, nor those of the engine: open both after it. BackendError where it asks a Batcher that was made before it.
     """
 
     def __init__(self, engine: Engine, latency: float = 0.02, max_batch: int = 64, reject: bool = False) -> None:
-        if not 0 <= latency <= threading.TIMEOUT_MAX:
+        if not isinstance(latency, int | float | np.number) or not 0 <= latency <= threading.TIMEOUT_MAX:
             raise InputError(f"A Batcher takes a latency of a finite number of seconds, 0 or more, not {latency}.")
-        if not isinstance(max_batch, int) or max_batch < 1:
+        if not isinstance(max_batch, int | np.integer) or max_batch < 1:
             raise InputError(f"A Batcher takes batches of a whole number of tiles, 1 or more, not {max_batch}.")
+        latency, max_batch = float(latency), int(max_batch)  # numpy's own kinds mean something else to a queue's clock
+        for size in engine.unprepared(max_batch):  # now: whoever asks later would wait for it
+            engine.prepare(size)
         self._engine, self._queue = engine, _Queue(engine, latency, max_batch, reject)
         # the queue's thread does not know its Batcher, which can be collected; as the program ends, a thread inside a backend would abort it
         weakref.finalize(self, self._queue.close)
@@ -178,12 +182,7 @@ class _Queue:
             request.answer.set_result(Prediction(found.labels[one], found.probabilities[one], found.logits[one], found.names[one]))
 
     def _next(self) -> list[_Request]:
-        """The next batch; none once it is closed and all is answered. While nobody asks, the engine prepares for the sizes that are to come."""
-        while self._waiting.empty() and (sizes := self._engine.unprepared(self._max_batch)):
-            try:
-                self._engine.prepare(sizes[0])
-            except Exception:  # a request will get it
-                break
+        """The next batch; none once it is closed and all is answered."""
         batch: list[_Request] = []
         left: float | None = None  # the first is waited for until it comes
         while len(batch) < self._max_batch:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import BackendError, ContractError, InputError
 from ..spec import ModelSpec, check_schema, is_file, parse_json, read_bytes, write_bytes
@@ -102,19 +105,18 @@ def open_bundle(path: str | Path, engine: str = AUTO, threads: int = 0, signed_b
     opened. Raises InputError for a missing bundle or an
     unknown engine, ContractError for a changed file, BackendError where nothing in it can run here.
     """
-    bundle = read_bundle(Path(path), Path(signed_by) if signed_by is not None else None)
-    return bundle.open(engine, threads)
+    return read_bundle(path, signed_by).open(engine, threads)
 
 
 def open_engine(
     record: EngineRecord, folder: Path, spec: ModelSpec, threads: int = 0, spinning: bool = True, plan: bytes | None = None
 ) -> Engine:
     """Open an engine's file in `folder` without asking for its digest: for who has just written or checked it. plan: its content, if checked."""
-    if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 0 <= threads <= MOST_THREADS:
         raise InputError(f"threads is {threads!r}. Give a number of CPU threads, at most {MOST_THREADS}, or 0 for all cores.")
     path = folder / record.file
     tile = (spec.height, spec.width, len(spec.bands))
-    backend = _backend(record, path, tile, threads, spinning, plan)
+    backend = _backend(record, path, tile, int(threads), spinning, plan)
     if (backend.tile, backend.dtype, backend.classes) != (tile, spec.dtype, len(spec.classes)):
         backend.close()
         raise ContractError(
@@ -124,14 +126,15 @@ def open_engine(
     return Engine(record, spec, backend)
 
 
-def read_bundle(path: Path, signed_by: Path | None = None) -> Bundle:
+def read_bundle(path: str | Path, signed_by: str | Path | None = None) -> Bundle:
     """Read and check the manifest, the contract and every small file; first of all the signature, if one is asked for.
 
     With a signature the folder may hold nothing else than it vouches for. Errors as `open_bundle`.
     """
+    path = Path(path)
     content = read_manifest(path)
     if signed_by is not None:
-        verify_signature(path, content, signed_by)
+        verify_signature(path, content, Path(signed_by))
     bundle = parse_bundle(path, content)
     if signed_by is not None:
         bundle.refuse_unlisted()
@@ -231,6 +234,12 @@ def unlisted(folder: Path, files: Collection[str]) -> str | None:
         return next((path.name for path in sorted(folder.iterdir()) if path.name not in known or not path.is_file()), None)
     except OSError as error:
         raise InputError(f"Can't read {folder}: {error.strerror}. Check the path.") from None
+
+
+def refuse_inside(bundle: Path, path: Path, setting: str) -> None:
+    """InputError for an output that would lie in a bundle's folder, where nothing vouches for it. setting: the option that chose it."""
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundle)):
+        raise InputError(f"Can't write {path}: it lies in the bundle, whose files are not replaced. Choose another {setting}.")
 
 
 def manifest_digest(data: dict[str, Any]) -> str:

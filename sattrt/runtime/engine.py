@@ -5,6 +5,7 @@ result = engine.predict(tiles)
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class Engine:
         self._freed, self._freeing = False, threading.RLock()
         self._calls: dict[threading.Lock, int] = {}  # those under way, each with a lock that it holds, and its thread
         self._sent: set[int] = set()  # sizes of batches
+        self._process = os.getpid()
 
     @property
     def device(self) -> str:
@@ -139,9 +141,15 @@ class Engine:
         other arrays than its contract promises.
         """
         size, count = self.max_batch, len(tiles)
-        if missing := self._missing(count, batch):
-            tiles = np.concatenate([tiles, np.repeat(tiles[-1:], missing, 0)])
-        parts = self._call(lambda backend: [self._run(backend, tiles[start : start + size]) for start in range(0, len(tiles), size)])
+        filled = count + self._missing(count, batch)
+
+        def part(start: int) -> Tiles:
+            """Contiguous in memory; of many tiles that are not, no more than a batch is copied at once."""
+            some = tiles[start : start + size]
+            lacking = min(size, filled - start) - len(some)
+            return np.concatenate([some, np.repeat(tiles[-1:], lacking, 0)]) if lacking else np.ascontiguousarray(some)
+
+        parts = self._call(lambda backend: [self._run(backend, part(start)) for start in range(0, filled, size)])
         logits, probabilities = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return logits[:count], probabilities[:count]
 
@@ -183,6 +191,10 @@ class Engine:
         A signal's handler may raise between any two steps, and so within a Condition or a context manager in Python, which then keeps what
         it has taken. A lock in a `with` of its own is always let go.
         """
+        if os.getpid() != self._process:
+            raise BackendError(
+                f"{self.name} was opened before this process was forked, and a fork has none of its threads. Open it in the child."
+            )
         call = threading.Lock()
         with call:
             try:
@@ -209,8 +221,11 @@ class Engine:
     def close(self) -> None:
         """Free the engine's memory, once the calls that other threads have under way have been answered. Closing it twice does no harm.
 
-        The handler of a signal may close the engine whose call it interrupts: that call is answered, and then frees it.
+        The handler of a signal may close the engine whose call it interrupts: that call is answered, and then frees it. In a fork nothing is
+        done: what the library would wait for is not there.
         """
+        if os.getpid() != self._process:
+            return
         own = self._closed_by = threading.get_ident()
         calls = self._calls.copy()
         for call, thread in calls.items():
@@ -229,19 +244,19 @@ class Engine:
         self.close()
 
     def checked(self, images: Tiles) -> Tiles:
-        """The tiles as a contiguous array (N, height, width, bands). InputError for another dtype or shape, or no tile at all."""
+        """The tiles as an array (N, height, width, bands). InputError for another dtype or shape, or no tile at all."""
         spec = self.spec
         tile = (spec.height, spec.width, len(spec.bands))
         if not isinstance(images, np.ndarray) or images.dtype != spec.dtype:
             found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
             values = "0..255 values" if spec.dtype == "uint8" else "digital numbers"
             raise InputError(f"predict() takes a {spec.dtype} array, not {found}. Give the tile's own {values}; the engine scales them.")
-        if images.ndim == 3:
-            images = images[np.newaxis]
-        if images.ndim != 4 or images.shape[1:] != tile:
+        if images.shape[-3:] != tile or images.ndim not in (3, 4):
             raise InputError(
                 f"predict() takes the shape (N, {', '.join(map(str, tile))}), not {images.shape}. Cut tiles of that size, channels last."
             )
+        if images.ndim == 3:
+            images = images[np.newaxis]
         if not len(images):
             raise InputError("predict() was given no tile. Give at least one.")
-        return np.ascontiguousarray(images)
+        return images

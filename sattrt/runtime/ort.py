@@ -44,6 +44,10 @@ class OnnxRuntimeBackend:
     ) -> None:
         onnxruntime = _module()
         self._path = path
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise BackendError(f"ONNX Runtime opens no path that is not UTF-8: {ascii(str(path))[1:-1]}. Rename the folder.") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions; stderr stays the program's own
         options.intra_op_num_threads = threads or cores()
@@ -75,7 +79,7 @@ class OnnxRuntimeBackend:
                 raise BackendError(f"ONNX Runtime can't open {path} here ({error}). Use another engine, or free the GPU.") from None
             # the bundle's digests fit: it is this version that does not know the graph, or this machine that has no memory for it
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} can't load {path} ({error}). Use another engine or version, or export again."
+                f"ONNX Runtime {onnxruntime.__version__} can't load {path} ({error}). Use another engine or version, give it more memory, or export again."
             ) from None
         try:
             self.tile, self.dtype, self.classes = _signature(self._session)

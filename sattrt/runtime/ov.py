@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", TYPED: "f32"}
 # what would be filled costs more than the preparing: a Batcher answered 237 tiles a second in time for 308 (design notes)
 _SIZES: dict[str, tuple[int, ...]] = dict.fromkeys(("bf16", "int8"), (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256))
 _KEPT = 512  # of nine sizes, those of a Batcher's own 64 tiles; by itself it keeps those of every size that it ever saw
-_FIRST = threading.Lock()
+_FIRST, _IMPORTING = threading.Lock(), threading.RLock()
 
 
 class OpenVinoBackend:
@@ -38,11 +39,9 @@ class OpenVinoBackend:
     max_batch = 256
 
     def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
-        try:
-            import openvino
-            from openvino.frontend import FrontEndManager
-        except ImportError:
-            raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
+        openvino = module()
+        from openvino.frontend import FrontEndManager
+
         if precision not in HINTS:
             raise ContractError(f"{path} is to be run in {precision}, which sattrt does not ask of OpenVINO. Export the bundle again.")
         self._path, self.sizes = path, _SIZES.get(precision, ())
@@ -60,7 +59,7 @@ class OpenVinoBackend:
             self._request, self._turn = self._model.create_infer_request(), threading.Lock()
         except Exception as error:  # the bundle's digests fit: it is this version, or this machine, that can't
             raise BackendError(
-                f"OpenVINO {openvino.__version__} can't load {path} ({error}). Use another engine or version, or export again."
+                f"OpenVINO {openvino.__version__} can't load {path} ({error}). Use another engine or version, give it more memory, or export again."
             ) from None
         try:
             tile, logits = self._model.input("input").partial_shape, self._model.output("logits").partial_shape
@@ -82,8 +81,7 @@ class OpenVinoBackend:
 
     def resident(self, tiles: Tiles) -> Callable[[], float]:
         """A call that runs these tiles where they lie; its seconds."""
-        import openvino
-
+        openvino = module()
         tiles = np.require(tiles, requirements=["C", "W"])  # it shares no memory that it might not write to
         with self._refusing():
             request = self._model.create_infer_request()
@@ -116,6 +114,25 @@ def _core() -> Any:
     On CPUs with AVX-512 it gives the thread that first uses it a stack for signals, and takes that away where it ends: in another thread, the
     next signal to the first would end the program.
     """
-    import openvino
+    return module().Core()
 
-    return openvino.Core()
+
+def module() -> Any:
+    """The package `openvino`, imported without its telemetry. BackendError where it is not installed.
+
+    By itself it tells Google Analytics that it was imported, from a child process of the program, and leaves files in the home folder; for want of
+    the package that does so it takes a stub of its own (openvino/tools/ovc/telemetry_utils.py).
+    """
+    telemetry = "openvino_telemetry"
+    with _IMPORTING:
+        left_out = "openvino" not in sys.modules and telemetry not in sys.modules
+        if left_out:
+            sys.modules[telemetry] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError:
+            raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
+        finally:
+            if left_out:
+                del sys.modules[telemetry]
+    return openvino

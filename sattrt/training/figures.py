@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..errors import ContractError, InputError
-from ..figure import GREY, as_it_is, save
+from ..figure import GREY, as_it_is, save, short
 from ..spec import read_json
 
 _BLUE, _ORANGE = "#1f6f8b", "#d9822b"
@@ -88,8 +88,9 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], class
     for row, column in np.argwhere(matrix):
         dark = shades[row, column] > 0.6
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    axes.set_xticks(range(count), classes, rotation=45, ha="right")
-    axes.set_yticks(range(count), classes)
+    names = [short(name) for name in classes]
+    axes.set_xticks(range(count), names, rotation=45, ha="right")
+    axes.set_yticks(range(count), names)
     right = int(np.trace(matrix))
     axes.set(
         xlabel="answer", ylabel="true class", title=f"{right} of {len(labels)} validation tiles right ({100 * right / len(labels):.2f} %)"

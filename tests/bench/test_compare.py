@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refusal
 
 from sattrt.bench import compare as module
 from sattrt.bench.compare import Change, _error, against, compare, read_report
 from sattrt.errors import ContractError, InputError
+from sattrt.runtime import Bundle
 
 TIMINGS = [
     "single-stream p90, ms",
@@ -275,6 +277,13 @@ def test_a_baseline_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
         (tmp_path / "bench.json").write_text(text)
         with pytest.raises(ContractError, match=message):
             read_report(tmp_path)
+
+
+def test_a_baseline_is_not_replaced_by_what_is_compared_with_it(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text(text := json.dumps(document()))
+    said = refusal("bench", bundle.path, "--out", tmp_path, "--baseline", tmp_path / "." / "bench.json")
+    assert "would be replaced by this report. Choose another --out." in said
+    assert (tmp_path / "bench.json").read_text() == text
 
 
 @pytest.mark.parametrize("other", [{"digest": "other"}, {"names": "other"}])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EUROSAT, MULTISPECTRAL, write_geotiff
+from conftest import EUROSAT, MULTISPECTRAL, jpeg, write_geotiff
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -19,7 +19,7 @@ from sattrt.bench.tiles import TileReader
 from sattrt.data.cache import open_cache, write_cache
 from sattrt.data.dataset import Dataset
 from sattrt.data.decode import read_for
-from sattrt.data.geotiff import read_geotiff
+from sattrt.data.geotiff import read_geotiff, read_place
 from sattrt.data.loader import Loader
 from sattrt.data.scan import SplitRule, scan
 from sattrt.errors import ContractError, InputError
@@ -144,6 +144,13 @@ def test_a_lone_tile_is_read_in_the_order_of_its_dataset(order: tuple[str, ...],
         np.testing.assert_array_equal(read_for(path.read_bytes(), spec.bands, spec.offset, spec.file_bands), expected)
 
 
+def test_a_fault_of_gdal_names_no_file_of_its_own() -> None:
+    with pytest.raises(InputError) as caught:
+        read_geotiff(b"II*\0" + bytes(range(200)))
+    assert "vsimem" not in str(caught.value)
+    assert read_place(b"") is None
+
+
 def test_missing_bands_and_bands_of_rgb_tiles_are_refused(tmp_path: Path, tiles: Path) -> None:
     write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
     with pytest.raises(InputError, match=r"--bands asks for B08; .* hold B02, B03, B04"):
@@ -160,6 +167,8 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
     write_geotiff(folder / "Dark" / "float.tif", pixels(EUROSAT_ORDER, 2).astype(np.float32))
     write_geotiff(folder / "Dark" / "renamed.tif", pixels(EUROSAT_ORDER, 3), ESA)
     write_geotiff(folder / "Dark" / "small.tif", pixels(EUROSAT_ORDER, 4)[:50])
+    (folder / "Dark" / "nothing.tif").touch()
+    (folder / "Dark" / "photo.tif").write_bytes(jpeg((60, 120, 180), 1))
     left_out = scan(folder, RULE, workers=1).left_out
     assert {Path(name).name: reason.partition(" (")[0] for name, reason in left_out.items()} == {
         "cut.tif": "corrupt or cut short",
@@ -167,6 +176,8 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
         "float.tif": "wrong data type",
         "renamed.tif": "bands in another order",
         "small.tif": "wrong size",
+        "nothing.tif": "empty",
+        "photo.tif": "not a TIFF",
     }
 
 

@@ -71,6 +71,16 @@ def test_8_bit_geotiff_has_a_place_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert "pip install 'sattrt[geo]'" in refused(scan, tmp_path / "t", spatial, workers=1)
 
 
+def test_tiles_of_several_distances_have_none_between_them(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
+    rasterio = pytest.importorskip("rasterio")
+    for path in sorted((folder / "Dark").glob("*.tif")):
+        with rasterio.open(path, "r+") as file:
+            file.transform = file.transform @ rasterio.Affine.scale(6)
+    assert "show 10 m, of others 60 m. Give those of the scenes to be mapped: --gsd 60" in refused(scan, folder, SplitRule(), workers=1)
+    assert scan(folder, SplitRule(), workers=1, gsd=10).gsd == 10
+
+
 def test_the_ground_sampling_distance_is_that_of_the_coordinates_or_what_is_given(tmp_path: Path, tiles: Path) -> None:
     folder = write_classes(tmp_path / "t", ("B02", "B03", "B04"), described=True)
     found = scan(folder, SplitRule(), workers=1, gsd=9.5).gsd

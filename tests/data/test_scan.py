@@ -245,6 +245,18 @@ def test_images_without_class_folders_are_refused(tiles: Path) -> None:
         scan(tiles / "Field", RULE, workers=1)
 
 
+def test_classes_at_several_depths_are_refused(tiles: Path) -> None:
+    (tiles / "Field" / "quicklooks").mkdir()
+    shutil.copy(tiles / "Field" / "Field_0.jpg", tiles / "Field" / "quicklooks")  # a stray one is left out
+    dataset = scan(tiles, RULE, workers=1)
+    assert dataset.left_out == {"Field/quicklooks/Field_0.jpg": "not in a class folder"}
+    (tiles / "Field" / "2018").mkdir()
+    for path in sorted((tiles / "Field").glob("*.jpg")):
+        path.rename(tiles / "Field" / "2018" / path.name)
+    with pytest.raises(InputError, match=r"class folders at several depths \(13 of \d+ images lie as Field/2018/Field_0.jpg\)"):
+        scan(tiles, RULE, workers=1)
+
+
 def test_no_image_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no image"):
         scan(tmp_path, RULE, workers=1)

@@ -241,6 +241,7 @@ def test_what_can_not_be_mapped_is_refused_in_one_line(bundle: Bundle, scene: Pa
     assert "no engine 'fast'" in refusal("map", bundle.path, scene, "--out", out, "--engine", "fast")
     assert "ends in .tif" in refusal("map", bundle.path, scene, "--out", tmp_path / "out" / "map.png")
     assert "is the scene itself" in refusal("map", bundle.path, scene, "--out", scene)
+    assert "it lies in the bundle" in refusal("map", bundle.path, scene, "--out", bundle.path / "map.tif")
     (tmp_path / "file").write_text("")
     assert "Can't write" in refusal("map", bundle.path, scene, "--out", tmp_path / "file" / "map.tif", "--engine", ENGINE)
     (tmp_path / "map.toml").write_text("ofset = 1000\n")

@@ -62,6 +62,13 @@ print(engine.name)
     assert done.stdout == "onnxruntime-fp32\n"
 
 
+def test_the_command_says_what_it_needs(bare_python: Path) -> None:
+    for command in (["-m", "sattrt", "doctor"], [bare_python.with_name("sattrt"), "--help"]):
+        done = subprocess.run([bare_python, *command], capture_output=True, text=True)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert "typer is not installed here, and the command needs it. In a checkout: pip install '.[cpu]'" in done.stderr
+
+
 def test_the_embedding_example_runs_on_it(bare_python: Path, bundle: Bundle, tmp_path: Path) -> None:
     np.save(tmp_path / "tiles.npy", np.load(bundle.path / "golden.npz")["tiles"][:2])
     for arguments, lines in (([], 21), ([tmp_path / "tiles.npy"], 3)):
@@ -82,9 +89,10 @@ def test_the_embedding_example_ends_in_one_line(bundle: Bundle, copy: Path, tmp_
         ([tmp_path], "is not a bundle"),
         ([copy], "golden.npz was changed"),
         ([bundle.path, tmp_path / "nothing.npy"], "nothing.npy"),
-        ([bundle.path, tmp_path / "text.npy"], "embed.py: "),
-        ([bundle.path, tmp_path / "empty.npy"], "embed.py: "),
-        ([bundle.path, tmp_path / "cut.npz"], "embed.py: "),
+        *(
+            ([bundle.path, tmp_path / name], f"{name} is not an array that numpy.save wrote")
+            for name in ("text.npy", "empty.npy", "cut.npz")
+        ),
         ([bundle.path, bundle.path / "golden.npz"], "not NpzFile"),
     ):
         command = [sys.executable, ROOT / "engines" / "embed.py", *arguments]

@@ -4,7 +4,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,9 +69,7 @@ def test_a_batch_is_filled_up_to_a_size_that_is_prepared(
     monkeypatch.setattr(engine._backend, "sizes", prepared)
     monkeypatch.setattr(engine, "_sent", set())
     with watched_sizes(engine) as sizes, Batcher(engine, latency=3600, max_batch=16) as batcher:
-        until = time.monotonic() + 60
-        while engine.unprepared(16) and time.monotonic() < until:  # while nobody asks
-            time.sleep(0.01)
+        assert not engine.unprepared(16)
         requests = [batcher.submit(image) for image in images]
         batcher.close()
         answers = [request.result() for request in requests]
@@ -283,6 +280,25 @@ def test_a_signal_at_any_moment_leaves_nobody_waiting(bundle: Bundle, script: st
     script = SIGNALLED.format(tests=str(Path(__file__).parent), bundle=str(bundle.path), script=script)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"latency": "1"},
+        {"latency": None},
+        {"latency": -1},
+        {"latency": float("nan")},
+        {"max_batch": 0},
+        {"max_batch": 2.0},
+        {"max_batch": None},
+    ],
+)
+def test_what_is_no_latency_or_size_is_refused(engine: Engine, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="A Batcher takes"):
+        Batcher(engine, **wrong)
+    with Batcher(engine, latency=np.float32(0.01), max_batch=np.int64(4)) as batcher:  # what numpy computes is as good
+        assert len(batcher.predict(random_tiles(1)[0]).labels) == 1
 
 
 def test_a_fork_is_told_to_make_a_batcher_of_its_own(bundle: Bundle) -> None:

@@ -112,6 +112,15 @@ def test_the_cpp_example_says_when_its_answers_are_lost(program: Path, bundle: B
 
 def test_the_cpp_example_refuses_what_is_no_tile(program: Path, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "tiles.raw").write_bytes(b"123")
-    for arguments in ([bundle.path, "model.fp32.onnx", tmp_path / "tiles.raw"], [tmp_path, "x", "y"], []):
+    shutil.copy(bundle.path / "labels.txt", tmp_path)
+    (tmp_path / "cut.onnx").write_bytes((bundle.path / "model.fp32.onnx").read_bytes()[:1000])
+    for arguments in (
+        [bundle.path, "model.fp32.onnx", tmp_path / "tiles.raw"],
+        [bundle.path, "model.fp32.onnx", tmp_path],
+        [bundle.path / "none", "x", "y"],
+        [tmp_path, "none.onnx", tmp_path / "tiles.raw"],
+        [tmp_path, "cut.onnx", tmp_path / "tiles.raw"],
+        [],
+    ):
         done = subprocess.run([program, *arguments], capture_output=True, text=True)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr

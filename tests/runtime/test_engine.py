@@ -1,5 +1,6 @@
 import dataclasses
 import gc
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -35,6 +37,72 @@ def test_it_predicts_labels_probabilities_and_names(bundle: Bundle) -> None:
         np.testing.assert_allclose(result.probabilities.sum(1), 1, atol=1e-5)
         assert result.labels.dtype == np.int64
         assert result.names == [engine.classes[label] for label in result.logits.argmax(1)]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
+def test_a_fork_is_told_to_open_an_engine_of_its_own(bundle: Bundle, name: str) -> None:
+    """In a program of its own, whose child ends as those of multiprocessing do."""
+    script = f"""
+import os
+import numpy as np
+from sattrt.errors import BackendError
+from sattrt.runtime import open_bundle
+tile = np.zeros((64, 64, 3), np.uint8)
+with open_bundle({str(bundle.path)!r}, {name!r}, threads=2) as engine:
+    engine.predict(tile)
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        engine.predict(tile)
+    else:
+        try:
+            with engine:
+                engine.predict(tile)
+        except BackendError as error:
+            print(error, flush=True)
+        engine.close()
+        os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    said = f"{name} was opened before this process was forked, and a fork has none of its threads. Open it in the child.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_openvino_tells_nobody_that_it_is_used(bundle: Bundle, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from sattrt.runtime import open_bundle
+open_bundle({str(bundle.path)!r}, "openvino-fp32").close()
+print([name for name in sys.modules if "telemetry" in name and "stub" not in name and "openvino_telemetry" in name])
+import openvino_telemetry  # of whoever wants it, it is there
+"""
+    importable = importlib.util.find_spec("openvino_telemetry")
+    if not importable:
+        pytest.skip("openvino's telemetry is not installed")
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_tiles_that_are_not_contiguous_no_more_than_a_batch_is_copied_at_once(bundle: Bundle) -> None:
+    tiles = np.concatenate([random_tiles(600)] * 2)
+    with open_bundle(bundle.path, "onnxruntime-fp32") as engine:
+        expected = engine.predict(np.ascontiguousarray(tiles[..., ::-1]))
+        tracemalloc.start()
+        found = engine.predict(tiles[..., ::-1])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        many = engine.infer(tiles[:300, ..., ::-1], 64)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(many[0], expected.logits[:300], atol=1e-4)
+    assert peak < tiles.nbytes / 2
+
+
+def test_a_folder_whose_name_is_no_text_is_named(copy: Path) -> None:
+    odd = Path(os.fsdecode(bytes(copy) + b"\xe9"))
+    copy.rename(odd)
+    with pytest.raises(BackendError, match=r"no path that is not UTF-8: .*udce9.*Rename the folder"):
+        open_bundle(odd, "onnxruntime-fp32")
 
 
 def test_one_tile_and_more_than_a_batch(bundle: Bundle) -> None:

@@ -36,6 +36,17 @@ def test_an_engine_that_is_named_has_to_run(bundle: Bundle) -> None:
         selftest(bundle, "onnxruntime-fp3")
 
 
+def test_of_one_engine_its_own_files_are_enough(copy: Path, bundle: Bundle) -> None:
+    kept = {bundle.engine("onnxruntime-int8").file}
+    for path in copy.iterdir():
+        if path.suffix in (".onnx", ".plan") and path.name not in kept:
+            path.unlink()
+    [check] = selftest(read_bundle(str(copy)), "onnxruntime-int8")
+    assert check.passed
+    with pytest.raises(ContractError, match="is missing from the bundle"):
+        selftest(read_bundle(copy))
+
+
 def test_an_engine_that_answers_otherwise_is_found(copy: Path) -> None:
     with np.load(copy / "golden.npz") as file:
         arrays = dict(file)

@@ -14,6 +14,7 @@ import torch
 from conftest import SMALL
 
 from sattrt import checkpoint
+from sattrt.accuracy import standard_error
 from sattrt.data.augment import Augmentation
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.data.loader import Loader, decode_tiles
@@ -94,7 +95,7 @@ def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: 
     for accuracy, kept in watch.seen:
         highest = max(highest, accuracy)
         lower += kept and accuracy < highest
-        assert kept == (accuracy >= highest - (highest * (1 - highest) / tiles) ** 0.5)
+        assert kept == (accuracy >= highest - standard_error(highest, tiles))
     last = max(number for number, (_, kept) in enumerate(watch.seen, 1) if kept)
     state = checkpoint.load(tmp_path / "run" / "best.safetensors")[1]
     assert result.epoch == last == state["best_epoch"]
@@ -188,6 +189,13 @@ def test_a_loss_diverges_where_many_steps_are_bad_not_where_one_is(tmp_path: Pat
     with pytest.raises(InputError, match=r"The loss diverges \(60 at step 1\d,"):
         after(*[60.0] * 20)
     assert after(*[1e3] * 20, tune="head") > 100
+
+
+def test_a_class_of_one_tile_can_not_be_in_two_splits(dataset: Dataset) -> None:
+    first = next(tile for tile in dataset.tiles("train") if tile.label == 1)
+    lonely = replace(dataset, all_tiles=tuple(tile for tile in dataset.all_tiles if tile.label != 1 or tile == first))
+    with pytest.raises(InputError, match=r"no tile of Forest, of which there is one in all. Add tiles of it, or take its folder out"):
+        lonely.require_classes("valid")
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
