@@ -194,8 +194,9 @@ class Passes:
                 if not rates:
                     size = self._config.clock_batch
                     rates = {size: measure({name: _whole(each, self._batch(size))}, self._budget)[name].images_per_second}
-                # half of the bound may go by until a batch is full: the other half has to do for its answer
-                size = max((size for size in rates if size / rates[size] <= bound / 2), default=min(rates))
+                size = max(rates, key=lambda size: rates[size])
+                if each.engine.fills_batches:  # half of the bound may go by until a batch is full: the other half has to do for a full one
+                    size = max((size for size in rates if size / rates[size] <= bound / 2), default=min(rates))
                 found[name] = server(each.engine, self._images, bound, rates[size], seconds, self._config.seed, size)
         return found
 

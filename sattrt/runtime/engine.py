@@ -181,6 +181,11 @@ class Engine:
         return lambda: self._call(lambda backend: call())
 
     @property
+    def fills_batches(self) -> bool:
+        """Whether a `Batcher` fills its batches up, so that a few tiles take as long as more."""
+        return bool(self._backend.sizes)
+
+    @property
     def max_batch(self) -> int:
         """How many tiles it takes at once; more are divided."""
         return self._backend.max_batch
