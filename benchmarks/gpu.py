@@ -211,7 +211,7 @@ def export_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) 
     failures: dict[str, str] = {}
     # each with what the ones before have made: these stay where the next, int8 with its calibration above all, takes too long
     configs = {"fp32": ExportConfig(precision="fp32", best_effort=True)}
-    configs |= {"fp16": replace(configs["fp32"], precision="fp32,fp16"), "all": replace(configs["fp32"], precision="all")}
+    configs |= {"fp16": replace(configs["fp32"], precision="fp32,fp16"), "all": ExportConfig(best_effort=True)}
     for name, config in configs.items():
         try:
             exported = export(folder / "run", folder / "gpu", config, say)

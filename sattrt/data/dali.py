@@ -59,9 +59,8 @@ class DaliDecoder:
     def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Tiles of each list of indices in turn: uint8 (N, H, W, 3), or uint16 of any bands, on the device, whose memory the next batch may take."""
         parts = [[indices[start : start + self._most] for start in range(0, len(indices), self._most)] for indices in plan]
-        if (
-            self._iterator is not None
-        ):  # it has to have said that it is at its end before it begins anew, and a pass may have been left early
+        if self._iterator is not None:
+            # it has to have said that it is at its end before it begins anew, and a pass may have been left early
             self._feed.start([])
             with contextlib.suppress(StopIteration, RuntimeError):
                 while True:
