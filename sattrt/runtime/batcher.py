@@ -38,7 +38,7 @@ class Batcher:
     for more than it can do answers later than that: requests queue up, none is dropped. max_batch: tiles in a batch. reject: as in
     `Engine.predict`. Leaving the context, `close`, the end of the program, or that nobody knows the Batcher any more: each answers what
     is queued and stops its thread; the engine stays open. To make one takes as long as the engine needs to prepare for every size of batch that it
-    fills up to: with OpenVINO's some tenths of a second, or seconds where `max_batch` is large. Errors as `Engine.infer`.
+    fills up to. Errors as `Engine.infer`.
 
     One thread answers all: what a done-callback of a future does holds up the next batch, and it can `submit`, but not wait in `predict`.
     A fork has no such thread, nor those of the engine: open both after it. BackendError where it asks a Batcher that was made before it.

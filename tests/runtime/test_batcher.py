@@ -282,22 +282,14 @@ def test_a_signal_at_any_moment_leaves_nobody_waiting(bundle: Bundle, script: st
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"latency": "1"},
-        {"latency": None},
-        {"latency": -1},
-        {"latency": float("nan")},
-        {"max_batch": 0},
-        {"max_batch": 2.0},
-        {"max_batch": None},
-    ],
-)
-def test_what_is_no_latency_or_size_is_refused(engine: Engine, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wrong", [{"latency": "1"}, {"latency": None}, {"max_batch": None}])
+def test_what_is_no_number_is_refused(engine: Engine, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="A Batcher takes"):
         Batcher(engine, **wrong)
-    with Batcher(engine, latency=np.float32(0.01), max_batch=np.int64(4)) as batcher:  # what numpy computes is as good
+
+
+def test_numbers_of_numpy_are_as_good(engine: Engine) -> None:
+    with Batcher(engine, latency=np.float32(0.01), max_batch=np.int64(4)) as batcher:
         assert len(batcher.predict(random_tiles(1)[0]).labels) == 1
 
 

@@ -91,6 +91,7 @@ def test_of_epochs_that_validation_can_not_tell_apart_the_last_is_kept(dataset: 
     watch = Watch()
     # a rate that makes the accuracy go up and down
     result = train(dataset, tmp_path / "run", replace(SMALL, epochs=8, learning_rate=0.05, schedule="constant", tune="head"), watch)
+    assert standard_error(1, 106) == pytest.approx(0.01274, abs=1e-5)  # of an accuracy that is perfect by chance, too
     tiles, highest, lower = len(dataset.tiles("valid")), 0.0, 0
     for accuracy, kept in watch.seen:
         highest = max(highest, accuracy)
