@@ -152,7 +152,7 @@ def _to_e4m3(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
     del model.graph.value_info[:]  # the types of the int8 graph
 
 
-def _e4m3(name: str, values: NDArray[np.float32]) -> TensorProto:
+def _e4m3(name: str, values: NDArray[np.floating[Any]]) -> TensorProto:
     return helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, values.shape, values.ravel())
 
 
