@@ -10,15 +10,10 @@
 #include <string.h>
 
 #ifdef BF16
-typedef uint16_t value;
-static inline float get(value v) {
-  union { uint32_t bits; float number; } as = {(uint32_t)v << 16};
-  return as.number;
-}
-static inline value put(float number) { /* to the nearest, ties to even */
-  union { float number; uint32_t bits; } as = {number};
-  return (value)((as.bits + 0x7fff + (as.bits >> 16 & 1)) >> 16);
-}
+#include "bfloat16.h"
+typedef bfloat16 value;
+static inline float get(value v) { return widened(v); }
+static inline value put(float number) { return rounded(number); }
 #else
 typedef float value;
 static inline float get(value v) { return v; }

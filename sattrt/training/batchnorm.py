@@ -3,19 +3,13 @@
     fuse_norms(model, torch.bfloat16)
 
 torch makes three operations of them, each of which reads and writes whole maps; that is a sixth of a step in bf16. `batchnorm.c` reads a
-map twice and writes it once. It is compiled in a quarter of a second when a run begins, by the machine's C compiler ($CC, or cc), and
-runs on torch's own threads. Where there is no compiler, torch computes the same, slower.
+map twice and writes it once. Where it can't be compiled (`compiled.py`), torch computes the same, slower.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import shlex
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-_SOURCE = Path(__file__).with_name("batchnorm.c")
+from .compiled import WITHOUT, compiled
+
 _MACROS = {torch.bfloat16: ["-DBF16"], torch.float32: []}
-_COMPILE_SECONDS = 60
 
 
 def fuse_norms(model: nn.Module, dtype: torch.dtype) -> str:
@@ -34,7 +28,7 @@ def fuse_norms(model: nn.Module, dtype: torch.dtype) -> str:
     dtype: of the maps, bf16 under autocast. Parameters and their names stay. Only a plain nn.BatchNorm2d on a CPU is computed so, in bf16 and fp32.
     """
     if _library(dtype) is None:
-        return f"BatchNorm by torch, which is slower: no C compiler (cc) that knows torch's OpenMP, or none of its programs may run from {tempfile.gettempdir()}"
+        return f"BatchNorm by torch, which is slower: {WITHOUT}"
     for module in model.modules():
         if type(module) is ResNet:
             module.__class__ = FusedResNet
@@ -162,38 +156,9 @@ def _call(dtype: torch.dtype, name: str, *arguments: Any) -> None:
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """batchnorm.c for values of this dtype; None where it can't be compiled or loaded here."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            compiler, made, linked = _compiler(), f"{folder}/norm.o", f"{folder}/norm.so"
-            options = ["-O3", "-march=native", "-fPIC", "-fopenmp", *_MACROS[dtype]]
-            for command in ([*options, "-c", str(_SOURCE), "-o", made], ["-shared", made, "-o", linked]):
-                subprocess.run([*compiler, *command], check=True, capture_output=True, timeout=_COMPILE_SECONDS)
-            # not linked with -fopenmp: it is to find the OpenMP that torch has loaded, not to bring threads of its own
-            ctypes.CDLL(_openmp_of_torch(), ctypes.RTLD_GLOBAL)
-            library = ctypes.CDLL(linked)
-    except (OSError, ValueError, StopIteration, subprocess.SubprocessError):
-        return None
-    pointer, number, flag, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_long
-    library.norm_forward.argtypes = (*[pointer] * 6, number, number, *[pointer] * 5, flag, size, size)
-    library.norm_backward.argtypes = (*[pointer] * 11, flag, size, size)
+    library = compiled("batchnorm.c", *_MACROS[dtype])
+    if library is not None:
+        pointer, number, flag, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_long
+        library.norm_forward.argtypes = (*[pointer] * 6, number, number, *[pointer] * 5, flag, size, size)
+        library.norm_backward.argtypes = (*[pointer] * 11, flag, size, size)
     return library
-
-
-def compiler_version() -> str:
-    """The first line of what the C compiler says of its version; "" where it says nothing, or there is none."""
-    try:
-        said = subprocess.run([*_compiler(), "--version"], check=True, capture_output=True, timeout=_COMPILE_SECONDS).stdout
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ""
-    return said.decode(errors="replace").partition("\n")[0].strip()
-
-
-def _compiler() -> list[str]:
-    """The words that call it. ValueError where $CC has a quotation without an end."""
-    return shlex.split(os.environ.get("CC") or "cc")
-
-
-def _openmp_of_torch() -> str:
-    """Path of the GNU OpenMP library that this process has loaded."""
-    with open("/proc/self/maps") as maps:
-        return next(path for path in (line.split(maxsplit=5)[-1].rstrip("\n") for line in maps) if "libgomp" in path)

@@ -46,10 +46,17 @@ def use_products(model: nn.Module) -> None:
 
 
 class ProductConv2d(nn.Conv2d):
-    """nn.Conv2d for channels_last input: 1x1 kernels as one product, larger ones on small maps as several."""
+    """nn.Conv2d for channels_last input: 1x1 kernels as one product, larger ones on small maps as several.
+
+    rounded: the weight in bf16, where the optimizer keeps it (`cpu_optimizer.RoundingAdam`); it is what is trained then.
+    """
+
+    rounded: Tensor | None = None
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (rows, columns), (down, right) = self.kernel_size, self.stride
+        if self.rounded is not None and torch.is_grad_enabled():
+            weight = self.rounded
         if rows == columns == 1 and self.padding == (0, 0):
             # contiguous: without a gradient to take, torch has a slow way with strided products
             seen = input.permute(0, 2, 3, 1)[:, ::down, ::right].contiguous()

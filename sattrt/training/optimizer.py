@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam as adam_step
-from torch.optim.sgd import sgd as sgd_step
 
 from ..model import STAGES, TileClassifier
 from .config import TrainConfig
+from .cpu_optimizer import MemoryOrderAdam, MemoryOrderSGD, RoundingAdam, can_round
 
 STEPS_BETWEEN_LOOKS = 8  # of the moving average
 
 
-def make_optimizer(model: TileClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD, AdamW or Adam over the trainable parameters, grouped by stage of the network and by whether weight decay applies."""
+def make_optimizer(model: TileClassifier, config: TrainConfig, rounds: bool = False) -> torch.optim.Optimizer:
+    """SGD, AdamW or Adam over the trainable parameters, grouped by stage of the network and by whether weight decay applies.
+
+    rounds: the network computes in bf16, on a CPU and in this process alone; AdamW and Adam then keep its weights in bf16 as well.
+    """
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in model.backbone.named_parameters():
         if parameter.requires_grad:
@@ -43,68 +46,10 @@ def make_optimizer(model: TileClassifier, config: TrainConfig) -> torch.optim.Op
         for parameter in (each for group in groups.values() for each in group):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    adam = MemoryOrderAdam if on_cpu else functools.partial(torch.optim.Adam, fused=True)
+    adam: Callable[..., torch.optim.Optimizer] = MemoryOrderAdam if on_cpu else functools.partial(torch.optim.Adam, fused=True)
+    if rounds and can_round():
+        adam = functools.partial(RoundingAdam, model)
     return adam(described, config.learning_rate, betas=(config.momentum, 0.999), decoupled_weight_decay=config.optimizer == "adamw")
-
-
-class MemoryOrderSGD(torch.optim.SGD):
-    """torch's fused SGD for weights on a CPU that are channels_last: it copies a gradient whose memory is in another order than its
-    dimensions (a third of its time for ResNet-50), so it is shown all three tensors in the order of their memory."""
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step with the gradients that are there."""
-        for group in self.param_groups:
-            triples = [_in_memory_order(p, p.grad, self.state[p]["momentum_buffer"]) for p in group["params"] if p.grad is not None]
-            if triples:
-                parameters, gradients, buffers = map(list, zip(*triples, strict=True))
-                sgd_step(
-                    parameters,
-                    gradients,
-                    buffers,
-                    fused=True,
-                    foreach=False,
-                    **{name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")},
-                )
-
-
-class MemoryOrderAdam(torch.optim.Adam):
-    """torch's fused Adam and AdamW, in the same way."""
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step with the gradients that are there."""
-        for group in self.param_groups:
-            rows: list[tuple[Tensor, ...]] = []
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    state = self.state[parameter]
-                    if not state:
-                        state["step"] = torch.zeros(())
-                        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                    rows.append((*_in_memory_order(parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]), state["step"]))
-            if rows:
-                parameters, gradients, averages, squares, steps = map(list, zip(*rows, strict=True))
-                adam_step(
-                    parameters,
-                    gradients,
-                    averages,
-                    squares,
-                    [],
-                    steps,
-                    fused=True,
-                    foreach=False,
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    **{name: group[name] for name in ("weight_decay", "decoupled_weight_decay", "lr", "eps", "amsgrad", "maximize")},
-                )
-
-
-def _in_memory_order(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors (N, C, H, W) as views (N, H, W, C) where all of them are channels_last; others as they are."""
-    if all(each.ndim == 4 and each.is_contiguous(memory_format=torch.channels_last) for each in tensors):
-        return tuple(each.permute(0, 2, 3, 1) for each in tensors)
-    return tensors
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class TrainStep:
 
     def __init__(self, model: TileClassifier, dataset: Dataset, config: TrainConfig, rank: Rank, precision: str) -> None:
         self.model, self._config, self._rank, self._precision = model, config, rank, precision
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, rounds=precision == "bf16" and rank.device.type == "cpu" and rank.world == 1)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
         self._dataset, self._classes = dataset, len(dataset.classes)
         self.tunes = config.epochs * len(dataset.tiles("train")) >= TILES_WORTH_TUNING
@@ -54,9 +55,9 @@ class TrainStep:
         with tuned_convolutions(self.tunes):
             loss, norm = (self._recording or self._passes)(images, labels)
         set_learning_rate(self.optimizer, rate)
-        self.scaler.step(self.optimizer)
+        beside: Any = self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss, norm
+        return loss, norm if beside is None else norm.hypot(beside)  # RoundingAdam's gradients in bf16 are in no parameter
 
     def _passes(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward and backward pass: the loss, and the norm of the gradient, which is left in the parameters."""

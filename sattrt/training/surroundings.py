@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ..machine import LIBRARIES, cpu_model, version
-from .batchnorm import compiler_version
+from .compiled import compiler_version
 from .ranks import Rank
 
 
 def surroundings(rank: Rank, decoder: str, fused: bool) -> dict[str, Any]:
-    """Name of each thing to what it is here. fused: whether `batchnorm.c` computes."""
+    """Name of each thing to what it is here. fused: whether `batchnorm.c` and `adam.c` compute."""
     on_gpu = rank.device.type == "cuda"
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(rank.device) if on_gpu else cpu_model(),

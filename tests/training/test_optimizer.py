@@ -5,9 +5,14 @@ import pytest
 import torch
 
 from sattrt.model import TileClassifier, set_trainable
+from sattrt.training import cpu_optimizer
 from sattrt.training.config import OPTIMIZERS, TrainConfig
-from sattrt.training.optimizer import STEPS_BETWEEN_LOOKS, MemoryOrderAdam, MemoryOrderSGD, MovingAverage, make_optimizer, set_learning_rate
+from sattrt.training.cpu import ProductConv2d, use_products
+from sattrt.training.cpu_optimizer import MemoryOrderAdam, MemoryOrderSGD, RoundingAdam, can_round
+from sattrt.training.optimizer import STEPS_BETWEEN_LOOKS, MovingAverage, make_optimizer, set_learning_rate
 from sattrt.training.resume import collect, restore
+
+needs_compiler = pytest.mark.skipif(not can_round(), reason="no C compiler (cc) that makes code for torch's OpenMP")
 
 
 @pytest.fixture
@@ -69,23 +74,27 @@ def test_the_average_looks_seldom_and_counts_the_steps_between(model: TileClassi
     torch.testing.assert_close(averaged, start + 1 - 0.9 ** (STEPS_BETWEEN_LOOKS + 3))
 
 
+@pytest.mark.parametrize("rounds", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_state_that_is_put_back_goes_on_the_same(model: TileClassifier, kind: str) -> None:
+def test_a_state_that_is_put_back_goes_on_the_same(model: TileClassifier, kind: str, rounds: bool) -> None:
     config = TrainConfig(optimizer=kind, learning_rate=1e-6)
     tiles = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
 
     def steps(model: TileClassifier, optimizer: torch.optim.Optimizer, count: int) -> None:
         for _ in range(count):
             optimizer.zero_grad()
-            model(tiles).square().mean().backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+                model(tiles).float().square().mean().backward()
             optimizer.step()
 
-    model.eval()
-    optimizer, average = make_optimizer(model, config), MovingAverage(model, 0.9)
+    model.eval().to(memory_format=torch.channels_last)
+    use_products(model)
+    other = copy.deepcopy(model)
+    optimizer, average = make_optimizer(model, config, rounds), MovingAverage(model, 0.9)
     steps(model, optimizer, 2)
     tensors = {key: value.clone() for key, value in collect(model, optimizer, average).items()}
-    other = copy.deepcopy(model)
-    second = make_optimizer(other, config)
+    second = make_optimizer(other, config, rounds)
+    steps(other, second, 1)  # what it then has in bf16 is of weights that are replaced
     restore(tensors, other, second, MovingAverage(other, 0.9), path=None)  # type: ignore[arg-type]
     steps(model, optimizer, 2)
     steps(other, second, 2)
@@ -137,3 +146,66 @@ def test_a_fused_step_in_the_order_of_memory_is_torchs(
         plain.step()
     for (name, left), right in zip(own.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(left, right, msg=name)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("name", "plain_kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_a_step_on_gradients_in_bf16_is_torchs_on_the_same_in_float(model: TileClassifier, name: str, plain_kind: Any) -> None:
+    own, other = model.to(memory_format=torch.channels_last), copy.deepcopy(model)
+    use_products(own)
+    optimizer = make_optimizer(own, TrainConfig(optimizer=name, weight_decay=0.1, layer_decay=1.0), rounds=True)
+    assert isinstance(optimizer, RoundingAdam)
+    set_learning_rate(optimizer, 0.01)
+    layers = {each.weight: each for each in own.modules() if isinstance(each, ProductConv2d)}
+    assert len(layers) == 53
+    groups = [
+        {"params": [p for p in other.parameters() if (p.ndim > 1) is decays], "weight_decay": 0.1 * decays} for decays in (True, False)
+    ]
+    plain = plain_kind(groups, lr=0.01, foreach=False)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        squares = torch.zeros((), dtype=torch.float64)
+        for left, right in zip(own.parameters(), other.parameters(), strict=True):
+            trained = layers[left].rounded if left in layers else left
+            assert trained is not None
+            trained.grad = torch.randn_like(trained)
+            right.grad = trained.grad.float().contiguous()
+            if left in layers:
+                squares += right.grad.double().square().sum()
+        norm: Any = optimizer.step()
+        plain.step()
+        torch.testing.assert_close(norm.double(), squares.sqrt(), rtol=1e-6, atol=0)
+    for (name, left), right in zip(own.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(left, right, msg=name)
+    for weight, layer in layers.items():
+        assert weight.grad is None
+        assert torch.equal(layer.rounded, weight.bfloat16())
+
+
+@needs_compiler
+def test_a_network_is_trained_in_bf16_as_by_torchs_casts(model: TileClassifier) -> None:
+    model.to(memory_format=torch.channels_last)
+    use_products(model)
+    other = copy.deepcopy(model)
+    tiles = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    for each, optimizer in ((model, make_optimizer(model, TrainConfig(), rounds=True)), (other, make_optimizer(other, TrainConfig()))):
+        set_learning_rate(optimizer, 0.01)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.functional.cross_entropy(each(tiles), torch.arange(4) % 3).backward()
+        optimizer.step()
+    for (name, left), right in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(left, right, msg=name)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # without gradients it is the weight itself that counts
+        model.backbone.conv1.weight.zero_()
+        assert not model.backbone.conv1(torch.ones(1, 3, 64, 64)).any()
+
+
+def test_without_a_compiler_the_gradients_are_float(model: TileClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    cpu_optimizer._library.cache_clear()
+    try:
+        assert type(make_optimizer(model, TrainConfig(), rounds=True)) is MemoryOrderAdam
+    finally:
+        cpu_optimizer._library.cache_clear()
