@@ -229,6 +229,8 @@ class ZipSource(ArchiveSource[zipfile.ZipInfo]):
         self._zip = zipfile.ZipFile(path)
         members = self._zip.infolist()
         for member in members:
+            if not member.filename:
+                raise zipfile.BadZipFile("a member has no name")
             _refuse_mode(path, member.filename, member.external_attr >> 16 if member.create_system == _UNIX else 0)
         files = {member.filename: member for member in members if not member.is_dir()}
         super().__init__(path, files, [member.filename for member in members if member.is_dir()])

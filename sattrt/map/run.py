@@ -190,15 +190,15 @@ def make_plan(bundle: Bundle, path: Path, config: MapConfig) -> Plan:
 def map_scene(plan: Plan, job: Job, out: Path, resume: bool, progress: Progress) -> Mapped:
     """Map one scene. InputError where an output can't be written."""
     begun = time.perf_counter()
-    work = Work.begin(out, _manifest(plan, job), resume)
-    # once more: the run that had the lock before may have made another
-    check_alone(out, files_of(out, job.config.probabilities, job.config.report))
-    remove_temporaries(*files_of(out))
-    missing = work.missing(plan.grid)
-    require_space(out, _space(plan, missing, len(job.engine.classes), job.config.probabilities))
-    _answer(plan, job, work, missing, progress)
-    mapped = _write(plan, job, out, work)
-    work.remove()
+    with Work.begin(out, _manifest(plan, job), resume) as work:
+        # once more: the run that had the lock before may have made another
+        check_alone(out, files_of(out, job.config.probabilities, job.config.report))
+        remove_temporaries(*files_of(out))
+        missing = work.missing(plan.grid)
+        require_space(out, _space(plan, missing, len(job.engine.classes), job.config.probabilities))
+        _answer(plan, job, work, missing, progress)
+        mapped = _write(plan, job, out, work)
+        work.remove()
     return dataclasses.replace(mapped, seconds=time.perf_counter() - begun)
 
 

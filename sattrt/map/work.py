@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,7 +29,7 @@ _OWN = re.compile(rf"{_MANIFEST}|{_LOCK}|block-\d{{6,}}\.npz|\..+\.[0-9a-f]{{8}}
 
 @dataclass(frozen=True)
 class Work:
-    """A folder beside the map, hidden; it goes away when the map is written. lock: held as long as this run lives."""
+    """A folder beside the map, hidden; it goes away when the map is written. lock: held to the end of the `with`, or of this process."""
 
     folder: Path
     lock: FileIO
@@ -42,7 +42,23 @@ class Work:
         folder = out.with_name(f".{out.stem}.tif.work")
         there = folder.exists()
         _check_own(folder)
-        file = _locked(folder, out)
+        work = cls(folder, _locked(folder, out))
+        try:
+            work._prepare(out, manifest, resume, there)
+        except BaseException:
+            work.lock.close()
+            raise
+        return work
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()  # not left to the garbage collector: what failed may be tried again in this process
+
+    def _prepare(self, out: Path, manifest: dict[str, Any], resume: bool, there: bool) -> None:
+        """Leave in the folder what a run can go on from. there: it was not made just now."""
+        folder = self.folder
         found = _manifest(folder / _MANIFEST) if there else None
         if found is not None and found.get("map") != out.name:
             raise InputError(
@@ -58,11 +74,10 @@ class Work:
                 for path in _own(folder):
                     if path.name.startswith("."):  # never finished, and it takes space that the run may need
                         path.unlink()
-                return cls(folder, file)
+                return
         for path in _own(folder):
             path.unlink()
         write_json(folder / _MANIFEST, {"map": out.name, **manifest})
-        return cls(folder, file)
 
     def missing(self, grid: Grid) -> list[int]:
         """Indexes of the blocks that have no answers yet, or a damaged file: they are read whole, which takes far less time than to compute one."""
