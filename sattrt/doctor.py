@@ -65,7 +65,7 @@ def examine() -> list[Finding]:
         Finding(
             "C compiler",
             shutil.which(next(iter(os.environ.get("CC", "").split()), "cc")),
-            "training on the CPU is some percent slower",
+            "training on the CPU is up to a tenth slower",
             "gcc or clang, from the system's packages",
         ),
     ]

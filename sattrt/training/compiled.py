@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 _SECONDS = 60
-WITHOUT = f"no C compiler (cc) that knows torch's OpenMP, or none of its programs may run from {tempfile.gettempdir()}"
 
 
 def compiled(source: str, *options: str) -> ctypes.CDLL | None:
@@ -32,6 +31,11 @@ def compiled(source: str, *options: str) -> ctypes.CDLL | None:
             return ctypes.CDLL(linked)
     except (OSError, ValueError, StopIteration, subprocess.SubprocessError):
         return None
+
+
+def why_not() -> str:
+    """What there is to say where nothing could be compiled."""
+    return f"no C compiler (cc) that knows torch's OpenMP, or none of its programs may run from {tempfile.gettempdir()}"
 
 
 def compiler_version() -> str:

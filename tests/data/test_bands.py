@@ -165,6 +165,7 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
     (folder / "Dark" / "cut.tif").write_bytes(good.read_bytes()[:5000])
     write_geotiff(folder / "Dark" / "few.tif", pixels(EUROSAT_ORDER, 1)[:, :, :4])
     write_geotiff(folder / "Dark" / "float.tif", pixels(EUROSAT_ORDER, 2).astype(np.float32))
+    write_geotiff(folder / "Dark" / "signed.tif", pixels(EUROSAT_ORDER, 2).astype(np.int16))
     write_geotiff(folder / "Dark" / "renamed.tif", pixels(EUROSAT_ORDER, 3), ESA)
     write_geotiff(folder / "Dark" / "small.tif", pixels(EUROSAT_ORDER, 4)[:50])
     (folder / "Dark" / "nothing.tif").touch()
@@ -174,11 +175,14 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
         "cut.tif": "corrupt or cut short",
         "few.tif": "wrong number of bands",
         "float.tif": "wrong data type",
+        "signed.tif": "wrong data type",
         "renamed.tif": "bands in another order",
         "small.tif": "wrong size",
         "nothing.tif": "empty",
         "photo.tif": "not a TIFF",
     }
+    assert "float32; uint16 digital numbers are needed; from reflectance 0..1: gdal_translate" in left_out["Dark/float.tif"]
+    assert left_out["Dark/signed.tif"].endswith("(int16; uint16 digital numbers are needed: gdal_translate -ot UInt16)")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
