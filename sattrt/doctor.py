@@ -66,7 +66,7 @@ def examine() -> list[Finding]:
             "C compiler",
             shutil.which(next(iter(os.environ.get("CC", "").split()), "cc")),
             "training on the CPU is up to a tenth slower",
-            "gcc or clang, from the system's packages",
+            "gcc, from the system's packages",
         ),
     ]
     for name, packages, cost, mend in _PACKAGES:

@@ -11,10 +11,11 @@ typedef struct {
   const bfloat16 *gradient;
   bfloat16 *rounded; /* the weight, anew, in bfloat16 */
   long size;
-  float keep, l2, beta1, beta2, rate, correction, epsilon; /* keep: what decoupled weight decay leaves of a weight; l2: the coupled one */
+  /* decay: what decoupled weight decay takes of a weight; l2: the coupled one; new1, new2: 1 - beta1, 1 - beta2 */
+  float decay, l2, new1, beta2, new2, rate, correction, epsilon;
 } Tensor;
 
-/* sums: zeros, one for each of at most so many threads: what it adds up of the squares of all gradients. */
+/* sums: `most` zeros, for at most so many threads; each leaves there what it adds up of the squares of all gradients. */
 void adam(const Tensor *tensors, long count, double *sums, int most) {
 #pragma omp parallel num_threads(most)
   {
@@ -34,9 +35,9 @@ void adam(const Tensor *tensors, long count, double *sums, int most) {
           float g = widened(gradient[i]), w = weight[i];
           sum += g * g;
           g += t.l2 * w;
-          average[i] += (1 - t.beta1) * (g - average[i]);
-          square[i] = t.beta2 * square[i] + (1 - t.beta2) * g * g;
-          w = t.keep * w - t.rate * average[i] / (sqrtf(square[i]) * t.correction + t.epsilon);
+          average[i] += t.new1 * (g - average[i]);
+          square[i] = t.beta2 * square[i] + t.new2 * g * g;
+          w -= t.decay * w + t.rate * average[i] / (sqrtf(square[i]) * t.correction + t.epsilon); /* 1 - decay would be 1 in float */
           weight[i] = w;
           out[i] = rounded(w);
         }

@@ -28,7 +28,7 @@ def fuse_norms(model: nn.Module, dtype: torch.dtype) -> str:
     dtype: of the maps, bf16 under autocast. Parameters and their names stay. Only a plain nn.BatchNorm2d on a CPU is computed so, in bf16 and fp32.
     """
     if _library(dtype) is None:
-        return f"BatchNorm and optimizer by torch, which is slower: {why_not()}"
+        return f"no compiled passes, so it is slower: {why_not()}"
     for module in model.modules():
         if type(module) is ResNet:
             module.__class__ = FusedResNet

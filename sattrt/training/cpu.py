@@ -55,7 +55,7 @@ class ProductConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (rows, columns), (down, right) = self.kernel_size, self.stride
-        if self.rounded is not None and torch.is_grad_enabled():
+        if self.rounded is not None and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
             weight = self.rounded
         if rows == columns == 1 and self.padding == (0, 0):
             # contiguous: without a gradient to take, torch has a slow way with strided products

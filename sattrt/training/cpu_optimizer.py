@@ -1,6 +1,8 @@
 """torch's fused SGD, Adam and AdamW as they are fast on a CPU: for weights that are channels_last, and for a network in bf16.
 
-optimizer = RoundingAdam(model, model.parameters(), 1e-3)
+optimizer = RoundingAdam(layers, model.parameters(), 1e-3)     # layers: ProductConv2d
+optimizer.zero_grad()                                          # before every forward pass: the copies in bf16 are made here
+loss(model).backward()
 norm = optimizer.step()
 """
 
@@ -8,10 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adam import adam as adam_step
 from torch.optim.sgd import sgd as sgd_step
 
@@ -88,21 +91,24 @@ class RoundingAdam(MemoryOrderAdam):
 
     Under autocast every step reads the weights to round them, and writes their gradients out in float. Here one pass over a weight and
     its gradient (`adam.c`) makes the step, rounds, and sums the norm. What has a gradient of its own, BatchNorm and head, is stepped by torch.
+    The copies are this optimizer's: a copy of the network takes them along, and is to drop them (`make_optimizer` does).
     """
 
-    def __init__(self, model: nn.Module, *arguments: Any, **options: Any) -> None:
+    def __init__(self, layers: Iterable[ProductConv2d], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._layers = {each.weight: each for each in model.modules() if isinstance(each, ProductConv2d) and each.weight.requires_grad}
+        self._layers = {each.weight: each for each in layers}
         self._versions: dict[Tensor, int] = {}
+        library = _library()
+        assert library is not None, "ask can_round() first"
+        self._adam = library.adam
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Before a forward pass: no gradients, and the copies those of the weights, which a checkpoint may have changed."""
+        """Before a forward pass: no gradients, and copies of the weights as they are, which a checkpoint may have changed (by way of `.data`, nobody may)."""
         super().zero_grad(set_to_none)
         for weight, layer in self._layers.items():
-            if self._versions.get(weight) != weight._version:
+            if layer.rounded is None or self._versions.get(weight) != weight._version:
                 layer.rounded = weight.detach().to(torch.bfloat16).requires_grad_()
                 self._versions[weight] = weight._version
-            assert layer.rounded is not None
             layer.rounded.grad = None
 
     @torch.no_grad()
@@ -116,9 +122,7 @@ class RoundingAdam(MemoryOrderAdam):
             if weight in self._layers and (rounded := self._layers[weight].rounded) is not None and rounded.grad is not None
         ]
         sums = torch.zeros(torch.get_num_threads(), dtype=torch.float64)
-        library = _library()
-        assert library is not None
-        library.adam((_Tensor * len(tensors))(*tensors), len(tensors), sums.data_ptr(), len(sums))
+        self._adam((_Tensor * len(tensors))(*tensors), len(tensors), sums.data_ptr(), len(sums))
         return sums.sum().sqrt().float()
 
     def _tensor(self, weight: Tensor, rounded: Tensor, gradient: Tensor, group: dict[str, Any]) -> _Tensor:
@@ -127,13 +131,16 @@ class RoundingAdam(MemoryOrderAdam):
         state["step"] += 1
         steps, (beta1, beta2), rate = float(state["step"]), group["betas"], group["lr"]
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
+        tensors = (weight, state["exp_avg"], state["exp_avg_sq"], gradient, rounded)
+        assert all(each.stride() == weight.stride() for each in tensors)  # they are walked through as they lie in memory
         return _Tensor(
-            *(each.data_ptr() for each in (weight, state["exp_avg"], state["exp_avg_sq"], gradient, rounded)),
+            *(each.data_ptr() for each in tensors),
             weight.numel(),
-            1 - rate * decay if decoupled else 1,
+            rate * decay if decoupled else 0,
             0 if decoupled else decay,
-            beta1,
+            1 - beta1,
             beta2,
+            1 - beta2,
             rate / (1 - beta1**steps),
             (1 - beta2**steps) ** -0.5,
             group["eps"],
@@ -146,7 +153,7 @@ class _Tensor(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("weight", "average", "square", "gradient", "rounded")],
         ("size", ctypes.c_long),
-        *[(name, ctypes.c_float) for name in ("keep", "l2", "beta1", "beta2", "rate", "correction", "epsilon")],
+        *[(name, ctypes.c_float) for name in ("decay", "l2", "new1", "beta2", "new2", "rate", "correction", "epsilon")],
     ]
 
 

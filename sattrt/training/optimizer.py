@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..model import STAGES, TileClassifier
 from .config import TrainConfig
+from .cpu import ProductConv2d
 from .cpu_optimizer import MemoryOrderAdam, MemoryOrderSGD, RoundingAdam, can_round
 
 STEPS_BETWEEN_LOOKS = 8  # of the moving average
@@ -38,6 +39,9 @@ def make_optimizer(model: TileClassifier, config: TrainConfig, rounds: bool = Fa
         }
         for (stage, decays), parameters in groups.items()
     ]
+    products = [each for each in model.modules() if isinstance(each, ProductConv2d)]
+    for layer in products:
+        layer.rounded = None  # another optimizer's
     on_cpu = next(model.parameters()).device.type == "cpu"
     if config.optimizer == "sgd":
         sgd = MemoryOrderSGD if on_cpu else functools.partial(torch.optim.SGD, fused=True)
@@ -47,8 +51,9 @@ def make_optimizer(model: TileClassifier, config: TrainConfig, rounds: bool = Fa
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     adam: Callable[..., torch.optim.Optimizer] = MemoryOrderAdam if on_cpu else functools.partial(torch.optim.Adam, fused=True)
-    if rounds and can_round():
-        adam = functools.partial(RoundingAdam, model)
+    trained = [layer for layer in products if layer.weight.requires_grad]
+    if rounds and trained and can_round():
+        adam = functools.partial(RoundingAdam, trained)
     return adam(described, config.learning_rate, betas=(config.momentum, 0.999), decoupled_weight_decay=config.optimizer == "adamw")
 
 

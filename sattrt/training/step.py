@@ -55,9 +55,9 @@ class TrainStep:
         with tuned_convolutions(self.tunes):
             loss, norm = (self._recording or self._passes)(images, labels)
         set_learning_rate(self.optimizer, rate)
-        beside: Any = self.scaler.step(self.optimizer)
+        norm_in_bf16: Any = self.scaler.step(self.optimizer)  # of RoundingAdam, whose gradients in bf16 are in no parameter
         self.scaler.update()
-        return loss, norm if beside is None else norm.hypot(beside)  # RoundingAdam's gradients in bf16 are in no parameter
+        return loss, norm if norm_in_bf16 is None else norm.hypot(norm_in_bf16)
 
     def _passes(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward and backward pass: the loss, and the norm of the gradient, which is left in the parameters."""

@@ -197,9 +197,35 @@ def test_a_network_is_trained_in_bf16_as_by_torchs_casts(model: TileClassifier) 
         optimizer.step()
     for (name, left), right in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(left, right, msg=name)
+    first, ones = model.backbone.conv1, torch.ones(1, 3, 64, 64)
+    first.weight.data.zero_()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # without gradients it is the weight itself that counts
-        model.backbone.conv1.weight.zero_()
-        assert not model.backbone.conv1(torch.ones(1, 3, 64, 64)).any()
+        assert not first(ones).any()
+    assert not first(ones).any()  # and in float
+    make_optimizer(model, TrainConfig(optimizer="sgd"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not first(ones).any()  # and for any other optimizer
+
+
+@needs_compiler
+def test_weight_decay_is_not_lost_in_rounding(model: TileClassifier) -> None:
+    model.to(memory_format=torch.channels_last)
+    use_products(model)
+    layer, config = model.backbone.conv1, TrainConfig(weight_decay=5e-5, layer_decay=1.0)
+    with torch.no_grad():
+        layer.weight.fill_(0.3)
+    optimizer = make_optimizer(model, config, rounds=True)
+    exact = layer.weight.detach().double().requires_grad_()
+    plain = torch.optim.AdamW([exact], lr=5e-4, weight_decay=5e-5)
+    set_learning_rate(optimizer, 5e-4)  # 1 - 5e-5 * 5e-4 is 1 in float
+    for _ in range(200):
+        optimizer.zero_grad()
+        layer.rounded.grad = torch.randn_like(layer.rounded)
+        exact.grad = layer.rounded.grad.double()
+        optimizer.step()
+        plain.step()
+    decayed = 200 * 5e-4 * 5e-5 * 0.3
+    assert abs(float((layer.weight.detach() - exact.detach()).mean())) < 0.1 * decayed
 
 
 def test_without_a_compiler_the_gradients_are_float(model: TileClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
