@@ -40,7 +40,7 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
             axes.set_visible(False)
             continue
         axes.imshow(images[place])
-        axes.set_xlabel("\n".join(short(line, 30) for line in captions[place].split("\n")), fontsize=6)
+        axes.set_xlabel("\n".join(short(line, 34) for line in captions[place].split("\n")), fontsize=5.5)
         for spine in axes.spines.values():
             spine.set(color=GREY if right[place] else _RED, linewidth=1 if right[place] else 2.5)
     save(figure, path)

@@ -50,7 +50,7 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, batch_size: 
     training = {**spec.training, "calibration": found, "percentiles": sampled_percentiles(run, spec.bands)}
     replace(spec, temperature=found["temperature"], training=training).write(run / "spec.json")
     try:
-        from ..figure import contact_sheet
+        from ..figure import contact_sheet, short
         from . import figures
     except ImportError:
         return NO_PICTURES
@@ -61,9 +61,9 @@ def finish(dataset: Dataset, run: Path, rank: Rank, precision: str, batch_size: 
     of_class = probabilities[np.arange(len(labels)), labels]
     worst = of_class.argsort()[:WORST_TILES]
     images, _ = decode_tiles(dataset, [tiles[i] for i in worst], decoder, rank.threads)
+    names = [short(name, 21) for name in dataset.classes]
     captions = [
-        f"{Path(tiles[i].name).name}\nis {dataset.classes[labels[i]]} ({of_class[i]:.0f} %)\n"
-        f"said {dataset.classes[predicted[i]]} ({probabilities[i].max():.0f} %)"
+        f"{Path(tiles[i].name).name}\nis {names[labels[i]]} ({of_class[i]:.0f} %)\nsaid {names[predicted[i]]} ({probabilities[i].max():.0f} %)"
         for i in worst
     ]
     contact_sheet(preview(images, dataset.bands), captions, (predicted == labels)[worst].tolist(), run / "worst.png")
