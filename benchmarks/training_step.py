@@ -66,8 +66,8 @@ def steps_of(variant: int) -> dict[str, Any]:
             loss = F.cross_entropy(model(tiles), labels, label_smoothing=0.1)
         loss.backward()
         norm = gradient_norm(model)
-        beside: Any = optimizer.step()
-        (loss + (norm if beside is None else norm.hypot(beside))).item()
+        norm_in_bf16: Any = optimizer.step()
+        (loss + (norm if norm_in_bf16 is None else norm.hypot(norm_in_bf16))).item()
 
     seconds = []
     for _ in range(WARM_UP + STEPS):
