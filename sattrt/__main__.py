@@ -35,9 +35,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     try:
-        code = app(prog_name="sattrt", standalone_mode=False) or 0
+        try:
+            code = app(prog_name="sattrt", standalone_mode=False) or 0
+        except SystemExit as ended:  # by a signal
+            code = ended.code
         sys.stdout.flush()  # a full disk shows here, at the latest
-        if code == 128 + signal.SIGINT and sys.argv[1:2] == ["map"]:
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and sys.argv[1:2] == ["map"]:
             print("sattrt: Interrupted. Add --resume to continue, if it had started.", file=sys.stderr)
         sys.exit(code)
     except SattrtError as error:
