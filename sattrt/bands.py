@@ -62,6 +62,9 @@ def described(descriptions: Sequence[str | None]) -> list[str | None]:
     return [band_name(text or "") for text in descriptions]
 
 
+FROM_REFLECTANCE = "gdal_translate -ot UInt16 -scale 0 1 0 10000"
+
+
 def tagged_offset(scale: float, offset: float) -> int | None:
     """Digital numbers to take off by GDAL's scale and offset of a band; None where it has neither. InputError where they make no sense."""
     if (scale, offset) == (1, 0):
@@ -69,6 +72,13 @@ def tagged_offset(scale: float, offset: float) -> int | None:
     if not (abs(scale - 1e-4) <= 1e-9 and -1 <= offset <= 0):
         raise InputError(f"the scale {scale:g} and the offset {offset:g} in its tags; engines are trained on 10,000 a unit of reflectance")
     return round(-offset / scale)
+
+
+def conversion_of(dtype: str) -> str:
+    """gdal_translate's words that make digital numbers, uint16, of values of another data type; empty where no one can say."""
+    if dtype in ("int16", "int32", "uint32"):
+        return "gdal_translate -ot UInt16"
+    return f"from reflectance 0..1: {FROM_REFLECTANCE}" if dtype in ("float32", "float64") else ""
 
 
 def parse_bands(text: str) -> tuple[str, ...]:

@@ -184,9 +184,9 @@ def print_maps(every: Sequence[Mapped], as_json: bool) -> None:
         print(json.dumps({"maps": [mapped.document() for mapped in every]}))
         return
     for mapped in every:
-        print(f"{mapped.scene.path}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
+        print(f"{_shown(mapped.scene.path)}: {'; '.join((mapped.scene.kind, *mapped.scene.says))}; {mapped.map.made['engine']}")
         print_table(("class", f"area, {mapped.map.unit}", "share %", "confidence %"), mapped.table())
-        print(*mapped.files, sep="\n")
+        print(*(_shown(str(path)) for path in mapped.files), sep="\n")
 
 
 def print_change(change: Change, as_json: bool) -> None:

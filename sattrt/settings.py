@@ -74,7 +74,7 @@ class Settings:
         for each in assignments:
             key, equals, text = (part.strip() for part in each.partition("="))
             if not key or not equals:
-                raise InputError(f"--set {each} is not KEY=VALUE. Write it as: --set {key or 'seed'}=1")
+                raise InputError(f"--set {each} is not KEY=VALUE. Write it as: --set {key or next(iter(kinds))}=VALUE")
             if key in found:
                 raise InputError(f"--set {key} is given twice. Give it once.")
             value = _toml_value(text)
@@ -109,7 +109,7 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(read_bytes(path).decode("utf-8-sig")) if path else {}
     except (ValueError, RecursionError) as error:  # of the text, its encoding, the digits of a number, or brackets in brackets
-        raise InputError(f"{path} is not TOML ({error}). Write lines such as: epochs = 20") from None
+        raise InputError(f"{path} is not TOML ({error}). Write lines of the form: setting = value") from None
 
 
 def _toml_value(text: str) -> Any:

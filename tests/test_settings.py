@@ -43,7 +43,7 @@ def test_a_value_is_one_of_toml_and_text_needs_no_quotes(
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["seed"], "--set seed is not KEY=VALUE. Write it as: --set seed=1"),
+        (["seed"], "--set seed is not KEY=VALUE. Write it as: --set seed=VALUE"),
         (["=1"], "--set =1 is not KEY=VALUE"),
         (["sed=1"], "--set has the unknown setting 'sed'. Did you mean 'seed'?"),
         (["batch-size=8"], "Did you mean 'batch_size'?"),

@@ -17,15 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bands import tagged_offset
+from ..bands import conversion_of, tagged_offset
 from ..errors import BackendError, InputError
 from ..raster import QUIET, faults, library
 
 MAX_SIDE, MAX_BANDS = 4096, 64  # pixels a side of a tile
-_CONVERSIONS = {
-    "int16": ": gdal_translate -ot UInt16",
-    **dict.fromkeys(("float32", "float64"), "; from reflectance 0..1: gdal_translate -ot UInt16 -scale 0 1 0 10000"),
-}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of TIFF and BigTIFF, in either order of bytes
 _DEGREE = 111_195.0  # metres of a meridian, on a sphere: the ellipsoid's differ by half a percent
 
@@ -75,7 +71,8 @@ def read_geotiff(content: bytes, offset: int | None = None) -> GeoTile:
                     f"too large ({size / 1e6:.0f} million values; at most {3 * MAX_SIDE**2 / 1e6:.0f} million, as in the largest RGB)"
                 )
             if odd := next((kind for kind in opened.dtypes if kind != "uint16"), None):
-                raise InputError(f"wrong data type ({odd}; uint16 digital numbers are needed{_CONVERSIONS.get(odd, '')})")
+                way_out = f"; {words}" if (words := conversion_of(odd)) else ""
+                raise InputError(f"wrong data type ({odd}; uint16 digital numbers are needed{way_out})")
             pixels = np.ascontiguousarray(opened.read().transpose(1, 2, 0))
             tags = [tagged_offset(*tag) for tag in zip(opened.scales, opened.offsets, strict=True)]
             offsets = [offset if tag is None else tag for tag in tags]

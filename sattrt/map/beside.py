@@ -40,13 +40,16 @@ def check_alone(out: Path, paths: Iterable[Path]) -> None:
 
 
 def left_by_older(out: Path) -> list[Path]:
-    """The page and the probabilities of the map of ours that is at `out`: not every run writes them, and they show that map's scene.
+    """What shows the scene of the map of ours that is at `out` and is not written by every run: its page, its probabilities, and the overviews
+    that QGIS or gdaladdo made of it, which would hide the new map.
 
     A file of the same name that no run wrote is none of them.
     """
-    if TAG not in _described(out)[0]:
+    if not _is_map(out):
         return []
-    return [path for path in (out.with_suffix(".html"), probabilities_path(out)) if path.exists() and _is_ours(path, out)]
+    overviews = [path for path in [out.with_name(f"{out.name}.ovr")] if path.is_file()]
+    others = (out.with_suffix(".html"), probabilities_path(out)) if TAG in _described(out)[0] else ()
+    return overviews + [path for path in others if path.exists() and _is_ours(path, out)]
 
 
 def remove(paths: Iterable[Path]) -> None:
@@ -81,7 +84,9 @@ def _is_ours(path: Path, out: Path) -> bool:
         return _says(path, _TITLE)
     if path.suffix == ".png":
         return _says(path, f"Software\0{MADE_BY}".encode())
-    return path.suffix == ".xml" or _is_map(path)  # what GDAL notes of a raster goes with it
+    if path.suffix == ".xml":
+        return _says(path, b"<PAMDataset")  # what GDAL notes of a raster goes with it
+    return _is_map(path)
 
 
 def _is_map(path: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -112,8 +113,9 @@ def _check(before: MapFile, after: MapFile) -> None:
 def _placed(transform: tuple[float, ...] | None) -> str:
     if not transform:
         return "has no georeference"
-    a, _, left, _, e, top = transform
-    return f"begins at {left:.10g}, {top:.10g}, with cells of {abs(a):.10g} x {abs(e):.10g}"
+    a, b, left, d, e, top = transform
+    turned = ", turned" if b or d else ""
+    return f"begins at {left:.10g}, {top:.10g}, with cells of {math.hypot(a, d):.10g} x {math.hypot(b, e):.10g}{turned}"
 
 
 def _pairs(before: MapFile, after: MapFile) -> Iterator[tuple[Bytes, Bytes, Bytes, NDArray[np.float64]]]:

@@ -90,7 +90,8 @@ def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> l
         if len(given) != len(indexes) or not all(known):
             wrong = next((name for name, found in zip(given, known, strict=True) if not found), None)
             fault = f"the unknown band {wrong!r}" if wrong is not None else f"{len(given)} names"
-            raise InputError(f"The map setting bands has {fault}; {path} has {len(indexes)} bands. Names: {', '.join(ESA)}.")
+            beside = " beside its alpha" if len(indexes) < dataset.count else ""
+            raise InputError(f"The map setting bands has {fault}; {path} has {len(indexes)} bands{beside}. Names: {', '.join(ESA)}.")
         return known
     names = [name or "" for name in described([dataset.descriptions[index - 1] for index in indexes])]
     if any(names):
@@ -102,9 +103,11 @@ def _names(path: Path, dataset: Any, indexes: list[int], config: MapConfig) -> l
         return [COMMON[name] for name in _RGB]
     if len(indexes) == 13:
         return None
+    if any(dataset.colorinterp[index - 1].name == "palette" for index in indexes):
+        raise InputError(f"{path} has a palette in place of colours. Expand it: gdal_translate -expand rgb")
     require_numbers(path, dataset.dtypes[0])  # or it would be refused once they are named
     raise InputError(
-        f"{path} has {len(indexes)} band{'s' * (len(indexes) > 1)} of {dataset.dtypes[0]} without names. Give them descriptions such as B04, or "
+        f"{path} has {len(indexes)} band{'s' * (len(indexes) > 1)} of {dataset.dtypes[0]} without names of Sentinel-2's. Give them descriptions such as B04, or "
         "name them: --set bands=B02,B03,..."
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bands import WHITE, tagged_offset
+from ..bands import FROM_REFLECTANCE, WHITE, conversion_of, tagged_offset
 from ..errors import InputError
 from ..shift import shifts
 from ..spec import ModelSpec, same_gsd
@@ -65,6 +65,8 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
         raise InputError(
             f"{path} holds 8-bit colours, and the map setting offset is {config.offset}: it is for digital numbers. Leave it out."
         )
+    if config.nodata is not None and config.nodata > 255 and not numbers:
+        raise InputError(f"{path} holds 8-bit colours, and the map setting nodata is {config.nodata}. Give 0 to 255.")
     nodata = next(iter(nothing), None) if config.nodata is None else config.nodata
     georeference = () if fine.transform else ("no georeference: mapped in pixels",)
     scene = Scene(
@@ -100,9 +102,10 @@ def fit(path: Path, found: Found, wanted: tuple[str, ...], spec: ModelSpec, conf
 def require_numbers(path: Path | str, dtype: str) -> None:
     """InputError for a data type that no engine takes."""
     if dtype not in ("uint8", "uint16"):
+        way_out = f"; {words}" if (words := conversion_of(dtype)) else "."
         raise InputError(
             f"{path} holds {dtype}; engines take digital numbers, uint16, or 8-bit colours. Convert it to the numbers that "
-            "Sentinel-2 has, 10,000 a unit of reflectance; from reflectance 0..1: gdal_translate -ot UInt16 -scale 0 1 0 10000"
+            f"Sentinel-2 has, 10,000 a unit of reflectance{way_out}"
         )
 
 
@@ -171,4 +174,6 @@ def _tagged_offset(dataset: Any, band: Band) -> int | None:
     try:
         return tagged_offset(float(dataset.scales[band.index - 1]), float(dataset.offsets[band.index - 1]))
     except InputError as error:
-        raise InputError(f"{band.path} has {error}. Convert it with gdal_translate -unscale, or remove the tags.") from None
+        raise InputError(
+            f"{band.path} has {error}. Convert it to reflectance, gdal_translate -unscale -ot Float32, and that to digital numbers, {FROM_REFLECTANCE}"
+        ) from None

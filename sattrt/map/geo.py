@@ -7,6 +7,7 @@ with open_raster(path) as dataset:
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,17 @@ def reading(path: Path | str) -> Iterator[Any]:
         try:
             yield rasterio
         except faults(rasterio) as error:
-            reason = str(error.__cause__ or error).rstrip(".")
-            raise InputError(f"Can't read {path}: {reason}. It is cut short or damaged, or not a raster; fetch it again.") from None
+            raise _unreadable(Path(path), str(error.__cause__ or error).rstrip(".")) from None
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    if not path.name.isprintable():
+        return InputError(f"{str(path)!a} is not readable text. Rename it.")
+    if path.exists() and not os.access(path, os.R_OK):
+        return InputError(f"Can't read {path}: Permission denied. Check its permissions.")
+    return InputError(
+        f"Can't read {path}: {reason}. It is cut short or damaged, or no GeoTIFF, JPEG2000, PNG or JPEG; fetch it again, or convert it."
+    )
 
 
 def nodata_of(dataset: Any) -> int | None:

@@ -94,7 +94,7 @@ class MapFile:
                     raise ValueError
             except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
                 raise InputError(
-                    f"{path} is not a map that `sattrt map` wrote: its tags don't say how it was made. Give one that is."
+                    f"{path} is not a map of classes that `sattrt map` wrote, by its tags and bands. Give one that is."
                 ) from None
             crs, transform = (file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else ("", None)
         stride = rows.stride

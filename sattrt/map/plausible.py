@@ -46,7 +46,10 @@ def check_values(scene: Scene, others: tuple[Band, ...], known_offset: bool) -> 
             f"{scene.path} has {100 * below:.0f} % of its values below the offset of {offset} that would be subtracted. It has none: give --set offset=0"
         )
     if (largest := every.max()) <= 255:
-        raise InputError(f"{scene.path} has no value above {largest}: 8-bit colours in 16 bits. Convert them: gdal_translate -ot Byte")
+        raise InputError(
+            f"{scene.path} has no value above {largest}, too low for reflectance x 10,000. If these are 8-bit colours in 16 bits, convert them: "
+            "gdal_translate -ot Byte"
+        )
     if (middle := float(np.median(values, axis=1).max())) > _BRIGHT:
         raise InputError(
             f"{scene.path} has a band whose median is {middle:.0f}, too high for reflectance x 10,000. Give digital numbers of L1C or L2A."

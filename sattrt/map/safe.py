@@ -7,6 +7,7 @@ product.offsets["B04"]   # 1000
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -50,16 +51,17 @@ def read_product(folder: Path) -> Product:
     quantification = _text(root, _QUANTIFICATION[level]) or ""
     if not re.fullmatch(r"10000(\.0*)?", quantification):
         raise InputError(
-            f"{path} has the {_QUANTIFICATION[level]} {quantification!r}; engines are trained on 10,000 a unit of reflectance."
+            f"{path} has the {_QUANTIFICATION[level]} {quantification!r}; engines are trained on 10,000 a unit of reflectance. Choose another product."
         )
     found = _offsets(root, _OFFSETS[level], path)
-    granules = sorted(each for each in (folder / "GRANULE").glob("*") if (each / "IMG_DATA").is_dir())
+    inside = (folder / "GRANULE").iterdir() if (folder / "GRANULE").is_dir() else ()
+    granules = sorted(each for each in inside if (each / "IMG_DATA").is_dir())
     if len(granules) != 1:
         way_out = "Map each by its band files: give the folder they lie in" if granules else "Fetch it again"
         raise InputError(f"{folder} holds {len(granules)} granules with IMG_DATA; sattrt maps products of one. {way_out}.")
     files: dict[str, Path] = {}
     # R10m before R20m before R60m: the finest of a band comes first
-    for file in sorted((granules[0] / "IMG_DATA").rglob("*"), key=lambda each: (each.parent.name, each.name)):
+    for file in sorted(_files(granules[0] / "IMG_DATA"), key=lambda each: (each.parent.name, each.name)):
         name = band_name(file.stem)
         if not name or file.suffix.lower() not in (".jp2", ".tif", ".tiff") or file.name.startswith(".") or not file.is_file():
             continue
@@ -68,6 +70,15 @@ def read_product(folder: Path) -> Product:
     # what is not recorded is none only before baseline 04.00
     offsets = {name: found.get(name, 0) for name in ESA} if baseline < "04.00" or set(files) <= set(found) else None
     return Product(level, baseline, files, offsets)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All that lies in a folder and those in it. OSError, which `Path.rglob` would keep to itself, for one that can't be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    return [Path(place, name) for place, _, names in os.walk(folder, onerror=fail) for name in names]
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -64,18 +64,20 @@ class Work:
             raise InputError(
                 f"{folder} holds the unfinished map {found['map']}, which would share {out.stem}.png. Finish that map with --resume, or choose another --out."
             )
-        if resume:
-            for name, value in manifest.items():
-                if found is not None and found.get(name) != value:
-                    raise ContractError(
-                        f"{out} was started with another {name}: {found.get(name)!r}, not {value!r}. Use that one, or start over without --resume."
-                    )
-            if found is not None:
-                for path in _own(folder):
-                    if path.name.startswith("."):  # never finished, and it takes space that the run may need
-                        path.unlink()
-                return
-        for path in _own(folder):
+        own = _own(folder)
+        blocks = sum(path.suffix == ".npz" and not path.name.startswith(".") for path in own)
+        if found is not None and blocks and not resume:
+            raise InputError(
+                f"{out} was begun and not finished: {folder} holds {blocks} of its blocks. Continue with --resume, or delete that folder to start over."
+            )
+        if found is not None and resume:
+            if fault := _other(found, manifest):
+                raise ContractError(f"{out} was started with {fault}. Use that, or delete {folder} to start over.")
+            for path in own:
+                if path.name.startswith("."):  # never finished, and it takes space that the run may need
+                    path.unlink()
+            return
+        for path in own:
             path.unlink()
         write_json(folder / _MANIFEST, {"map": out.name, **manifest})
 
@@ -119,6 +121,18 @@ class Work:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:06}.npz"
+
+
+def _other(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What a run was started with in place of what is wanted; "" where all is the same."""
+    before, now = (sorted(key.removeprefix("file ") for key in each if key.startswith("file ")) for each in (found, wanted))
+    if before != now:
+        return f"the scene {', '.join(before)}, not {', '.join(now)}"
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            changed = f"{name.removeprefix('file ')} as it was before it changed"
+            return changed if name.startswith("file ") else f"another {name}: {found.get(name)!r}, not {value!r}"
+    return ""
 
 
 def _own(folder: Path) -> list[Path]:

@@ -182,7 +182,7 @@ def test_odd_geotiffs_are_left_out_with_their_reason(tmp_path: Path) -> None:
         "photo.tif": "not a TIFF",
     }
     assert "float32; uint16 digital numbers are needed; from reflectance 0..1: gdal_translate" in left_out["Dark/float.tif"]
-    assert left_out["Dark/signed.tif"].endswith("(int16; uint16 digital numbers are needed: gdal_translate -ot UInt16)")
+    assert left_out["Dark/signed.tif"].endswith("(int16; uint16 digital numbers are needed; gdal_translate -ot UInt16)")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])

@@ -183,11 +183,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
     assert not out.exists()
     kept = {name: name.stat().st_mtime_ns for name in left}
 
+    assert f"holds {len(left)} of its blocks. Continue with --resume" in refusal("map", *arguments, "--out", out)
+    other = write_raster(tmp_path / "other.tif", colourful(1, 9, 4)[0])
+    assert "started with the scene wide.tif, not other.tif" in refusal("map", bundle.path, other, *arguments[2:], "--out", out, "--resume")
     assert "started with another stride: 2, not 8" in refusal(
         "map", bundle.path, path, "--stride", 8, "--engine", ENGINE, "--out", out, "--resume"
     )
     os.utime(path, ns=(1, 1))
-    assert "started with another file wide.tif" in refusal("map", *arguments, "--out", out, "--resume")
+    assert "started with wide.tif as it was before it changed" in refusal("map", *arguments, "--out", out, "--resume")
     manifest = json.loads((work / "manifest.json").read_text())
     os.utime(path, ns=(1, manifest["file wide.tif"][1]))
 

@@ -92,6 +92,11 @@ def test_nothing_is_written_over_what_no_run_made(bundle: Bundle, tmp_path: Path
             mapped(bundle, given, folder / "map.tif", report=True, probabilities=True)
         assert contents(folder) == before | {name: before["scene.tif"]}
         (folder / name).unlink()
+    notes = folder / "map.tif.aux.xml"
+    notes.write_text("of somebody's")
+    with pytest.raises(InputError, match=r"map\.tif\.aux\.xml is there already"):
+        mapped(bundle, given, folder / "map.tif")
+    notes.unlink()
     out = mapped(bundle, given, folder / "map.tif", report=True, probabilities=True).files[0]
     out.unlink()  # as a run leaves it that is killed between the names that it gives
     assert mapped(bundle, given, out, report=True, probabilities=True)
@@ -116,11 +121,13 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(bundle: Bundle, scen
         mapped(bundle, scene, out, resume=True, batch_size=32)
     mapped(bundle, scene, out, resume=True)
     fresh = out.read_bytes()
+    out.unlink()  # or it would be found finished
     stop()
     block = tmp_path / ".map.tif.work" / "block-000000.npz"
     block.write_bytes(b"half")  # damaged since
     mapped(bundle, scene, out, resume=True)
     assert out.read_bytes() == fresh
+    out.unlink()
     stop()
     np.savez(block, probabilities=np.zeros((1, 7, 3), np.float32), seen=np.zeros((1, 7), np.bool_))  # of another grid
     mapped(bundle, scene, out, resume=True)
@@ -227,6 +234,7 @@ def test_nothing_of_an_older_map_is_left_beside_another(bundle: Bundle, scene: P
     found = mapped(bundle, scene, out, probabilities=True)
     assert sorted(contents(folder)) == ["map-probabilities.tif", *names]
     assert found.files[0] == out
+    shutil.copy(out, out.with_name("map.tif.ovr"))  # as QGIS makes them, but for the size
     mapped(bundle, other, out)
     assert sorted(contents(folder)) == names
 

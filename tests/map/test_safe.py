@@ -1,6 +1,9 @@
 """Sentinel-2 SAFE folders, as ESA lays them out: bands of three resolutions, the offset in the metadata, and what is refused."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from sattrt.map.config import MapConfig
 from sattrt.map.finding import find_scene
 from sattrt.map.safe import read_product
 from sattrt.map.scene import Reader
+from sattrt.runtime import Bundle
 
 
 def refusal(folder: Path, *bands: str) -> str:
@@ -126,3 +130,21 @@ def test_an_offset_that_is_recorded_for_some_bands_only_is_none(tmp_path: Path) 
     path = folder / "MTD_MSIL1C.xml"
     path.write_text(re.sub(r'<RADIO_ADD_OFFSET band_id="(?!3")\d+">-1000</RADIO_ADD_OFFSET>', "", path.read_text()))
     assert "metadata don't record the offset of every band" in refusal(folder)
+
+
+def test_a_product_that_may_not_be_read_is_said_so(bundle: Bundle, tmp_path: Path) -> None:
+    folder = write_safe(tmp_path / "p.SAFE", "2A", safe_pixels("2A"), -1000, "05.10")
+    images = next(folder.glob("GRANULE/*/IMG_DATA"))
+    band = next(images.rglob("*_B04_10m.jp2"))
+    command = [sys.executable, "-m", "sattrt", "map", bundle.path, folder, "--out", tmp_path / "map.tif"]
+    if not os.geteuid():  # root may read anything, but for want of these capabilities
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--inh-caps={rights}", f"--bounding-set={rights}", *command]
+    for path in (folder / "GRANULE", images, images / "R10m", band):
+        mode = path.stat().st_mode
+        path.chmod(0)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        path.chmod(mode)
+        assert done.returncode == 1
+        assert f"{path}: Permission denied. Check" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1

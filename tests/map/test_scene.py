@@ -151,7 +151,9 @@ def test_offsets_are_taken_off_where_they_are_recorded(tmp_path: Path) -> None:
     scaled = read(write_raster(tmp_path / "rgb.tif", noise(3, 70, 70, least=1010), ("B04", "B03", "B02")), ("red",), "uint8", offset=1000)
     assert (scaled == table(0, scaled=True)[noise(3, 70, 70, least=1010)[:1] - 1000]).all()
     landsat = write_raster(tmp_path / "landsat.tif", pixels, names, scales=(2.75e-5, 2.75e-5), offsets=(-0.2, -0.2))
-    assert "scale 2.75e-05" in refusal(landsat, names, "uint16")
+    said = refusal(landsat, names, "uint16")
+    assert "scale 2.75e-05" in said
+    assert said.endswith("gdal_translate -unscale -ot Float32, and that to digital numbers, gdal_translate -ot UInt16 -scale 0 1 0 10000")
 
 
 def test_values_that_can_not_be_right_are_refused(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.tif").write_bytes(b"")
     assert "is empty" in refusal(tmp_path / "empty.tif")
     (tmp_path / "text.tif").write_text("no raster at all")
-    assert "not a raster" in refusal(tmp_path / "text.tif")
+    assert "or no GeoTIFF, JPEG2000, PNG or JPEG" in refusal(tmp_path / "text.tif")
     (tmp_path / "cut.tif").write_bytes(content[: len(content) // 2])
     assert "cut short" in refusal(tmp_path / "cut.tif")
     assert "does not exist" in refusal(tmp_path / "nothing.tif")
@@ -183,15 +185,26 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     assert "cut short" in refusal(tmp_path / "scene.gz")
     volume = b"of another volume" * 9 + struct.pack("<4sLQL", b"PK\6\7", 1, 0, 2) + struct.pack("<4s4H2LH", b"PK\5\6", 1, 1, 1, 1, 46, 0, 0)
     (tmp_path / "scene.z02").write_bytes(volume)
-    assert "not a raster" in refusal(tmp_path / "scene.z02")
+    assert "or no GeoTIFF, JPEG2000, PNG or JPEG" in refusal(tmp_path / "scene.z02")
     (tmp_path / "remote.vrt").write_text('<VRTDataset rasterXSize="9" rasterYSize="9"></VRTDataset>')
-    assert "not a raster" in refusal(tmp_path / "remote.vrt")
+    assert "or no GeoTIFF, JPEG2000, PNG or JPEG" in refusal(tmp_path / "remote.vrt")
     assert "1 band of uint16 without names" in refusal(write_raster(tmp_path / "one.tif", noise(1, 70, 70)))
     assert "less than one tile of 64x64" in refusal(write_raster(tmp_path / "small.tif", noise(3, 63, 200), ("B04", "B03", "B02")))
     floats = noise(3, 70, 70).astype(np.float32)
     floats[:, 3] = np.nan
-    assert "holds float32" in refusal(write_raster(tmp_path / "nan.tif", floats, ("B04", "B03", "B02"), nodata=np.nan))
-    assert "holds int16" in refusal(write_raster(tmp_path / "int16.tif", noise(3, 70, 70).astype(np.int16), ("B04", "B03", "B02")))
+    said = refusal(write_raster(tmp_path / "nan.tif", floats, ("B04", "B03", "B02"), nodata=np.nan))
+    assert "holds float32" in said
+    assert said.endswith("from reflectance 0..1: gdal_translate -ot UInt16 -scale 0 1 0 10000")
+    said = refusal(write_raster(tmp_path / "int16.tif", noise(3, 70, 70).astype(np.int16), ("B04", "B03", "B02")))
+    assert "holds int16" in said
+    assert said.endswith("10,000 a unit of reflectance; gdal_translate -ot UInt16")
+    palette = write_raster(tmp_path / "palette.tif", noise(1, 70, 70, least=0, most=3).astype(np.uint8), photometric="palette")
+    assert refusal(palette).endswith("has a palette in place of colours. Expand it: gdal_translate -expand rgb")
+    coloured = write_raster(tmp_path / "rgb.tif", noise(3, 70, 70, most=255).astype(np.uint8))
+    assert "holds 8-bit colours, and the map setting nodata is 300. Give 0 to 255." in refusal(coloured, nodata=300)
+    rgba = write_raster(tmp_path / "rgba.tif", noise(4, 70, 70, most=255).astype(np.uint8), photometric="RGB", alpha="YES")
+    assert "has 4 names; " in (said := refusal(rgba, bands="B04,B03,B02,B08"))
+    assert "has 3 bands beside its alpha. Names: " in said
     assert "holds float32" in refusal(write_raster(tmp_path / "bare.tif", floats[:2]))
     names = ("B02", "B03", *(f"other {i}" for i in range(11)))
     assert "say which is which: --set bands=" in refusal(write_raster(tmp_path / "half.tif", noise(13, 70, 70), names))
@@ -340,6 +353,13 @@ def test_a_mask_of_one_file_says_nothing_of_another(tmp_path: Path) -> None:
     with Reader(find_scene(tmp_path, spec(("B04", "B08"), "uint16"), MapConfig(nodata=0))) as reader:
         held = reader.read(0, 0, 100, 100)[1]
     assert held.all()  # 7 is a value, by the config, and what one band lacks the other has
+
+
+def test_a_name_that_is_no_text_is_said_so(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/bad\xff.tif"))
+    write_raster(tmp_path / "good.tif", noise(3, 70, 70, most=255).astype(np.uint8)).rename(path)
+    with pytest.raises(InputError, match=r"bad\\udcff\.tif' is not readable text\. Rename it\."):
+        find_scene(path, spec(), MapConfig())
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
