@@ -38,11 +38,11 @@ def progress_bar(unit: str = "") -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(file=cast("TextIO", _Lasting(sys.stderr)))
+    console = Console(file=cast("TextIO", _Lasting(sys.stderr)), markup=False)  # a name may look like some
     columns = [MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()] if unit else []
     return Progress(
         SpinnerColumn(),
-        TextColumn("[progress.description]{task.description}"),
+        TextColumn("{task.description}", style="progress.description", markup=False),
         BarColumn(),
         *columns,
         console=console,
@@ -71,7 +71,7 @@ class _Lasting:
 
 def updater(bar: Progress, description: str) -> Callable[[int, int], None]:
     """A new task of the bar, as a function of (done, total)."""
-    task = bar.add_task(description, total=None)
+    task = bar.add_task(_shown(description), total=None)
     return lambda done, total: bar.update(task, completed=done, total=total or None)
 
 

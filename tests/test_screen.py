@@ -1,4 +1,8 @@
+import os
+import pty
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -84,3 +88,18 @@ def test_a_class_that_a_split_lacks_is_said_with_what_it_means(
     assert said in capsys.readouterr().out
     with pytest.raises(InputError, match=re.escape(lacking.way_to_more(part))):
         lacking.require_classes(part)
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is() -> None:
+    script = (
+        "from sattrt.screen import progress_bar, updater\n"
+        "with progress_bar('windows') as bar:\n"
+        "    updater(bar, 'Mapping [b]a[/x]\\x1b[2J.tif')(1, 2)\n"
+    )
+    main, side = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", script], stderr=side, capture_output=False, check=False)
+    os.close(side)
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert done.returncode == 0, shown
+    assert "Mapping [b]a[/x]\\x1b[2J.tif" in shown

@@ -14,7 +14,7 @@ from ..html import definitions, document, facts, figure, source
 from .colours import Colour
 from .mapfile import MapFile, Statistics
 
-_WIDE, _HIGH, _BARS = 1060, 150, 20
+_BARS = 20
 
 
 def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption: str, drawn: Image.Image, colours: list[Colour]) -> str:
@@ -26,7 +26,7 @@ def to_html(found: MapFile, statistics: Statistics, scene: Image.Image, caption:
         _facts(found, statistics),
         "<div class=charts>",
         figure("The scene", _picture(scene, "the scene"), caption),
-        figure("The map", _picture(_of_scene(found, drawn), "the map"), "Hatched: no data."),
+        figure("The map", _picture(_of_scene(found, drawn), "the map"), "Hatched: no data." if statistics.nothing else ""),
         "</div>",
         "<h2>Area by class</h2>",
         _areas(found, statistics, colours),
@@ -87,18 +87,16 @@ def _histogram(found: MapFile, statistics: Statistics) -> str:
     edges = np.linspace(0, 100, _BARS + 1)
     heights = np.histogram(np.arange(101), edges, weights=statistics.histogram)[0]
     most = float(heights.max()) or 1.0
-    step = _WIDE / _BARS
+    step = 100 / _BARS
     bars = "".join(
-        f'<rect x="{i * step + 1:.1f}" y="{_HIGH - height / most * _HIGH:.1f}" width="{step - 2:.1f}" height="{height / most * _HIGH:.1f}" fill="var(--s0)">'
+        f'<rect x="{i * step + 0.1:.1f}" y="{100 - height / most * 100:.1f}" width="{step - 0.2:.1f}" height="{height / most * 100:.1f}" fill="var(--s0)">'
         f"<title>{edges[i]:.0f} to {edges[i + 1]:.0f} %: {height:,.1f} {_unit(found)}</title></rect>"
         for i, height in enumerate(heights)
     )
-    ticks = "".join(
-        f'<text x="{_WIDE * percent / 100}" y="{_HIGH + 18}" font-size="12" text-anchor="{where}" fill="var(--faint)">{percent} %</text>'
-        for percent, where in ((0, "start"), (25, "middle"), (50, "middle"), (75, "middle"), (100, "end"))
-    )
-    line = f'<line x1="0" x2="{_WIDE}" y1="{_HIGH}" y2="{_HIGH}" stroke="var(--grid)"/>'
-    return f'<svg viewBox="0 0 {_WIDE} {_HIGH + 24}" role="img" aria-label="area by confidence">{bars}{line}{ticks}</svg>'
+    ticks = "".join(f'<span style="left: {percent}%">{percent} %</span>' for percent in (0, 25, 50, 75, 100))
+    # the bars are stretched to the page's width, the text is not
+    drawn = f'<svg class=bars viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="area by confidence">{bars}</svg>'
+    return f"{drawn}<p class=ticks>{ticks}</p>"
 
 
 def _made(found: MapFile) -> str:
