@@ -21,6 +21,11 @@ except ModuleNotFoundError as missing:
     sys.exit(f"sattrt: {missing.name} is not installed here, and the command needs it. In a checkout: pip install '.[cpu]'")
 
 _OF_TRAIN = ("torch", "torchvision", "safetensors", "onnx", "matplotlib", "tensorboard")  # what no command takes for granted
+# what goes on after an interruption, by command; sattrt train says it itself
+_WAYS_ON = {
+    "map": "Add --resume to continue, if it had started.",
+    "rmldnn": "To train on, name the last file of checkpoints.save, if there is one, in checkpoints.load.",
+}
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's; newer typer has a click of its own, under another name
 
 
@@ -40,8 +45,8 @@ def main() -> None:
         except SystemExit as ended:  # by a signal
             code = ended.code
         sys.stdout.flush()  # a full disk shows here, at the latest
-        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and sys.argv[1:2] == ["map"]:
-            print("sattrt: Interrupted. Add --resume to continue, if it had started.", file=sys.stderr)
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and (way_on := _WAYS_ON.get("".join(sys.argv[1:2]))):
+            print(f"sattrt: Interrupted. {way_on}", file=sys.stderr)
         sys.exit(code)
     except SattrtError as error:
         sys.exit(f"sattrt: {error}")

@@ -167,10 +167,19 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), path)
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a key that comes twice, of which another reader might take the other value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)[:60]!r} comes twice in one object")
+    return found
+
+
 def parse_json(content: bytes, path: Path) -> Any:
     """Parse the content of a JSON file; ContractError where it is no JSON."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"{path} is not readable JSON ({error}). Make it again, or restore it.") from None
 

@@ -98,7 +98,7 @@ def _test(config: RmldnnConfig, rank: Rank, on_report: Callable[[Report], None],
     loader = loader_of(dataset, tiles, data.test_batch_size, rank, decoder=decoder)
     if rank.is_first:
         files = prepare_files(config)
-        said = [*_as_read(dataset), *_report(config, network, rank)]
+        said = [*_left_out(dataset), *_as_read(dataset), *_report(config, network, rank)]
         batch = max(1, data.test_batch_size // rank.world)
         on_report([*said, ("test tiles", f"{len(tiles):,}, {loader.steps:,} batches of up to {batch} a process")])
     logits = answers(network, loader, len(tiles), rank, "fp32", data.transforms)
@@ -133,10 +133,10 @@ def _as_read(dataset: AsGiven) -> Report:
     return [("note", f"tiles of other sizes are resized to {dataset.width}x{dataset.height} as they are read")] * dataset.resized
 
 
-def _left_out(dataset: Dataset, out: Path) -> Report:
-    """The first of the files that can't be used, and why; then how many there are. All are in the run's config.json."""
+def _left_out(dataset: Dataset, out: Path | None = None) -> Report:
+    """The first of the files that can't be used, and why; then how many there are. out: the run whose config.json has all."""
     found = [("left out", f"{name}: {reason}") for name, reason in list(dataset.left_out.items())[:_SHOWN]]
-    more = f"; the others are in {out / 'config.json'}" if len(dataset.left_out) > _SHOWN else ""
+    more = f"; the others are in {out / 'config.json'}" if out and len(dataset.left_out) > _SHOWN else ""
     if found:
         found.append(("left out", f"{len(dataset.left_out):,} files in all{more}"))
     return found

@@ -25,7 +25,7 @@ from ..data.dataset import Dataset, Leaks, Tile
 from ..data.decode import EXTENSIONS, FAULTS, FORMATS, decode_rgb
 from ..data.geotiff import MAX_SIDE
 from ..data.scan import SplitRule, scan
-from ..data.sources import Source, open_source
+from ..data.sources import Source, Unreadable, open_source
 from ..errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -115,19 +115,23 @@ def labelled(
 
 
 def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
-    """Every image below a folder, in order of their names. InputError for one that can't be read, or is of another size than the first;
-    resizes: it is resized to that."""
+    """Every image below a folder, in order of their names; what is no image by its name is left out. InputError for a file or folder that can't
+    be read, and for an image of another size than the first; resizes: it is resized to that."""
     tiles: list[Tile] = []
+    left_out: dict[str, str] = {}
     size, first, odd = (0, 0), "", False
     if not path.exists():
         raise InputError(f"{path} does not exist. Check data.test_input_path (paths begin where the command is run).")
     with open_source(path) as source:
         for name in source.names():
             if posixpath.splitext(name)[1].lower() not in EXTENSIONS:
+                left_out[name] = f"not an image by its name ({', '.join(sorted(EXTENSIONS))})"
                 continue
             try:
                 content = as_rgb(source.read(name))
                 height, width, _ = decode_rgb(content).shape
+            except Unreadable as error:
+                raise InputError(f"{path / name}: {error.fault}. Fix it, or remove it.") from None
             except InputError as error:
                 raise InputError(f"{path / name}: {error}. Fix it, or remove it.") from None
             if not tiles:
@@ -137,6 +141,8 @@ def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
             elif (height, width) != size:
                 raise InputError(f"{path / name} has {width}x{height} pixels, {first} {size[1]}x{size[0]}. Give tiles of one size.")
             tiles.append(Tile(name, 0, "test", hashlib.sha256(content).hexdigest(), len(content)))
+        if irregular := next(iter(source.irregular.items()), None):  # tiles perhaps, without which the accuracy would be another
+            raise InputError(f"{path / irregular[0]}: {irregular[1]}. Fix it, or remove it.")
     names = {tile.name for tile in tiles}
     if both := sorted({str(folder) for name in names for folder in PurePosixPath(name).parents} & names):
         raise InputError(f"{path} holds {both[0]!r} both as an image and as a folder. Rename one of them.")
@@ -152,7 +158,7 @@ def unlabelled(path: Path, resizes: bool = False) -> AsGiven:
         split="folders",
         seed=0,
         all_tiles=tuple(tiles),
-        left_out={},
+        left_out=left_out,
         resized=odd,
     )
 

@@ -78,7 +78,12 @@ def translate(config: RmldnnConfig) -> str:
         line("weights", "imagenet", f"checkpoints.load {json.dumps(str(config.load))}; torchvision's, or give the path of a state dict")
     else:
         line("weights", "none", "no checkpoints.load: random weights")
-    line("tune", _tune(network), f"trainable in {_name(config)}: {len(network.trainable)} of {len(network.names)} layers")
+    tune, more = _tune(network)
+    if not tune:
+        raise InputError(
+            f"{config.path} trains no layer: all of them have trainable false. Train the BatchNormalization layers, or the head."
+        )
+    line("tune", tune, f"trainable in {_name(config)}: {len(network.trainable)} of {len(network.names)} layers{more}")
     for key, (value, said) in geometry.items():
         line(key, value, said)
     _optimizer(line, left, optimizer, config.num_epochs)
@@ -92,6 +97,9 @@ def translate(config: RmldnnConfig) -> str:
         left.append(f"outfile {config.outfile}: the log is log.csv in the run folder; `sattrt plot run` draws it")
     if config.save:
         left.append(f"checkpoints.save {config.save} every {config.interval} epochs: the run folder holds the best and the last")
+    left.append(
+        "BatchNorm's statistics: sattrt rmldnn recomputes them before each evaluation; sattrt train keeps the running ones, which lag behind"
+    )
     lines += ["", "# Without a counterpart:", *(f"#   {_printable(each)}" for each in left)] if left else []
     return "\n".join(lines) + "\n" + _BETTER
 
@@ -181,10 +189,14 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def _tune(network: KerasNetwork) -> str:
+def _tune(network: KerasNetwork) -> tuple[str, str]:
+    """The setting, "" where no layer is trained, and what is to be said of it: the narrowest that trains all layers which theirs trains."""
     norms = {role for role in network.names if "bn" in role or "downsample.1" in role}
-    kernels = set(network.names) - norms - {"fc"}
-    return "all" if network.trainable & kernels else "bn" if network.trainable & norms else "head"
+    widest = {"head": {"fc"}, "bn": norms | {"fc"}, "all": set(network.names)}
+    if not network.trainable:
+        return "", ""
+    tune = next(name for name, layers in widest.items() if network.trainable <= layers)
+    return tune, f"; here {len(widest[tune])}" if len(network.trainable) < len(widest[tune]) else ""
 
 
 def _name(config: RmldnnConfig) -> str:

@@ -100,7 +100,10 @@ def to_state(
                 continue
             value = found[weight]
             shape = own[key].shape if key in own else own[f"{role}.weight"].shape[:1]
-            if value.shape != shape or not value.is_floating_point():
+            if not value.is_floating_point():
+                kind = str(value.dtype).removeprefix("torch.")
+                raise ContractError(f"{path}: {weight!r} of the layer {layer!r} is of {kind}. Give weights in floating point.")
+            if value.shape != shape:
                 raise ContractError(
                     f"{path}: {weight!r} of the layer {layer!r} has the shape {tuple(value.shape)}, not {tuple(shape)}. "
                     "Give the weights of this layer file."
@@ -146,7 +149,14 @@ def save_checkpoint(path: Path, network: KerasNetwork, backbone: nn.Module, pixe
         try:
             torch.save(kept, temporary)
         except RuntimeError as error:  # torch wraps the operating system's error
-            raise unwritable(path, OSError(28 if "No space" in str(error) else 5, str(error)), "checkpoints.save") from None
+            raise unwritable(
+                path, OSError(28, "No space left") if _is_full(error) else OSError(5, str(error)), "checkpoints.save"
+            ) from None
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether torch failed at a full disk: it says that fewer bytes were written than it gave."""
+    return "No space" in str(error) or "unexpected pos" in str(error)
 
 
 def _turned(kernel: Tensor, pixels: Pixels) -> Tensor:

@@ -159,10 +159,16 @@ NO_JSON = {
     "deep": "[" * 10**6,
     "deep and closed": '{"neural_network":' + "[" * 10**6 + "]" * 10**6 + "}",
     "empty": "",
+    "a key twice": TUTORIAL.replace('"num_epochs"', '"num_epochs": 1, "num_epochs"', 1),
     "a list": "[]",
     "a list inside": '{"neural_network": []}',
     "another program's": '{"network": {}}',
 }
+
+
+def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SattrtError, match="the key 'num_epochs' comes twice in one object"):
+        RmldnnConfig.read(write_configuration(tmp_path / "c.json", NO_JSON["a key twice"]))
 
 
 @pytest.mark.parametrize("case", NO_JSON)

@@ -54,6 +54,19 @@ def test_grey_files_are_read_as_rgb(tutorial: Path, tmp_path: Path, decoder: str
     assert len(unlabelled(tmp_path / "train" / "Field").all_tiles) == 10
 
 
+def test_a_test_drops_no_image_without_a_word(tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(tutorial / "data" / "valid", tmp_path / "valid")
+    folder = next(path for path in sorted((tmp_path / "valid").iterdir()) if path.is_dir())
+    count = len(unlabelled(tmp_path / "valid").all_tiles)
+    Image.new("RGB", (64, 64)).save(folder / "another.gif")
+    dataset = unlabelled(tmp_path / "valid")
+    assert len(dataset.all_tiles) == count
+    assert _left_out(dataset)[0][1].startswith(f"{folder.name}/another.gif: not an image by its name (")
+    (folder / "gone.jpg").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"gone\.jpg: not a regular file\. Fix it, or remove it\."):
+        unlabelled(tmp_path / "valid")
+
+
 def test_tiles_of_other_sizes_are_resized_where_the_transforms_are(tutorial: Path, tmp_path: Path) -> None:
     shutil.copytree(tutorial / "data" / "train", tmp_path / "train")
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)

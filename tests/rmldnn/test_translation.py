@@ -1,6 +1,8 @@
 """A translation is a TOML file that `sattrt train` reads back, whatever the configuration says."""
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,29 @@ def test_what_would_be_better_can_be_taken_line_by_line(tutorial: Path, tmp_path
     (tmp_path / "run.toml").write_text(settings)
     config = TrainConfig.from_toml(tmp_path / "run.toml")
     assert {key: getattr(config, key) for key in taken} == {key: getattr(TrainConfig(), key) for key in taken}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "said"),
+    [
+        (lambda kind, name: "BatchNorm" in kind or "dense" in name, 'tune = "bn"  #'),
+        (lambda kind, name: "BatchNorm" in kind, "53 of 107 layers; here 54"),
+        (lambda kind, name: name == "conv1_bn", "1 of 107 layers; here 54"),
+        (lambda kind, name: name in ("conv1_conv", "conv1_bn"), "2 of 107 layers; here 107"),
+    ],
+)
+def test_what_is_trained_beyond_theirs_is_said(tutorial: Path, tmp_path: Path, trainable: Callable[[str, str], bool], said: str) -> None:
+    layers = json.loads((tutorial / "layers.json").read_text())
+    for layer in layers["config"]["layers"]:
+        layer["config"]["trainable"] = trainable(layer["class_name"], layer["config"]["name"])
+    (tmp_path / "layers.json").write_text(json.dumps(layers))
+    text = translate(read(tmp_path / "c.json", configuration(tutorial, layers=str(tmp_path / "layers.json"))))
+    assert said.replace("  #", "") in text
+    for layer in layers["config"]["layers"]:
+        layer["config"]["trainable"] = False
+    (tmp_path / "layers.json").write_text(json.dumps(layers))
+    with pytest.raises(InputError, match="trains no layer"):
+        translate(read(tmp_path / "c.json", configuration(tutorial, layers=str(tmp_path / "layers.json"))))
 
 
 ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

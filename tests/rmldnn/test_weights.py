@@ -52,6 +52,10 @@ def test_weights_that_do_not_fit_are_one_line(tutorial: Path, layer_file: dict[s
     cases = {
         "has the shape (64, 3, 5, 5), not (64, 3, 7, 7)": {**state, "conv1_conv.weight": torch.zeros(64, 3, 5, 5)},
         "has the shape (4, 2048), not (3, 2048)": {**state, "dense.weight": torch.zeros(4, 2048)},
+        "'weight' of the layer 'conv1_conv' is of int64. Give weights in floating point.": {
+            **state,
+            "conv1_conv.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int64),
+        },
         "holds values that are not finite": {**state, "conv1_bn.bias": torch.full((64,), torch.nan)},
         "lacks 1 of the 107 layers with weights, 'conv1_conv' first": {k: v for k, v in state.items() if not k.startswith("conv1_conv")},
         "lacks 'running_var' of the layer 'conv1_bn'": {k: v for k, v in state.items() if k != "conv1_bn.running_var"},
