@@ -23,6 +23,7 @@ EUROSAT = (*(name for name in ESA if name != "B8A"), "B8A")  # the same but for 
 RGB = ("red", "green", "blue")
 COLOURS = {"B04": "red", "B03": "green", "B02": "blue"}
 COMMON = {**{colour: name for name, colour in COLOURS.items()}, "nir": "B08"}
+FROM_REFLECTANCE = "gdal_translate -ot UInt16 -scale 0 1 0 10000"  # to digital numbers
 # the digital number that EuroSAT's RGB tiles show as white: gdal_translate -scale 0 2750 1 255
 WHITE = 2750
 # neighbours in wavelength that see the same ground alike
@@ -60,9 +61,6 @@ def described(descriptions: Sequence[str | None]) -> list[str | None]:
     if [int(found[1]) for found in counted if found] == list(range(1, len(descriptions) + 1)):
         return [None] * len(descriptions)
     return [band_name(text or "") for text in descriptions]
-
-
-FROM_REFLECTANCE = "gdal_translate -ot UInt16 -scale 0 1 0 10000"
 
 
 def tagged_offset(scale: float, offset: float) -> int | None:

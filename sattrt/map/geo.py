@@ -39,14 +39,15 @@ def reading(path: Path | str) -> Iterator[Any]:
         try:
             yield rasterio
         except faults(rasterio) as error:
-            raise _unreadable(Path(path), str(error.__cause__ or error).rstrip(".")) from None
+            raise _unreadable(Path(path), error) from None
 
 
-def _unreadable(path: Path, reason: str) -> InputError:
-    if not path.name.isprintable():
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, UnicodeEncodeError):
         return InputError(f"{str(path)!a} is not readable text. Rename it.")
     if path.exists() and not os.access(path, os.R_OK):
         return InputError(f"Can't read {path}: Permission denied. Check its permissions.")
+    reason = str(error.__cause__ or error).rstrip(".")
     return InputError(
         f"Can't read {path}: {reason}. It is cut short or damaged, or no GeoTIFF, JPEG2000, PNG or JPEG; fetch it again, or convert it."
     )

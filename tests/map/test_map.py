@@ -181,6 +181,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bundle: Bundle, tmp_p
     left = sorted(work.glob("block-*.npz"))
     assert 1 <= len(left) < 3
     assert not out.exists()
+    if how == signal.SIGTERM:
+        return  # what follows is the same as after Ctrl-C
     kept = {name: name.stat().st_mtime_ns for name in left}
 
     assert f"holds {len(left)} of its blocks. Continue with --resume" in refusal("map", *arguments, "--out", out)
@@ -306,7 +308,7 @@ def test_without_rasterio_the_way_out_is_named(bundle: Bundle, scene: Path, tmp_
 
 
 def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a map that `sattrt map` wrote"):
+    with pytest.raises(InputError, match="is not a map of classes that `sattrt map` wrote"):
         MapFile.read(scene)
     with pytest.raises(InputError, match="does not exist"):
         MapFile.read(tmp_path / "none.tif")
@@ -317,7 +319,7 @@ def test_maps_are_read_as_maps_alone(scene: Path, tmp_path: Path) -> None:
     for tag in ('{"classes": [], "stride": 1, "width": 1, "height": Infinity}', "[" * 100_000):
         with rasterio.open(write_raster(tmp_path / "spoilt.tif", colourful(1, 1)[0]), "r+") as file:
             file.update_tags(SATTRT=tag)
-        with pytest.raises(InputError, match="is not a map that `sattrt map` wrote"):
+        with pytest.raises(InputError, match="is not a map of classes that `sattrt map` wrote"):
             MapFile.read(tmp_path / "spoilt.tif")
 
 
@@ -328,7 +330,7 @@ def test_a_map_has_no_more_classes_than_its_bytes_hold(tmp_path: Path) -> None:
             file.update_tags(SATTRT=json.dumps({"classes": [f"{each}" for each in range(count)], "stride": 1, "width": 64, "height": 64}))
         if count == 254:
             assert len(MapFile.read(path).classes) == count
-    with pytest.raises(InputError, match="is not a map that `sattrt map` wrote"):
+    with pytest.raises(InputError, match="is not a map of classes that `sattrt map` wrote"):
         MapFile.read(path)
 
 
