@@ -320,8 +320,7 @@ def _uncalibrated(spec: ModelSpec) -> str:
     """Why a run has no temperature, and what mends it."""
     if "tiles_after" in spec.training:
         return "has transforms before the network, through which no temperature is fitted"
-    rmldnn = str(spec.training.get("recipe", "")).startswith("rmldnn")
-    return "was stopped before its end: " + ("train it again" if rmldnn else "`sattrt train --resume` continues it")
+    return "was stopped before its end: train it to its end (sattrt train: --resume)"
 
 
 def _seal(folder: Path, spec: ModelSpec, engines: list[EngineRecord], source: dict[str, str], config: ExportConfig) -> None:

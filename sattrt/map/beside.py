@@ -45,11 +45,10 @@ def left_by_older(out: Path) -> list[Path]:
 
     A file of the same name that no run wrote is none of them.
     """
-    if not _is_map(out):
-        return []
-    overviews = [path for path in [out.with_name(f"{out.name}.ovr")] if path.is_file()]
-    others = (out.with_suffix(".html"), probabilities_path(out)) if TAG in _described(out)[0] else ()
-    return overviews + [path for path in others if path.exists() and _is_ours(path, out)]
+    tags = _described(out)[0]
+    left = [path for path in (out.with_suffix(".html"), probabilities_path(out)) if TAG in tags and _is_ours(path, out)]
+    overviews = out.with_name(f"{out.name}.ovr")
+    return [*left, overviews] if {TAG, CHANGE_TAG} & tags.keys() and overviews.is_file() else left
 
 
 def remove(paths: Iterable[Path]) -> None:

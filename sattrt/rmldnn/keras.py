@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ContractError
+from ..errors import ContractError, InputError
 from ..model import KERAS_EPSILON
 from ..spec import KERAS_RESNET50, RESNET50
 from .layers import Graph, Layer, read_layers
@@ -68,6 +68,11 @@ class _Slot:
     def __str__(self) -> str:
         kind, settings = next(iter(self.wants.items()))
         return kind + (f" ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else "")
+
+
+def trains_nothing(path: object) -> InputError:
+    """Of a configuration whose layer file freezes every layer."""
+    return InputError(f"{path} trains no layer: all of them have trainable false. Train the BatchNormalization layers, or the head.")
 
 
 def read_network(layers: Path | dict[str, Any] | list[Any], config: str) -> tuple[Graph, KerasNetwork]:

@@ -13,10 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..errors import ContractError, InputError
+from ..errors import ContractError
 from ..model import TileClassifier
 from .config import RmldnnConfig
-from .keras import KerasNetwork, read_network
+from .keras import KerasNetwork, read_network, trains_nothing
 from .pixels import GREY, Pixels
 from .weights import read_weights, to_state
 
@@ -163,4 +163,4 @@ def _set_trainable(backbone: nn.Module, keras: KerasNetwork, loaded: dict[str, T
 def require_trainable(network: Network, path: object) -> None:
     """InputError where nothing is trained."""
     if not any(parameter.requires_grad for parameter in network.model.parameters()):
-        raise InputError(f"{path} trains no layer: all of them have trainable false. Train the BatchNormalization layers, or the head.")
+        raise trains_nothing(path)

@@ -16,7 +16,7 @@ from ..data.layout import SPLIT_FOLDERS
 from ..errors import InputError
 from ..spec import read_bytes, write_bytes
 from .config import OptimizerConfig, RmldnnConfig
-from .keras import KerasNetwork, read_network
+from .keras import KerasNetwork, read_network, trains_nothing
 
 Line = Callable[[str, object, str], None]  # setting, value, what is said of it
 
@@ -78,11 +78,9 @@ def translate(config: RmldnnConfig) -> str:
         line("weights", "imagenet", f"checkpoints.load {json.dumps(str(config.load))}; torchvision's, or give the path of a state dict")
     else:
         line("weights", "none", "no checkpoints.load: random weights")
+    if not network.trainable:
+        raise trains_nothing(config.path)
     tune, more = _tune(network)
-    if not tune:
-        raise InputError(
-            f"{config.path} trains no layer: all of them have trainable false. Train the BatchNormalization layers, or the head."
-        )
     line("tune", tune, f"trainable in {_name(config)}: {len(network.trainable)} of {len(network.names)} layers{more}")
     for key, (value, said) in geometry.items():
         line(key, value, said)
@@ -190,11 +188,9 @@ def _printable(text: str) -> str:
 
 
 def _tune(network: KerasNetwork) -> tuple[str, str]:
-    """The setting, "" where no layer is trained, and what is to be said of it: the narrowest that trains all layers which theirs trains."""
+    """The narrowest setting that trains all layers which theirs trains, and how many it trains where those are more."""
     norms = {role for role in network.names if "bn" in role or "downsample.1" in role}
     widest = {"head": {"fc"}, "bn": norms | {"fc"}, "all": set(network.names)}
-    if not network.trainable:
-        return "", ""
     tune = next(name for name, layers in widest.items() if network.trainable <= layers)
     return tune, f"; here {len(widest[tune])}" if len(network.trainable) < len(widest[tune]) else ""
 

@@ -265,12 +265,7 @@ def test_a_run_without_a_temperature_says_so(run: Path, premade: None, tmp_path:
     shutil.copytree(run, tmp_path / "run")
     spec = ModelSpec.read(run / "spec.json")
     training = {key: value for key, value in spec.training.items() if key != "calibration"}
-    reasons: dict[str, dict[str, str]] = {
-        "was stopped before its end: `sattrt train --resume` continues it": {},
-        "was stopped before its end: train it again": {"recipe": "rmldnn, config_train.json"},
-        "has transforms before the network": {"tiles_after": "center_crop"},
-    }
-    for said, also in reasons.items():
+    for said, also in (("was stopped before its end", {}), ("transforms before the network", {"tiles_after": "center_crop"})):
         replace(spec, training=training | also).write(tmp_path / "run" / "spec.json")
         assert said in export(tmp_path / "run", tmp_path / "b", ExportConfig(precision="fp32")).skipped["temperature"]
     assert "temperature" not in export(run, tmp_path / "c", ExportConfig(precision="fp32")).skipped
