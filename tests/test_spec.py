@@ -9,7 +9,7 @@ import pytest
 
 from sattrt import spec
 from sattrt.errors import ContractError, InputError
-from sattrt.spec import ModelSpec, atomic_folder, atomic_path, write_bytes
+from sattrt.spec import ModelSpec, atomic_folder, atomic_path, parse_json, write_bytes
 
 SPEC = ModelSpec(classes=("a", "b"), height=64, width=64, mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3), dataset_digest="d")
 
@@ -65,6 +65,13 @@ def test_no_json_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "spec.json").write_text(content)
     with pytest.raises(ContractError, match="not readable JSON"):
         ModelSpec.read(tmp_path / "spec.json")
+
+
+@pytest.mark.parametrize("comment", ["// {}", "/* {} */", "# {}"])
+@pytest.mark.parametrize("where", ['{C\n"a": 1}', '{"a": 1, C\n"b": 2}', '{"a": 1 C\n}', 'C\n{"a": 1}'])
+def test_a_comment_is_called_one(comment: str, where: str) -> None:
+    with pytest.raises(ContractError, match="JSON has no comments"):
+        parse_json(where.replace("C", comment).encode(), Path("a.json"))
 
 
 def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class RmldnnConfig:
         if not isinstance(layers, str | dict | list) or not layers or (isinstance(layers, str) and "\0" in layers):
             raise network.fault("layers", "the path of a Keras model's JSON")
         outfile = _path(network, "outfile")
-        if outfile and not outfile.name:
+        if outfile and outfile.name in ("", ".."):
             raise network.fault("outfile", "the name of a file")
         checkpoints = Section(network.raw("checkpoints", {}), f"{path}: checkpoints", ("save", "interval", "load"))
         loss = _loss(network.raw("loss", {"function": "NLL"}), f"{path}: loss")  # first: it says best what another task is

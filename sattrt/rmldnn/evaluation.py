@@ -101,6 +101,10 @@ def check_classes(network: Network, dataset: Dataset, config: RmldnnConfig) -> N
         )
     if config.loss.weight and len(config.loss.weight) != classes:
         raise InputError(f"{config.path}: loss: weight has {len(config.loss.weight)} numbers for {classes} classes. Give one for each.")
+    if config.loss.ignore_index is not None and config.loss.ignore_index >= classes:
+        raise InputError(
+            f"{config.path}: loss: ignore_index is {config.loss.ignore_index}; the classes are 0 to {classes - 1}. Give one of them, or leave it out."
+        )
     if network.keras.activation != "log_softmax":
         raise ContractError(
             f"NLL takes log-probabilities; the head {network.keras.names['fc']!r} gives {network.keras.activation}. Give it the activation log_softmax."

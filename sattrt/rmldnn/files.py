@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, InputError
+from ..lock import lock
 from ..spec import atomic_path, unwritable
 from .config import RmldnnConfig
 
@@ -26,14 +28,21 @@ class OutFiles:
 
     def __init__(self, outfile: Path | None) -> None:
         self._paths: dict[str, Path] = {}
+        self._locked: list[FileIO] = []
         if outfile:
             self._paths = {kind: outfile.with_name(f"{outfile.stem}_{kind}{outfile.suffix}") for kind in ("train", "test")}
 
     def begin(self) -> None:
-        """Empty both logs, for a training. InputError where they can't be written."""
+        """Empty both logs, for a training, and hold them until it is over. InputError where they can't be written, or another training writes them."""
         for path in self._paths.values():
-            with atomic_path(path, "outfile") as temporary:
-                temporary.touch()
+            try:
+                file = lock(path)
+                if not file:
+                    raise InputError(f"outfile: another run writes {path} now. Give another outfile, or wait for its end.")
+                self._locked.append(file)
+                file.truncate(0)
+            except OSError as error:
+                raise unwritable(path, error, "outfile") from None
 
     def go_on(self) -> None:
         """Begin the test log where there is none, for a test: the course of a training in it is kept. InputError where it can't be written."""

@@ -124,6 +124,8 @@ class Training:
         ignored = f", without class {loss.ignore_index}" if loss.ignore_index is not None else ""
         copies = on_both_sides(self.dataset)
         seen = f"; {copies:,} of them are train tiles too, which flatters the accuracy" if copies else ""
+        late = self.config.save and self.config.interval > self.config.num_epochs
+        never = f"no checkpoint is written: the interval is {self.config.interval} epochs, num_epochs is {self.config.num_epochs}"
         return [
             ("optimizer", f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {options}"),
             ("schedule", schedule),
@@ -133,6 +135,7 @@ class Training:
                 "valid tiles",
                 f"{len(self.valid_tiles):,}, {self.valid.steps:,} batches of up to {max(1, data.test_batch_size // world)} a process{seen}",
             ),
+            *([("note", never)] if late else []),
         ]
 
     def run(self) -> TrainingResult:

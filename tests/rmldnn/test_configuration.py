@@ -140,6 +140,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no class that counts": ({"loss": {"weight": [0, 0.0]}}, "weight is [0, 0.0]; give at least one number above 0"),
     "no network": ({"layers": 5}, "layers is 5"),
     "logs without a name": ({"outfile": "."}, "outfile is '.'; give the name of a file"),
+    "logs in no file": ({"outfile": "a/.."}, "outfile is 'a/..'; give the name of a file"),
 }
 
 

@@ -259,6 +259,7 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(tutorial:
         ({"layers": "nowhere.json"}, "nowhere.json"),
         ({"checkpoints": {"load": "nowhere.h5"}}, "nowhere.h5 does not exist"),
         ({"loss": {"weight": [1, 2]}}, "weight has 2 numbers for 3 classes"),
+        ({"loss": {"ignore_index": 3}}, "ignore_index is 3; the classes are 0 to 2"),
         ({"layers": frozen}, "trains no layer"),
         ({"layers": open_size, "data": {"batch_size": 1, "transforms": [{"resize": [32, 32]}]}}, "A batch of one sample of 32x32 pixels"),
     ]
@@ -323,6 +324,26 @@ def test_a_test_keeps_the_course_of_the_training(tutorial: Path, tmp_path: Path)
     assert log.read_text() == course + "1 0.250000 0.750000\n"
     prepare_files(read(tmp_path / "c.json", configuration(tutorial, outfile=changes["outfile"], checkpoints={"save": ""})))
     assert log.read_text() == ""
+
+
+def test_two_trainings_do_not_write_one_log(tutorial: Path, tmp_path: Path) -> None:
+    config = read(tmp_path / "c.json", configuration(tutorial, outfile=str(tmp_path / "log.txt"), checkpoints={"save": ""}))
+    files = prepare_files(config)
+    files.train([(1.0, 1, 1, 2.3, 4.5)])
+    with pytest.raises(InputError, match=r"outfile: another run writes .*/log_train.txt now"):
+        prepare_files(config)
+    assert (tmp_path / "log_train.txt").read_text() == "1.000 1 1 2.300000 4.500000\n"
+    del files  # as the end of its process does
+    prepare_files(config)
+    assert (tmp_path / "log_train.txt").read_text() == ""
+
+
+def test_checkpoints_that_never_come_are_announced(tutorial: Path, tmp_path: Path) -> None:
+    reported: list[tuple[str, str]] = []
+    changes = {"num_epochs": 1, "outfile": "", "checkpoints": {"save": str(tmp_path / "save"), "interval": 5}}
+    run_config(read(tmp_path / "c.json", configuration(tutorial, **changes)), tmp_path / "run", None, reported.extend)
+    assert ("note", "no checkpoint is written: the interval is 5 epochs, num_epochs is 1") in reported
+    assert not list((tmp_path / "save").iterdir())
 
 
 class Spoiler(Observer):
