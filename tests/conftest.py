@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sattrt.bench import measure
 from sattrt.bench.config import SCENARIOS, BenchConfig
 from sattrt.bench.report import Report
 from sattrt.bench.run import bench
@@ -32,7 +34,7 @@ from sattrt.deploy.graphs import Graphs
 from sattrt.machine import gpu
 from sattrt.rmldnn.config import RmldnnConfig
 from sattrt.rmldnn.network import Network, build
-from sattrt.runtime import MANIFEST, Bundle, EngineRecord, manifest_digest
+from sattrt.runtime import MANIFEST, Bundle, EngineRecord, manifest_digest, read_bundle
 from sattrt.training.config import TrainConfig
 from sattrt.training.loop import train
 
@@ -48,22 +50,12 @@ SMALL = TrainConfig(
 )
 WEIGHTS = SHARED / "resnet50_imagenet.safetensors"
 
-# what takes longest begins first, so that two processes end at about the same time
-LONG = ("tests/test_eurosat.py", "tests/training/")
-
-
-def group_of(item: pytest.Item) -> str:
-    """Which tests share a process: those of a file, and all that need the bundle or its run, which take minutes to make."""
-    shared = {"run", "bundle"} & set(getattr(item, "fixturenames", ()))
-    return "bundle" if shared else item.nodeid.partition("::")[0]
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+# what takes longest, first, so that two processes end at about the same time
+LONG = ("tests/test_eurosat.py", "tests/training/", "tests/test_gpu_benchmarks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (group_of(item) != "bundle", not group_of(item).startswith(LONG)))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,9 +139,27 @@ def tiles(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all processes of a session use and none changes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder as the first process that wants it makes it; the others wait."""
+    done = folder.with_suffix(".done")
+    with open(folder.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(together: Path) -> Dataset:
     """120 tiles in three classes, split 60:20:20."""
-    return scan(write_tiles(tmp_path_factory.mktemp("data") / "tiles"), SplitRule((60, 20, 20)), workers=1)
+    return scan(once(together / "tiles", write_tiles), SplitRule((60, 20, 20)), workers=1)
 
 
 @pytest.fixture(scope="session")
@@ -159,17 +169,16 @@ def dataset_folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(dataset: Dataset, together: Path) -> Path:
     """One epoch of ResNet-50 from random weights."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    train(dataset, folder, dataclasses.replace(SMALL, epochs=1, batch_size=8, precision="auto"))
-    return folder
+    config = dataclasses.replace(SMALL, epochs=1, batch_size=8, precision="auto")
+    return once(together / "run", lambda folder: train(dataset, folder, config))
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(run: Path, together: Path) -> Bundle:
     """Its bundle, with every engine that can be built here, however bad: a network of nine steps is nothing that int8 can be judged by."""
-    return export(run, tmp_path_factory.mktemp("engines") / "small", ExportConfig(precision="all", gate=100)).bundle
+    return read_bundle(once(together / "small", lambda folder: export(run, folder, ExportConfig(precision="all", gate=100))))
 
 
 def records(bundle: Bundle) -> dict[str, EngineRecord]:
@@ -185,13 +194,23 @@ def plans_here(bundle: Bundle) -> list[EngineRecord]:
     ]
 
 
+@contextlib.contextmanager
+def brief() -> Iterator[None]:
+    """A bench whose windows and turns are as short as a tenth: what is tested is not how fast anything is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_WINDOW_SECONDS", "_TURN_SECONDS"):
+            patch.setattr(measure, name, getattr(measure, name) / 10)
+        yield
+
+
 @pytest.fixture(scope="session")
 def report(bundle: Bundle, dataset: Dataset) -> Report:
     """A bench in every scenario, by every clock, beside two foreign programs, one of which fails."""
     config = dataclasses.replace(QUICK, scenarios=",".join(SCENARIOS), streams="1,2", latency_bound=500.0)
     theirs = "import sys, time, numpy as np; n = len(np.load(sys.argv[1])); time.sleep(0.03 * n); print(*[1] * n, sep=chr(10))"
     few = dataclasses.replace(bundle, engines=tuple(record for record in bundle.engines if record.name in BENCHED))
-    return bench([few], dataset, config, (f'"{sys.executable}" -c "{theirs}"', "false"))
+    with brief():
+        return bench([few], dataset, config, (f'"{sys.executable}" -c "{theirs}"', "false"))
 
 
 @pytest.fixture

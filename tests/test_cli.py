@@ -163,7 +163,7 @@ def test_bench_writes_its_report_and_a_regression_is_exit_code_2(
     for row in before["engines"]:
         row["offline"]["1"]["seconds"] = [seconds / 100 for seconds in row["offline"]["1"]["seconds"]] * 1000  # for some turns
     (tmp_path / "old.json").write_text(json.dumps(before))
-    (tmp_path / "bench.toml").write_text('scenarios = "offline"\nbatches = "1"\nstreams = "1"\nclock_batch = 1\nseconds = 0.5\n')
+    (tmp_path / "bench.toml").write_text('scenarios = "offline"\nbatches = "1"\nstreams = "1"\nclock_batch = 1\nseconds = 0.1\n')
     words = ("bench", copy, "--data", dataset_folder, "--config", tmp_path / "bench.toml", "--out", tmp_path / "r")
     # five turns and more: what two or three tell of their scatter is so little that on a busy machine nothing would stand out of it
     done = sattrt(*words, "--set", "seconds=2", "--baseline", tmp_path / "old.json", "--max-regression", "50")

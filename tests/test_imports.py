@@ -103,7 +103,7 @@ def test_who_may_import_whom(path: Path) -> None:
             "bench",
         },
         "map": {*BASE, "html", "cores", "raster", "settings", "machine", "lock", "shift", "runtime", "map"},
-        "rmldnn": {"errors", "spec", "checkpoint", "machine", "accuracy", "data", "model", "training", "rmldnn"},
+        "rmldnn": {"errors", "spec", "checkpoint", "lock", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "predict": {*BASE, "cores", "data", "runtime", "shift"},
         "doctor": {"cores", "machine"},
         "screen": {"accuracy", "errors", "training"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import MULTISPECTRAL, QUICK, SMALL, WEIGHTS, sattrt, write_geotiff
+from conftest import MULTISPECTRAL, QUICK, SMALL, WEIGHTS, brief, sattrt, write_geotiff
 
 from sattrt.bands import EUROSAT
 from sattrt.bench.run import bench
@@ -82,7 +82,8 @@ def test_engines_take_uint16_and_agree_with_the_network(spectral: Dataset, train
 
 
 def test_the_bench_scores_it_from_the_files(spectral: Dataset, engines: Bundle) -> None:
-    document = bench([engines], spectral, replace(QUICK, scenarios="offline", batches="4")).document
+    with brief():
+        document = bench([engines], spectral, replace(QUICK, scenarios="offline", batches="4")).document
     rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     assert rows["onnxruntime-fp32"]["wrong"] == rows["torch-eager-fp32"]["wrong"]
     assert document["dataset"]["decoder"] == "rasterio on the CPU"

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from conftest import BENCHED, QUICK
+from conftest import BENCHED, QUICK, brief
 
 from sattrt.accuracy import evaluate, selective_curve, wilson
 from sattrt.bench import charts
@@ -29,6 +30,12 @@ from sattrt.cores import cores
 from sattrt.data.dataset import Dataset, Tile
 from sattrt.errors import BackendError, ContractError, InputError
 from sattrt.runtime import Bundle, Engine, open_bundle
+
+
+@pytest.fixture(autouse=True)
+def in_short() -> Iterator[None]:
+    with brief():
+        yield
 
 
 def engines(report: Report) -> dict[str, dict[str, Any]]:
@@ -334,9 +341,7 @@ def test_without_torch_an_fp32_engine_that_was_not_asked_for_is_the_reference(bu
 
 def test_several_bundles_and_threads_are_measured_side_by_side(bundle: Bundle, dataset: Dataset, copy: Path) -> None:
     few = only(bundle, "onnxruntime-fp32")
-    report = bench(
-        [few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,0,2", scenarios="offline", batches="1", clock_batch=1)
-    )
+    report = bench([few, replace(few, path=copy)], dataset, replace(QUICK, threads="1,0,2", scenarios="offline", batches="1"))
     assert [each["name"] for each in report.document["bundles"]] == [bundle.path.name, "copy"]
     assert set(engines(report)) == {
         f"{folder}/{engine} ({threads})"

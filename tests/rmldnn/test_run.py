@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, QUICK, by_name, configuration, keras_by_torch, write_configuration
+from conftest import CLASSES, QUICK, brief, by_name, configuration, keras_by_torch, write_configuration
 
 from sattrt.__main__ import main
 from sattrt.bench.run import bench
@@ -114,7 +114,8 @@ def test_predictions_count_to_what_bench_says(tutorial: Path, trained: tuple[Pat
     bundle = export(run, tmp_path / "engine", ExportConfig(precision="fp32", gate=100)).bundle
     one = replace(bundle, engines=tuple(engine for engine in bundle.engines if engine.name == "onnxruntime-fp32"))
     quick = replace(QUICK, batches="1", scenarios="offline", clock_batch=1)
-    document = bench([one], scan(tutorial / "data", SplitRule(), workers=1), quick).document
+    with brief():
+        document = bench([one], scan(tutorial / "data", SplitRule(), workers=1), quick).document
     rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     for engine in ("torch-eager-fp32", "onnxruntime-fp32"):
         assert rows[engine]["accuracy"] == right / total

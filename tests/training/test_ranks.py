@@ -102,12 +102,12 @@ def test_a_rank_that_dies_ends_the_run_and_is_named(dataset_folder: Path, tmp_pa
 
 
 def test_a_restart_goes_on_from_the_last_checkpoint(dataset_folder: Path, tmp_path: Path) -> None:
-    command = launch(dataset_folder, tmp_path, 12, "--max-restarts", "1")
+    command = launch(dataset_folder, tmp_path, 6, "--max-restarts", "1")
     with open(tmp_path / "said", "w+") as said, running(command, stderr=said, env=ON_CPU) as process:
         kill_rank(1, tmp_path / "run")
         assert process.wait(timeout=300) == 0, (tmp_path / "said").read_text()
     assert ", from step " in (tmp_path / "said").read_text()
-    steps = 12 * (len(Dataset.read(dataset_folder).tiles("train")) // 16)
+    steps = 6 * (len(Dataset.read(dataset_folder).tiles("train")) // 16)
     assert [row["step"] for row in read_log(tmp_path / "run" / "log.csv")] == list(range(1, steps + 1))
 
 
