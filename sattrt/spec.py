@@ -180,11 +180,10 @@ def parse_json(content: bytes, path: Path) -> Any:
     """Parse the content of a JSON file; ContractError where it is no JSON."""
     try:
         return json.loads(content, object_pairs_hook=_each_once)
-    except json.JSONDecodeError as error:
-        comment = "; JSON has no comments" if error.doc.startswith(("//", "/*", "#"), error.pos) else ""
-        raise ContractError(f"{path} is not readable JSON ({error}{comment}). Correct it, make it again, or restore it.") from None
     except (ValueError, RecursionError) as error:
-        raise ContractError(f"{path} is not readable JSON ({error}). Make it again, or restore it.") from None
+        commented = isinstance(error, json.JSONDecodeError) and error.doc.startswith(("//", "/*", "#"), error.pos)
+        reason = f"{error}; JSON has no comments" if commented else str(error)
+        raise ContractError(f"{path} is not readable JSON ({reason}). Correct it, make it again, or restore it.") from None
 
 
 def read_bytes(path: Path) -> bytes:
