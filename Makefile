@@ -29,17 +29,19 @@ test: .venv/installed-for-tests
 
 # onnxruntime-gpu where there is an NVIDIA driver, onnxruntime elsewhere: never both
 EXTRA = $(if $(GPU),gpu,cpu)
+# without compiling all of torch: Python compiles what is imported, once
+QUIETLY = --quiet --no-compile
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "sattrt needs Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip
-	.venv/bin/pip install --quiet --editable '.[train,$(EXTRA),openvino,tensorrt-rtx]'
-	$(if $(GPU),.venv/bin/pip install --quiet --editable '.[tensorrt]' 2>/dev/null || echo "without TensorRT; to see why: .venv/bin/pip install tensorrt")
+	.venv/bin/pip install $(QUIETLY) --editable '.[train,$(EXTRA),openvino,tensorrt-rtx]'
+	$(if $(GPU),.venv/bin/pip install $(QUIETLY) --editable '.[tensorrt]' 2>/dev/null || echo "without TensorRT; to see why: .venv/bin/pip install tensorrt")
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	.venv/bin/pip install --quiet --editable '.[dev]'
+	.venv/bin/pip install $(QUIETLY) --editable '.[dev]'
 	touch $@
 
 clean:

@@ -237,7 +237,7 @@ def bench_it(folder: Path, options: argparse.Namespace, end: float, keep: Any) -
     # torch eager is measured each time: two for the first, which stays where all of them take too long
     config = bench_config(0 if options.share else (end - time.perf_counter()) / (2 + len(exported.engines) + 1))
     if options.share:
-        config = replace(config, batches="1,16", scenarios="single-stream,offline", clock_batch=16)
+        config = replace(config, batches="1,4", scenarios="single-stream,offline", clock_batch=4)
     for engines in ((fastest(exported),), exported.engines):
         measured = bench([replace(exported, engines=engines)], dataset, config, (), say).document
         keep(bench=slim(measured))

@@ -9,6 +9,7 @@ ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (torc
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ class TileClassifier(nn.Module):
     mean, std: per band, of values scaled to 0..1 by the largest of their dtype, "uint8" or "uint16".
     size: side in pixels that tiles are resized to, bilinear; 0 leaves them as they are.
     architecture: "resnet50" is torchvision's; "keras-resnet50" has the stride of a stage in its first 1x1 convolution, and Keras' epsilon.
+    empty: the weights are without values and memory (torch's meta device), for a state dict to be assigned: to draw them takes longer than to load them.
     views, an attribute: 1, or anything else, and in evaluation the logits are the mean over the symmetries of the resized tile: eight, or
     four where it is not square.
     """
@@ -65,15 +67,17 @@ class TileClassifier(nn.Module):
         size: int = 0,
         architecture: str = RESNET50,
         dtype: str = "uint8",
+        empty: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.views = size, 1
         self.register_buffer("mean", torch.tensor(mean).mul(DTYPES[dtype]).view(-1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(std).mul(DTYPES[dtype]).reciprocal().view(-1, 1, 1), persistent=False)
-        self.backbone = resnet50(num_classes=classes)
-        if len(mean) != 3:
-            self.backbone.conv1 = nn.Conv2d(len(mean), 64, kernel_size=7, stride=2, padding=3, bias=False)
-            nn.init.kaiming_normal_(self.backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision
+        with torch.device("meta") if empty else contextlib.nullcontext():
+            self.backbone = resnet50(num_classes=classes)
+            if len(mean) != 3:
+                self.backbone.conv1 = nn.Conv2d(len(mean), 64, kernel_size=7, stride=2, padding=3, bias=False)
+                nn.init.kaiming_normal_(self.backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision
         if architecture == KERAS_RESNET50:
             _as_in_keras(self.backbone)
 

@@ -59,9 +59,10 @@ def load_trained(run: Path) -> tuple[TileClassifier, ModelSpec]:
         raise ContractError(
             f"{run}: best.safetensors and spec.json belong to different class lists or datasets. Train again, or restore them."
         )
-    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture, dtype=spec.dtype)
-    check_state(model.state_dict(), tensors, run / "best.safetensors", "Train again, or restore it.")
-    model.load_state_dict(tensors)
+    model = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, spec.architecture, spec.dtype, empty=True)
+    own = model.state_dict()
+    check_state(own, tensors, run / "best.safetensors", "Train again, or restore it.")
+    model.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, assign=True)
     return model.eval(), spec
 
 

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sattrt.bench import measure
+from sattrt.bench import ceiling, measure, passes
+from sattrt.bench import tiles as bench_tiles
 from sattrt.bench.config import SCENARIOS, BenchConfig
 from sattrt.bench.report import Report
 from sattrt.bench.run import bench
@@ -196,11 +197,14 @@ def plans_here(bundle: Bundle) -> list[EngineRecord]:
 
 
 @contextlib.contextmanager
-def brief() -> Iterator[None]:
-    """A bench whose windows and turns are as short as a tenth: what is tested is not how fast anything is."""
+def brief(calls: int = 2, tiles: int = 1024) -> Iterator[None]:
+    """A bench whose windows and turns are as short as a tenth, with few calls of each clock, over so many tiles at most: what is tested is not
+    how fast anything is."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_WINDOW_SECONDS", "_TURN_SECONDS"):
-            patch.setattr(measure, name, getattr(measure, name) / 10)
+        for module, name in ((measure, "_WINDOW_SECONDS"), (measure, "_TURN_SECONDS"), (ceiling, "_SECONDS")):
+            patch.setattr(module, name, getattr(module, name) / 10)
+        for module, name, value in ((passes, "_CALLS", calls), (passes, "_PASSES", calls), (bench_tiles, "_PASS", tiles)):
+            patch.setattr(module, name, value)
         yield
 
 
@@ -212,7 +216,7 @@ def report(bundle: Bundle, dataset: Dataset, together: Path) -> Report:
     few = dataclasses.replace(bundle, engines=tuple(record for record in bundle.engines if record.name in BENCHED))
 
     def make(folder: Path) -> None:
-        with brief():
+        with brief(calls=5):
             made = bench([few], dataset, config, (f'"{sys.executable}" -c "{theirs}"', "false"))
         folder.mkdir()
         (folder / "report").write_bytes(pickle.dumps(made))

@@ -56,7 +56,7 @@ def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path, monkeypatch: pytest.M
     touchy = ExportConfig(precision="int8", gate=2, calibration_tiles=100)  # as a network after 40 steps is
     exported = export(tmp_path / "run", tmp_path / "eurosat", touchy)
     assert exported.failed == {}
-    with brief():
+    with brief(tiles=32):
         document = bench([exported.bundle], dataset, replace(QUICK, scenarios="offline", batches="8")).document
     rows = {row["engine"]: row["accuracy"] for row in document["engines"]}
     torch, onnx = rows["torch-eager-fp32"], rows["onnxruntime-fp32"]

@@ -82,7 +82,7 @@ def test_engines_take_uint16_and_agree_with_the_network(spectral: Dataset, train
 
 
 def test_the_bench_scores_it_from_the_files(spectral: Dataset, engines: Bundle) -> None:
-    with brief():
+    with brief(tiles=32):
         document = bench(
             [engines], spectral, replace(QUICK, scenarios="offline", batches="4", engines="onnxruntime-fp32,torch-eager-fp32")
         ).document

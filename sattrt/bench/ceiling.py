@@ -186,6 +186,6 @@ def work_per_tile(spec: ModelSpec) -> Work | None:
     except ImportError:
         return None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, architecture=spec.architecture)
-        network.eval()(torch.zeros(1, spec.height, spec.width, len(spec.bands)))
+        network = TileClassifier(len(spec.classes), spec.mean, spec.std, spec.resize, spec.architecture, empty=True).to("meta")
+        network.eval()(torch.zeros(1, spec.height, spec.width, len(spec.bands), device="meta"))
     return Work(float(counter.get_total_flops()) * spec.views, sum(weight.numel() for weight in network.parameters()))

@@ -158,7 +158,7 @@ def test_a_server_searches_by_what_was_answered_in_time(bundle: Bundle) -> None:
     """What holds depends on how busy this machine is; the search has to follow from what did."""
     tiles = np.load(bundle.path / "golden.npz")["tiles"]
     with open_bundle(bundle.path, "onnxruntime-fp32", threads=1) as engine:
-        alone = measure({"e": queries(engine.infer, tiles, 64, 0)}, Budget(0.3))["e"].images_per_second
+        alone = measure({"e": queries(engine.infer, tiles, 16, 0)}, Budget(0.3))["e"].images_per_second
         found = server(engine, tiles, bound=0.5, highest=alone, seconds=0.5, seed=0)
         count = next((i for i in range(1, len(found.trials)) if _closed(found.trials[:i], 2.0)), 9)
         low, high, rate = 2.0, np.inf, alone

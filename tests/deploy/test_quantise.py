@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from sattrt.deploy import quantise as quantiser
 from sattrt.deploy.quantise import METHODS, Calibration, quantise
 from sattrt.runtime import Bundle
 
@@ -53,3 +54,20 @@ def test_weights_of_seven_bits_leave_room_for_sums_in_sixteen(bundle: Bundle, tm
         assert len(weights) == 53
         largest[seven_bits] = max(int(np.abs(each.astype(int)).max()) for each in weights)
     assert largest == {True: 64, False: 127}
+
+
+@pytest.mark.parametrize(("kind", "seven_bits"), [("int8", False), ("int8-cpu", False), ("int8-cpu", True)])
+def test_scales_of_weights_are_those_that_the_quantiser_finds(
+    bundle: Bundle, tmp_path: Path, kind: str, seven_bits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(bundle.path / "model.fp32.onnx")
+    [first] = [each for each in model.graph.initializer if each.name == "backbone.conv1.weight"]
+    weights = numpy_helper.to_array(first).copy()
+    weights[3] = 0
+    first.CopyFrom(numpy_helper.from_array(weights, first.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    ranges = Calibration(tmp_path / "model.onnx", np.load(bundle.path / "golden.npz")["tiles"]).ranges("max")
+    quantise(tmp_path / "model.onnx", tmp_path / "ours.onnx", kind, ranges, seven_bits)
+    monkeypatch.setattr(quantiser, "_weight_scales", lambda source, levels: {})
+    quantise(tmp_path / "model.onnx", tmp_path / "its.onnx", kind, ranges, seven_bits)
+    assert (tmp_path / "ours.onnx").read_bytes() == (tmp_path / "its.onnx").read_bytes()
