@@ -61,15 +61,15 @@ def session(path: Path, variant: str) -> Callable[[Any], Any]:
     return lambda tiles: opened.run(["logits", "probabilities"], {"input": tiles})
 
 
-def opened_afresh(path: Path, variant: str, tile: tuple[int, ...]) -> dict[str, float]:
+def opened_afresh(path: Path, variant: str, tile: tuple[int, ...], dtype: str) -> dict[str, float]:
     """Seconds to a first answer, and megabytes resident after it and after a batch of 64, beyond the import of onnxruntime."""
     import onnxruntime  # noqa: F401 - its import is not what is measured
 
     before, begin = resident(), time.perf_counter()
     infer = session(path, variant)
-    infer(np.zeros((1, *tile), np.uint8))
+    infer(np.zeros((1, *tile), dtype))
     seconds, first = time.perf_counter() - begin, resident()
-    infer(np.zeros((64, *tile), np.uint8))
+    infer(np.zeros((64, *tile), dtype))
     return {"seconds": seconds, "first_mb": first - before, "batch_mb": resident() - before}
 
 
@@ -107,7 +107,7 @@ def main() -> None:
             for _ in range(FRESH_PROCESSES):
                 for variant, path in paths.items():
                     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        afresh[variant].append(pool.submit(opened_afresh, path, variant, tiles.shape[1:]).result())
+                        afresh[variant].append(pool.submit(opened_afresh, path, variant, tiles.shape[1:], str(tiles.dtype)).result())
             results[graph] = {
                 variant: {
                     "latency_ms": one[variant].milliseconds(50),

@@ -89,14 +89,18 @@ def wilson(correct: float, total: int, z: float = 1.959964) -> tuple[float, floa
     share = correct / total
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, (middle - half) / (1 + z * z / total)), min(1.0, (middle + half) / (1 + z * z / total))
+    # the share itself is within it, whatever the last digit is rounded to
+    return max(0.0, min(share, (middle - half) / (1 + z * z / total))), min(1.0, max(share, (middle + half) / (1 + z * z / total)))
 
 
 def mcnemar(lost: int, gained: int) -> float:
     """Two-sided p of McNemar's exact test: of `lost + gained` tiles that two classifiers judge differently, so uneven a division
     or a more uneven one, if both were as good (McNemar, Psychometrika 1947)."""
     total = lost + gained
-    tail = sum(math.comb(total, k) for k in range(min(lost, gained) + 1))
+    tail = term = 1
+    for k in range(min(lost, gained)):
+        term = term * (total - k) // (k + 1)  # total over k + 1
+        tail += term
     return min(1.0, float(2 * tail / 2**total))
 
 

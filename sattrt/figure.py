@@ -5,8 +5,9 @@ contact_sheet(images, captions, right, Path("worst.png"))
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -46,9 +47,16 @@ def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str], right: Seq
     save(figure, path)
 
 
+@contextlib.contextmanager
+def without_glyphs() -> Iterator[None]:
+    """A figure is drawn without a word of names in letters that the font lacks: boxes are seen."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 def save(figure: Figure, path: Path) -> None:
     """The figure in a file, of the kind that its name ends in. InputError where it can't be written."""
     FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a class name in letters that the font lacks: boxes are seen
+    with atomic_path(path) as temporary, without_glyphs():
         figure.savefig(temporary, format=path.suffix[1:], dpi=130)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..accuracy import wilson
-from ..figure import short
+from ..figure import short, without_glyphs
 from .tables import speed
 
 # what matplotlib draws with, and what the page puts in its place
@@ -212,7 +212,8 @@ def confusion(document: dict[str, Any], engine: str) -> Figure:
     [row] = [row for row in document["engines"] if row["engine"] == engine]
     matrix = np.array(row["accuracy"]["confusion"])
     count = len(classes)
-    figure, axes = _figure(1.3 + 0.34 * count)
+    side = 1.3 + 0.34 * count
+    figure, axes = _figure(side, max(_WIDTH, side + 0.7))
     axes.grid(visible=False)
     shares = matrix / matrix.sum(1, keepdims=True).clip(1)
     for i, j in np.ndindex(count, count):
@@ -240,8 +241,8 @@ def _look(document: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return {"color": _colour(document, row), "marker": _MARKERS[again], "linestyle": _DASHES[again]}
 
 
-def _figure(height: float) -> tuple[Figure, Any]:
-    figure = Figure((_WIDTH, height), layout="constrained")
+def _figure(height: float, width: float = _WIDTH) -> tuple[Figure, Any]:
+    figure = Figure((width, height), layout="constrained")
     figure.patch.set_visible(False)
     return figure, figure.subplots()
 
@@ -254,7 +255,8 @@ def _legend_below(axes: Any, columns: int = 2) -> None:
 
 def _svg(figure: Figure, name: str, said: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with without_glyphs():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     start = text.index("<svg")
     end = text.index(">", start)

@@ -59,10 +59,11 @@ class Change:
 @dataclass(frozen=True)
 class Comparison:
     """changes: of every figure that both runs have. missing: engines of the old run that the new one does not have, and those that lack
-    figures, with these. fault: why the old run can't be compared with, if so."""
+    figures, with these. other_tiles: engines whose accuracies are of different tiles. fault: why the old run can't be compared with, if so."""
 
     changes: tuple[Change, ...] = ()
     missing: tuple[str, ...] = ()
+    other_tiles: tuple[str, ...] = ()
     fault: ContractError | None = None
 
     @property
@@ -80,6 +81,8 @@ class Comparison:
             faults.append(f"in the baseline, but not measured now: {', '.join(self.missing)}. Measure them, or make a new baseline")
         elif not any(math.isfinite(change.noise) for change in self.changes):
             faults.append("nothing of the baseline could be compared. Give both runs the same settings and tiles, and more than one turn")
+        elif self.other_tiles:
+            faults.append(f"accuracy of {', '.join(self.other_tiles)} is of other tiles than the baseline's. Make a new baseline")
         return "; ".join(faults) or None
 
 
@@ -88,16 +91,16 @@ def against(old: object, document: Row) -> Comparison:
     try:
         checked = _checked(old)
         with _damaged_if_it_fails():
-            found = Comparison(tuple(compare(checked, document)), tuple(missing(checked, document)))
-            differing, others = unlike(checked, document), other_tiles(checked, document)
+            found = Comparison(tuple(compare(checked, document)), tuple(missing(checked, document)), tuple(other_tiles(checked, document)))
+            differing = unlike(checked, document)
     except ContractError as error:
         document["warnings"].append(str(error))
         return Comparison(fault=error)
     if differing:
         document["warnings"].append(f"The baseline was measured differently: {'; '.join(differing)}.")
-    if others:
+    if found.other_tiles:
         document["warnings"].append(
-            f"Accuracy of {', '.join(others)} was not compared: the baseline was measured on other tiles, or on these under other names."
+            f"Accuracy of {', '.join(found.other_tiles)} was not compared: the baseline was measured on other tiles, or on these under other names."
         )
     document["changes"] = [_to_json(change) for change in found.changes]
     if found.missing:

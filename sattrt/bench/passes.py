@@ -23,7 +23,7 @@ from .config import BenchConfig
 from .contenders import Contender, Contenders, Infer, Tiles
 from .measure import FAILURES, Budget, Samples, Timed, measure, wall, why
 from .power import joules
-from .scenarios import FEWEST, QUERY, ServerRate, queries, server, streams
+from .scenarios import FEWEST, QUERY, ServerRate, queries, repeated, server, streams
 from .tiles import TileReader
 from .verdict import Clocks
 
@@ -114,7 +114,7 @@ class Passes:
         self.failed.setdefault(name, {}).setdefault(what, reason)
 
     def _batch(self, size: int) -> Tiles:
-        return np.resize(self._images, (size, *self._images.shape[1:]))
+        return repeated(self._images, size)
 
     def _measure(self, what: str, timed: dict[str, Timed], budget: Budget | None = None) -> dict[str, Samples]:
         failed: dict[str, str] = {}

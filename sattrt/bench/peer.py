@@ -70,7 +70,7 @@ def run_peer(command: str, tiles: NDArray[np.unsignedinteger], classes: tuple[st
             ):
                 break
             times = more
-            _save(every, np.resize(tiles, (times * len(tiles), *tiles.shape[1:])))
+            _save(every, np.concatenate([tiles] * times))
     if beyond <= jitter:
         raise InputError(
             f"The peer {command!r} takes {1e3 * beyond:.0f} ms longer for {times * len(tiles)} tiles than for one, and its runs differ by "
@@ -124,7 +124,9 @@ def _run(words: list[str], command: str, path: Path, limit: float) -> tuple[floa
     try:
         said, complaints = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        raise InputError(f"The peer {command!r} was stopped after {limit:g} s. Raise peer_seconds, or fix the program.") from None
+        raise InputError(
+            f"The peer {command!r} was stopped after {limit:g} s: it, or what it has started, kept its output open. Raise peer_seconds, or fix the program."
+        ) from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -65,6 +65,7 @@ def bench(
     with TileReader(dataset, tiles, cores()) as reader:
         decoded = [(images.copy(), labels) for images, labels in reader]
     images, labels = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
+    del decoded  # a second copy of all tiles
     counts = tuple(dict.fromkeys(count or cores() for count in config.thread_counts))
     contenders = gather(bundles, dataset, Path(config.run) if config.run else None, counts, config.engine_names)
     contenders.absent.update(refused)

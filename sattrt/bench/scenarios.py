@@ -30,6 +30,11 @@ _CONFIRMING = 1000  # arrivals, at least, of the trial that confirms a rate: ten
 _LONGEST_TRIAL = 4  # times `seconds`, so that a slow rate has some arrivals
 
 
+def repeated(tiles: Tiles, size: int) -> Tiles:
+    """The first `size` tiles, again and again if there are fewer: a copy of these alone."""
+    return tiles[np.arange(size) % len(tiles)]
+
+
 def queries(infer: Callable[[Tiles], object], tiles: Tiles, size: int, seed: int) -> Timed:
     """Queries of `size` tiles, each another one, in a seeded order."""
     order = np.random.default_rng(seed).permutation(len(tiles))
@@ -41,7 +46,7 @@ def queries(infer: Callable[[Tiles], object], tiles: Tiles, size: int, seed: int
 
 def streams(infer: Callable[[Tiles], object], tiles: Tiles, size: int, callers: int, seconds: float) -> float:
     """Images a second of several threads that each ask for batches of `size` as fast as they are answered: all of them until the last answer."""
-    images = np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:])))
+    images = repeated(tiles, size)
     infer(images)
     begin = time.perf_counter()
 
@@ -120,7 +125,7 @@ def server(engine: Engine, tiles: Tiles, bound: float, highest: float, seconds: 
     most = min(max_batch, engine.max_batch)
     sizes = [min(2**power, most) for power in range((most - 1).bit_length() + 1)]
     for size in sorted({*sizes, *engine.unprepared(most)}):  # the first call at a batch size is never typical
-        engine.infer(np.ascontiguousarray(np.resize(tiles, (size, *tiles.shape[1:]))), most)
+        engine.infer(repeated(tiles, size), most)
     low, high = min(1 / bound, highest / 2), math.inf  # at the lowest no tile has to wait for many others
     trials: list[Trial] = []
     while len(trials) < _TRIALS and high > _CLOSE * low:

@@ -127,7 +127,7 @@ def map_scenes(
         job = Job(bundle=checked, engine=engine, config=config, compute=compute)
         for plan, target in zip(plans, outs, strict=True):
             done = _finished(plan, job, target) if resume else None
-            yield done or map_scene(plan, job, target, resume, started(Path(plan.scene.path).name))
+            yield done or map_scene(plan, job, target, resume, started(_name(plan.scene)))
 
 
 def _outs(scenes: Sequence[Path], out: Path | None) -> list[Path]:
@@ -145,6 +145,11 @@ def _outs(scenes: Sequence[Path], out: Path | None) -> list[Path]:
         if not target.name.isprintable():
             raise InputError(f"--out has the name {target.name!a}, which is not readable text. Choose another --out.")
     return outs
+
+
+def _name(scene: Scene) -> str:
+    """The last part of its path, that of "." too."""
+    return os.path.basename(os.path.abspath(scene.path))
 
 
 def _title(scene: Path) -> str:
@@ -282,7 +287,7 @@ def _write(plan: Plan, job: Job, out: Path, work: Work) -> Mapped:
         statistics, colours = found.statistics(), class_colours(classes)
         drawn = map_picture(found.path, dict(enumerate(colours, 1)))
         found = dataclasses.replace(found, path=out)
-        save_picture(place(out.with_suffix(".png")), Path(plan.scene.path).name, drawn, _legend(found, statistics))
+        save_picture(place(out.with_suffix(".png")), _name(plan.scene), drawn, _legend(found, statistics))
         if job.config.report:
             html = to_html(found, statistics, *scene_picture(plan.scene), drawn, colours)
             place(out.with_suffix(".html")).write_text(html, encoding="utf-8")
@@ -301,7 +306,7 @@ def _layout(plan: Plan, job: Job) -> Layout:
     scene, stride, classes = plan.scene, plan.grid.stride, job.engine.classes
     made = {
         "sattrt": __version__,
-        "scene": Path(scene.path).name,
+        "scene": _name(scene),
         "files": stamps(scene.files),
         "kind": scene.kind,
         "says": scene.says,

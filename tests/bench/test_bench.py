@@ -56,6 +56,8 @@ def test_wilson_is_wilsons() -> None:
     # the worked values of Newcombe, Statistics in Medicine 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
     for correct, total, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
         assert wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
+    for total in range(1, 300):  # the last digit may be rounded to beyond the share itself, and a chart draws no bar of a length below zero
+        assert wilson(total, total)[1] == 1 - wilson(0, total)[0] == 1
 
 
 def test_the_evaluator_counts() -> None:

@@ -279,9 +279,10 @@ def test_a_baseline_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
             read_report(tmp_path)
 
 
-def test_a_baseline_is_not_replaced_by_what_is_compared_with_it(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("baseline", ["bench.json", ""])
+def test_a_baseline_is_not_replaced_by_what_is_compared_with_it(bundle: Bundle, tmp_path: Path, baseline: str) -> None:
     (tmp_path / "bench.json").write_text(text := json.dumps(document()))
-    said = refusal("bench", bundle.path, "--out", tmp_path, "--baseline", tmp_path / "." / "bench.json")
+    said = refusal("bench", bundle.path, "--out", tmp_path, "--baseline", tmp_path / "." / baseline)
     assert "would be replaced by this report. Choose another --out." in said
     assert (tmp_path / "bench.json").read_text() == text
 
@@ -291,5 +292,6 @@ def test_accuracies_on_other_tiles_are_not_compared(other: dict[str, str]) -> No
     figures = [change.figure for change in compare(document(), document(wrong=("a",), **other))]
     assert figures == FIGURES
     new = document(wrong=("a",), **other)
-    against(document(), new)
+    failure = against(document(), new).failure(5)
+    assert failure == "accuracy of e is of other tiles than the baseline's. Make a new baseline"
     assert new["warnings"] == ["Accuracy of e was not compared: the baseline was measured on other tiles, or on these under other names."]

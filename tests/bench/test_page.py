@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sattrt.accuracy import wilson
 from sattrt.bench import charts
 from sattrt.bench.page import to_html
 from sattrt.bench.report import Report, write_report
@@ -252,6 +253,24 @@ def test_the_axis_of_speed_names_what_is_drawn() -> None:
     for row in document["engines"]:
         row |= {"offline": {}, "best_batch": None}
     assert "images a second, the engine alone<" in charts.pareto(document)
+
+
+def test_a_page_without_any_speed_and_with_all_tiles_right_is_drawn() -> None:
+    document = demo()
+    for row in document["engines"]:
+        row["accuracy"] |= {"accuracy": 1.0, "interval": wilson(10, 10)}
+    assert charts.pareto(document).startswith("<svg")
+    for row in document["engines"]:
+        row |= {"offline": {}, "best_batch": None, "clocks": None}
+    assert "Accuracy against speed" in drawn(document)
+
+
+def test_a_matrix_of_many_classes_is_as_wide_as_it_is_high() -> None:
+    row = {"engine": "a", "accuracy": {"confusion": np.eye(45, dtype=int).tolist()}}
+    svg = charts.confusion({"dataset": {"classes": [f"class {i}" for i in range(45)]}, "engines": [row]}, "a")
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None
+    assert float(box[1]) >= float(box[2])
 
 
 def test_its_numbers_are_those_of_the_json(browser: Any, folder: Path) -> None:
