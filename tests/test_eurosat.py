@@ -48,6 +48,7 @@ def test_the_scan_sees_all_of_it(eurosat: Dataset) -> None:
 def test_tiles_to_engine(eurosat: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("int8", "int8-cpu"):  # all of them are tried on the small bundle
         monkeypatch.setitem(METHODS, kind, ("max", "percentile 99.99"))
+    monkeypatch.setattr("sattrt.deploy.graphs.LEVELS", (127, 115))
     share = (*balanced(eurosat.tiles("train"), 1280), *balanced(eurosat.tiles("valid"), 120), *balanced(eurosat.tiles("test"), 130))
     dataset = replace(eurosat, all_tiles=share)
     result = train(dataset, tmp_path / "run", TrainConfig(weights=str(WEIGHTS), epochs=1, batch_size=32))

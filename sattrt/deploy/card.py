@@ -154,13 +154,16 @@ def _calibration(engines: list[EngineRecord]) -> list[str]:
     lines = [
         "",
         "## Calibration",
-        "Ranges of activations by several methods, from train tiles; the one that came nearest to the network on train tiles (on others, where the run has enough) was kept.",
+        "Ranges of activations by several methods, from train tiles, and with the best of them several scales of weights; what that came nearest to the network on train tiles (on others, where the run has enough) was kept.",
     ]
     for file, found in notes.items():
-        tried = "; ".join(f"{name} {each['mean_error']:.3f} ({100 * each['agreement']:.2f} %)" for name, each in found["tried"].items())
+        levels = {f"weights of up to {count}": each for count, each in found["tried_levels"].items()}
+        tried = "; ".join(
+            f"{name} {each['mean_error']:.3f} ({100 * each['agreement']:.2f} %)" for name, each in (found["tried"] | levels).items()
+        )
         lines += [
             "",
-            f"`{file}`, {found['tiles']} tiles, weights of {found['weight_bits']} bits: **{found['method']}**. Tried, with mean logit error and answers that agree, "
+            f"`{file}`, {found['tiles']} tiles, for sums in {found['sum_bits']} bits: **{found['method']}**, weights of up to **{found['levels']}**. Tried, with mean logit error and answers that agree, "
             f"over {found['others']} tiles: {tried}.",
         ]
     return lines

@@ -5,6 +5,7 @@ file, notes = Graphs(folder, model, spec, samples, config, on_progress).make("in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..trained import Samples
 from .config import ExportConfig
 from .gate import torch_logits
 from .onnx_export import write_onnx
-from .quantise import METHODS, Calibration, quantise
+from .quantise import LEVELS, METHODS, Calibration, quantise
 
 _BATCH = 64
 
@@ -61,7 +62,7 @@ class Graphs:
         return self._folder / self.make("fp32")[0]
 
     def _calibrated(self, kind: str, path: Path) -> dict[str, Any]:
-        """Quantise by every method; keep the one whose logits lie nearest to the network's over train tiles that are not calibrated with.
+        """Quantise by every method, and by the best with weights rounded in several ways; keep the one whose logits lie nearest to the network's over train tiles that are not calibrated with.
 
         The validation tiles are left to the gate: a choice by them would flatter what it says.
         """
@@ -70,29 +71,43 @@ class Graphs:
             self._on_progress(f"calibrating with {len(tiles)} train tiles")
             self._calibration = Calibration(self._fp32, tiles)
             self._expected = torch_logits(self._model, others, self._spec.temperature)
-        tried: dict[str, dict[str, float]] = {}
-        chosen = ""
         trial = path.with_name(f"trial.{path.name}")
-        seven_bits = kind == "int8-cpu" and not cpu_has_int8()
-        for method in METHODS[kind]:
-            self._on_progress(f"ONNX, {kind}, ranges by {method}")
-            quantise(self._fp32, trial, kind, self._calibration.ranges(method), seven_bits)
+        in_pairs = kind == "int8-cpu" and not cpu_has_int8()
+
+        def try_it(method: str, levels: int) -> dict[str, float]:
+            quantise(self._fp32, trial, kind, calibration.ranges(method), in_pairs, levels)
             logits = self._answers(kind, trial.name, others)
-            tried[method] = {
+            return {
                 "agreement": float((logits.argmax(1) == self._expected.argmax(1)).mean()),
                 "mean_error": float(np.abs(logits - self._expected).mean()),
             }
-            if not chosen or tried[method]["mean_error"] < tried[chosen]["mean_error"]:
-                chosen = method
+
+        calibration, best = self._calibration, math.inf
+        tried: dict[str, dict[str, float]] = {}
+        rounded: dict[int, dict[str, float]] = {}
+        method, levels = "", LEVELS[0]
+        for each in METHODS[kind]:
+            self._on_progress(f"ONNX, {kind}, ranges by {each}")
+            tried[each] = try_it(each, levels)
+            if not method or tried[each]["mean_error"] < best:
+                method, best = each, tried[each]["mean_error"]
+                trial.replace(path)
+        for count in LEVELS[1:] if kind != "fp8" else ():
+            self._on_progress(f"ONNX, {kind}, weights of up to {count}")
+            rounded[count] = try_it(method, count)
+            if rounded[count]["mean_error"] < best:
+                levels, best = count, rounded[count]["mean_error"]
                 trial.replace(path)
         trial.unlink(missing_ok=True)
         return {
-            "method": chosen,
+            "method": method,
+            "levels": levels,
             "tiles": len(tiles),
             "others": len(others),
             "split": "train",
-            "weight_bits": 8 - seven_bits,
+            "sum_bits": 16 if in_pairs else 32,
             "tried": tried,
+            "tried_levels": {str(count): found for count, found in rounded.items()},
         }
 
     def _answers(self, kind: str, file: str, tiles: NDArray[np.unsignedinteger]) -> NDArray[np.float32]:

@@ -10,8 +10,10 @@ times as fast as fp32. "fp8": as the first, in E4M3. Weights have a scale for ea
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from .onnx_export import quiet
 
 # Ranges of activations: all of it, all but the rarest values, or that of the least information lost (Migacz, GTC 2017)
 _INT8_METHODS = ("max", "percentile 99.999", "percentile 99.99", "percentile 99.9", "entropy")
 METHODS = {"int8": _INT8_METHODS, "int8-cpu": _INT8_METHODS, "fp8": ("max",)}  # a float is as precise in a wider range
+# what a channel's largest weight may become: how all weights happen to be rounded moves the answers by up to twice as much as the ranges do
+LEVELS = (127, 121, 115, 109, 103)
 # what is quantised in each kind of graph
 KINDS = {"int8": ["Conv"], "int8-cpu": ["Conv", "Relu", "Add", "MaxPool"], "fp8": ["Conv"]}
 # E4M3 has three bits of mantissa: in the first layers dark tiles of little contrast, forests and lakes, would lose what tells them apart
@@ -44,7 +48,7 @@ class Calibration:
 
     def __init__(self, source: Path, tiles: NDArray[np.unsignedinteger]) -> None:
         quantization = _quantization()
-        with tempfile.TemporaryDirectory() as folder, quiet():
+        with _temporary_folder() as folder, quiet():
             calibrator = quantization.calibrate.EntropyCalibrater(
                 source, KINDS["int8-cpu"], str(Path(folder, "augmented.onnx")), num_bins=_HISTOGRAM_BINS, num_quantized_bins=128
             )
@@ -103,10 +107,11 @@ class _Batches:
         return {"input": self._left.pop()} if self._left else None
 
 
-def quantise(source: Path, target: Path, kind: str, ranges: Ranges, seven_bits: bool = False) -> None:
+def quantise(source: Path, target: Path, kind: str, ranges: Ranges, in_pairs: bool = False, levels: int = LEVELS[0]) -> None:
     """Write the graph of a kind of `KINDS`, with activations cut to `ranges`.
 
-    seven_bits: of weights, for a CPU that sums pairs of products in 16 bits and clips what goes beyond.
+    in_pairs: for a CPU that sums pairs of products in 16 bits, and clips what goes beyond: no two weights of a channel reach that far. levels: the integer
+    that a channel's largest weight becomes (or its largest two together), at most 127; fp8 has none.
     """
     quantization = _quantization()
     for_cpu = kind == "int8-cpu"
@@ -114,13 +119,13 @@ def quantise(source: Path, target: Path, kind: str, ranges: Ranges, seven_bits: 
     if not for_cpu:  # what leaves a convolution is summed, and cut at zero, as a float
         options["OpTypesToExcludeOutputQuantization"] = KINDS["int8-cpu"]
     original = onnx.load(source)
-    options["TensorQuantOverrides"] = _weight_scales(original, 64 if seven_bits else 127)
+    options["TensorQuantOverrides"] = _weight_scales(original, in_pairs, levels)
     left_out = [node.name for node in original.graph.node if kind == "fp8" and any(name.startswith(_FLOAT_IN_FP8) for name in node.input)]
     with quiet():
         quantizer = quantization.QDQQuantizer(
             copy.deepcopy(original),
             True,  # per channel
-            seven_bits,
+            False,
             quantization.QuantType.QInt8,
             quantization.QuantType.QUInt8 if for_cpu else quantization.QuantType.QInt8,
             quantization.TensorsData(quantization.CalibrationMethod.MinMax, ranges),
@@ -136,14 +141,22 @@ def quantise(source: Path, target: Path, kind: str, ranges: Ranges, seven_bits: 
     onnx.save(model, target)
 
 
-def _weight_scales(source: onnx.ModelProto, levels: int) -> dict[str, list[dict[str, Any]]]:
-    """A scale for each output channel of each convolution, as the quantiser finds them: one channel after another, which is most of its time."""
+def _weight_scales(source: onnx.ModelProto, in_pairs: bool, levels: int) -> dict[str, list[dict[str, Any]]]:
+    """A scale for each output channel of each convolution, as the quantiser finds them: one channel after another, which is most of its time.
+
+    in_pairs: no two weights of one sign sum to more than 128, since 255 * 128 is below 2**15; each is rounded by half at most.
+    """
     convolved = {node.input[1] for node in source.graph.node if node.op_type == "Conv"}
     found = {}
     for tensor in source.graph.initializer:
         if tensor.name in convolved:
             weights = numpy_helper.to_array(tensor)
-            scales = np.abs(weights).reshape(len(weights), -1).max(1) / np.float32(levels)
+            weights = weights.reshape(len(weights), -1)
+            largest = np.abs(weights).max(1)
+            if in_pairs:
+                ends = np.partition(weights, (1, weights.shape[1] - 2), axis=1)
+                largest = np.maximum(ends[:, -2:].clip(0).sum(1), -ends[:, :2].clip(None, 0).sum(1))
+            scales = largest / np.float32(levels)
             scales[scales < np.finfo(np.float32).tiny] = 1  # of a channel without weights
             found[tensor.name] = [{"axis": 0, "scale": scale, "zero_point": 0} for scale in scales]
     return found
@@ -171,6 +184,18 @@ def _to_e4m3(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
 
 def _e4m3(name: str, values: NDArray[np.floating[Any]]) -> TensorProto:
     return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)), name)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """A folder that is removed in the end. InputError where there is no room for it, which is none of the folder's that is exported to."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except OSError as error:
+        raise InputError(
+            f"A temporary file can't be written ({error}). Free some space there, or set TMPDIR to a folder with more."
+        ) from None
 
 
 def _quantization() -> Any:
