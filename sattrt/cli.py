@@ -187,11 +187,14 @@ def export(
     """Export the best checkpoint: ONNX, engines in every precision, and the proof that they agree with it."""
     from .deploy.bundle import export as run_export
     from .deploy.config import ExportConfig
+    from .errors import InputError
 
     settings = ExportConfig.from_toml(config, assignments, precision=precision, best_effort=best_effort, symmetries=tta, rebuild=rebuild)
     if triton:
         from .deploy.triton import check_folder, write_triton
 
+        if settings.min_batch != 1:
+            raise InputError(f"min_batch is {settings.min_batch}; Triton's plans must take a single tile. Leave it out, or --triton.")
         check_folder(triton, out)
     with progress_bar() as bar:
         task = bar.add_task("Exporting", total=None)
@@ -239,7 +242,7 @@ def bench(
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
     for command in peer or ():
         require_program(command)
-    if baseline and baseline.resolve() == (out / "bench.json").resolve():
+    if baseline and (baseline / "bench.json" if baseline.is_dir() else baseline).resolve() == (out / "bench.json").resolve():
         raise InputError(f"The baseline {baseline} would be replaced by this report. Choose another --out.")
     require_writable(out / "bench.json")
     opened, refused = open_bundles(bundles, require_signature)

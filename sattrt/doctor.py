@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 
 from .cores import cores
+from .errors import BackendError
 from .machine import cpu_has_bf16, cpu_model, gpu, version
 
 
@@ -47,7 +48,11 @@ _PACKAGES = (
 
 def examine() -> list[Finding]:
     """Look for everything sattrt can use. Never raises: an absence is a finding."""
-    found_gpu = gpu()
+    found_gpu, driver = None, "none: it is hardware (with one in place: its driver, R580 or later)"
+    try:
+        found_gpu = gpu()
+    except BackendError as error:
+        driver = str(error)
     findings = [
         Finding("CPU", f"{cpu_model()}, {cores()} cores"),
         Finding(
@@ -60,7 +65,7 @@ def examine() -> list[Finding]:
             "NVIDIA GPU",
             f"{found_gpu[0]}, compute capability {found_gpu[1]}" if found_gpu else None,
             "training and inference on the CPU only; TensorRT engines are built where that is possible, not run",
-            "none: it is hardware (with one in place: its driver, R580 or later)",
+            driver,
         ),
         Finding(
             "C compiler",

@@ -32,6 +32,13 @@ class ParityError(SattrtError):
     """An exported model whose answers differ from those of the network it was made from."""
 
 
+def no_library(library: str, extra: str, error: Exception | None = None) -> BackendError:
+    """The refusal where a library can't be imported. error: what its import raised; what is there and broken says itself why."""
+    if error is None or isinstance(error, ModuleNotFoundError):
+        return BackendError(f"{library} is not installed. Install it with: pip install '{extra}'")
+    return BackendError(f"{library} is installed and can't be imported ({error}). Install it anew: pip install --force-reinstall '{extra}'")
+
+
 def by_reason(said: dict[str, str]) -> dict[str, list[str]]:
     """The names that share a reason, by reason. said: the reason of each."""
     found: dict[str, list[str]] = {}

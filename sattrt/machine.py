@@ -58,12 +58,12 @@ def cpu_has_int8() -> bool:
 
 
 def gpu() -> tuple[str, str] | None:
-    """Name and compute capability of the first NVIDIA GPU, asked of its driver; None where there is none."""
-    from .runtime.cuda import Device
+    """Name and compute capability of the first NVIDIA GPU, asked of its driver; None where there is none. BackendError for one that fails."""
+    from .runtime.cuda import Device, NoGpuError
 
     try:
         device = Device()
-    except BackendError:
+    except NoGpuError:
         return None
     return device.name, device.compute_capability
 
@@ -77,12 +77,11 @@ def version(package: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Everything a figure's reader has to know about the machine it was measured on."""
-    found = gpu()
     return {
         "cpu": cpu_model(),
         "cores": cores(),
         "cpu_features": sorted(cpu_flags() & _FEATURES),
-        "gpu": f"{found[0]} (compute capability {found[1]})" if found else None,
+        "gpu": _gpu_in_words(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "commit": commit(),
@@ -103,6 +102,14 @@ def commit() -> str | None:
     except OSError:  # a checkout that was copied to where no git is
         return None
     return asked[0] + "+" * bool(asked[1]) or None
+
+
+def _gpu_in_words() -> str | None:
+    try:
+        found = gpu()
+    except BackendError as error:
+        return str(error)
+    return f"{found[0]} (compute capability {found[1]})" if found else None
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -12,7 +12,7 @@ import os
 import warnings
 from typing import Any
 
-from .errors import BackendError
+from .errors import no_library
 
 # no .aux.xml is read or written beside a file, nothing is printed: what goes wrong comes back as an exception
 QUIET = {"GDAL_PAM_ENABLED": "NO", "CPL_LOG": os.devnull}
@@ -28,8 +28,8 @@ def library() -> Any:
         import rasterio.shutil
         import rasterio.warp
         import rasterio.windows
-    except ImportError:
-        raise BackendError("rasterio, which reads GeoTIFF, is not installed. Install it with: pip install 'sattrt[geo]'") from None
+    except ImportError as error:
+        raise no_library("rasterio, which reads GeoTIFF,", "sattrt[geo]", error) from None
     if not (log := logging.getLogger("rasterio")).handlers:  # or there would be one for each tile that was read
         log.addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # who needs the place asks for it

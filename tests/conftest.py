@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sattrt.__main__ import main
 from sattrt.bench import ceiling, measure, passes
 from sattrt.bench import tiles as bench_tiles
 from sattrt.bench.config import SCENARIOS, BenchConfig
@@ -88,14 +89,23 @@ def sattrt(*arguments: object, **options: Any) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
-def refusal(*arguments: object, **options: Any) -> str:
-    """The one line that a refused command says."""
-    done = sattrt(*arguments, **options)
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("sattrt: ")
-    return lines[0]
+def refusal(*arguments: object) -> str:
+    """The one line that a refused command says on stderr, with the exit code 1; in this process, which has imported what takes seconds."""
+    said = io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+            patch.setattr(sys, "argv", ["sattrt", *map(str, arguments)])
+            main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    line = ended.value.code
+    assert isinstance(line, str), (line, said.getvalue())  # which Python prints, and ends with 1
+    assert line.startswith("sattrt: ")
+    assert said.getvalue() == ""
+    assert len(line.splitlines()) == 1
+    return line
 
 
 def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:

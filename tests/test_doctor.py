@@ -1,6 +1,7 @@
 import pytest
 
 from sattrt import doctor
+from sattrt.errors import BackendError
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,13 @@ def test_one_way_to_onnx_runtime_is_named(
     missing = {each.name: each for each in doctor.examine() if not each.found}
     assert {name: each.mend for name, each in missing.items() if name.startswith("ONNX Runtime")} == says
     assert "CPU" not in missing.get("ONNX Runtime", doctor.Finding("", None)).cost  # OpenVINO runs on it, too
+
+
+def test_a_gpu_whose_driver_fails_is_no_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise BackendError("The NVIDIA driver refuses cuInit: system has unsupported display driver / cuda driver combination.")
+
+    monkeypatch.setattr(doctor, "gpu", fails)
+    [found] = [each for each in doctor.examine() if each.name == "NVIDIA GPU"]
+    assert found.found is None
+    assert "unsupported display driver" in found.mend

@@ -41,6 +41,8 @@ int main(int argc, char** argv) try {
     if (!runtime) throw std::runtime_error("TensorRT can't start here. Check nvidia-smi.");
     std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
     if (!engine) throw std::runtime_error(std::string(argv[2]) + " was built for another GPU or TensorRT. Export the bundle here.");
+    if (engine->isRefittable())
+        throw std::runtime_error(std::string(argv[2]) + " has no weights, and this program can't put them in. Export without strip_weights.");
     std::unique_ptr<nvinfer1::IExecutionContext> context(engine->createExecutionContext());
     if (!context) throw std::runtime_error("The GPU has no memory left. Close other programs.");
 

@@ -92,7 +92,7 @@ def read_for(
     values = tile.pixels.reshape(-1, tile.pixels.shape[2])
     if not values.any():
         raise InputError(f"it holds no data: every value is 0{f', the offset of {offset} subtracted' * bool(offset)}")
-    if values.max() <= 255:
+    if values.max() <= 255 and not tile.known_offset:  # who records an offset has digital numbers, and dark water has no more
         raise InputError(f"it has no value above {values.max()}: 8-bit colours in 16 bits, where digital numbers are needed")
     unknown = np.full((values.shape[1],) * 2, np.nan)  # one tile is too little to correlate
     found = Statistics(values.mean(0), unknown, values.min(0).astype(np.float64))

@@ -244,7 +244,8 @@ class _Making:
         try:
             found, logits = self._judge(plain)
         except BackendError as error:
-            if engine.backend == "openvino" and engine.precision == "bf16":  # its graph is in fp32, and says nothing of bf16
+            # its graph says nothing of what OpenVINO's bf16 or TensorRT makes of it; a plan of TensorRT-RTX may be for other GPUs than this one
+            if (engine.backend, engine.precision) == ("openvino", "bf16") or engine.backend in ("tensorrt", "onnxruntime-tensorrt"):
                 raise BackendError(f"left out, since nothing here can judge it: {error}") from None
             found, self.graph_answers[engine.name] = self._judged_graph(engine.precision, engine.record["onnx"])
             return {"not_run": str(error), **found}

@@ -20,6 +20,7 @@ from ..calibration import expected_calibration_error, softmax
 from ..errors import BackendError, ParityError
 from ..model import TileClassifier
 from ..runtime import Engine, NoNumbersError
+from ..runtime.engine import largest_batch
 
 BATCHES = (1, 3, 64)
 # how far a logit may lie from that of fp32, or of another batch size, as a share of the largest: fp32 differs by the order of sums alone
@@ -60,7 +61,7 @@ class Verdict:
 @torch.inference_mode()
 def torch_logits(model: TileClassifier, tiles: NDArray[np.unsignedinteger], temperature: float = 1.0) -> NDArray[np.float32]:
     """Logits of the trained network in fp32, over the temperature: float32 (N, classes)."""
-    batch, device = max(1, 64 // model.views), model.mean.device
+    batch, device = max(1, min(64, largest_batch(tiles.shape[1:])) // model.views), model.mean.device
     parts = [model(torch.from_numpy(tiles[start : start + batch]).to(device)).cpu() for start in range(0, len(tiles), batch)]
     return (torch.cat(parts) / temperature).numpy()
 

@@ -105,7 +105,7 @@ class _Queue:
     """The requests that wait, and the thread that answers them.
 
     A signal's handler may raise, or close, between any two steps, and so may a collection of garbage close: each lock is taken in a `with` of
-    its own, none is needed to answer.
+    its own. None is needed to answer but the engine's, and a call of the engine that was interrupted holds it: then closing doesn't wait.
     """
 
     def __init__(self, engine: Engine, latency: float, max_batch: int, reject: bool) -> None:
@@ -137,7 +137,7 @@ class _Queue:
         with self._closing:
             self._closed = True
             self._waiting.put(None)
-        if not self.is_own_thread():
+        if not self.is_own_thread() and not self._engine.is_interrupted():
             with self._working:  # join(), once interrupted, takes a thread for ended (Python 3.11 and 3.12)
                 pass
 

@@ -220,7 +220,9 @@ def label_lines(classes: tuple[str, ...]) -> bytes:
 def _read(folder: Path, files: dict[str, str], name: str) -> bytes:
     path = folder / name
     if name not in files or not is_file(path):
-        raise ContractError(f"{path} is missing from the bundle. Export it again: sattrt export RUN --out {folder}")
+        raise ContractError(
+            f"{path} is missing from the bundle. Copy it, too, or name an engine whose files are there (--engine), or export again."
+        )
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != files[name]:
         raise ContractError(f"{path} was changed: its sha256 is not the recorded one. Export it again, or copy the bundle again.")

@@ -81,6 +81,11 @@ class NoNumbersError(BackendError):
     """Answers that are NaN or infinite."""
 
 
+def largest_batch(tile: tuple[int, ...]) -> int:
+    """How many tiles (H, W, bands) a CPU is given at once: 256, or fewer large ones, of which the first layer's answers alone take a gigabyte."""
+    return max(1, min(256, 2**24 // (tile[0] * tile[1])))
+
+
 class Engine:
     """One compiled network, ready to answer, from any number of threads. Use it as a context manager, or call `close`.
 
@@ -231,16 +236,20 @@ class Engine:
         """
         if os.getpid() != self._process:
             return
-        own = self._closed_by = threading.get_ident()
-        calls = self._calls.copy()
-        for call, thread in calls.items():
-            if thread != own:
-                with call:
-                    pass
+        self._closed_by = threading.get_ident()
+        if self.is_interrupted():  # a call of another thread may wait for a lock that the interrupted one holds
+            return
+        for call in self._calls.copy():
+            with call:
+                pass
         with self._freeing:
-            if not self._freed and own not in calls.values():
+            if not self._freed:
                 self._freed = True
                 self._backend.close()
+
+    def is_interrupted(self) -> bool:
+        """Whether the caller has interrupted a call of its own thread's, as a signal's handler may, or what a collection of garbage calls."""
+        return threading.get_ident() in self._calls.copy().values()
 
     def __enter__(self) -> Self:
         return self

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..cores import cores
-from ..errors import BackendError, ContractError
+from ..errors import BackendError, ContractError, no_library
 from .cuda import Device, NoGpuError
-from .engine import Outputs, Tiles
+from .engine import Outputs, Tiles, largest_batch
 
-MAX_BATCH, _TUNED_BATCH = 256, 64
+_TUNED_BATCH = 64
 _PRELOADING = threading.Lock()
 _preloaded: str | None = None  # what was said of it
 
@@ -30,8 +30,6 @@ class OnnxRuntimeBackend:
     tensorrt: (height, width, bands) where ONNX Runtime is to compile the graph by TensorRT as it opens it, which takes a while and
     needs libnvinfer.so.10. BackendError where it can't, and where there is a GPU that onnxruntime-gpu can't use.
     """
-
-    max_batch = MAX_BATCH
 
     def __init__(
         self,
@@ -87,6 +85,7 @@ class OnnxRuntimeBackend:
             raise ContractError(
                 f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again."
             ) from None
+        self.max_batch = largest_batch(self.tile)
         # a provider that failed to start is dropped without an error: say what really runs
         running = self._session.get_providers()[0]
         if tensorrt and not running.startswith("Tensorrt"):
@@ -223,16 +222,16 @@ def _gpu(onnxruntime: Any) -> str:
 def _module() -> Any:
     try:
         import onnxruntime
-    except ImportError:
-        raise BackendError("ONNX Runtime is not installed. Install it with: pip install 'sattrt[cpu]' (or [gpu])") from None
+    except ImportError as error:
+        raise no_library("ONNX Runtime", "sattrt[cpu]' or 'sattrt[gpu]", error) from None
     _preload(onnxruntime)
     return onnxruntime
 
 
 def _tensorrt_options(precision: str, tile: tuple[int, ...]) -> dict[str, str]:
     """One profile for every batch size: without it each new one would be compiled anew."""
-    sides = "x".join(map(str, tile))
-    profile = {"min": 1, "opt": _TUNED_BATCH, "max": MAX_BATCH}
+    sides, most = "x".join(map(str, tile)), largest_batch(tile)
+    profile = {"min": 1, "opt": min(_TUNED_BATCH, most), "max": most}
     return {
         "trt_fp16_enable": str(precision == "fp16"),
         "trt_int8_enable": str(precision == "int8"),

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..cores import granted
-from ..errors import BackendError, ContractError
-from .engine import Outputs, Tiles
+from ..errors import BackendError, ContractError, no_library
+from .engine import Outputs, Tiles, largest_batch
 
 # what the floating-point part of a graph is computed in; by itself OpenVINO would take bf16 where it can
 TYPED = "typed"
@@ -36,7 +36,6 @@ class OpenVinoBackend:
     """
 
     device = "cpu"
-    max_batch = 256
 
     def __init__(self, path: Path, precision: str, threads: int = 0) -> None:
         openvino = module()
@@ -69,6 +68,7 @@ class OpenVinoBackend:
             raise ContractError(
                 f"{path} is not a graph that sattrt exported: it has other inputs or outputs. Export the bundle again."
             ) from None
+        self.max_batch = largest_batch(self.tile)
 
     def run(self, tiles: Tiles) -> Outputs:
         """Logits and probabilities of tiles (N, H, W, bands)."""
@@ -130,8 +130,8 @@ def module() -> Any:
             sys.modules[telemetry] = None  # type: ignore[assignment]
         try:
             import openvino
-        except ImportError:
-            raise BackendError("OpenVINO is not installed. Install it with: pip install 'sattrt[openvino]'") from None
+        except ImportError as error:
+            raise no_library("OpenVINO", "sattrt[openvino]", error) from None
         finally:
             if left_out:
                 del sys.modules[telemetry]

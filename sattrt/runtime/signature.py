@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, ContractError, InputError
+from ..errors import ContractError, InputError, no_library
 from ..spec import is_file, read_bytes
 
 SIGNATURE = "bundle.sig"
@@ -56,8 +56,6 @@ def _cryptography() -> tuple[Any, Any, Any, Any]:
         from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError:
-        raise BackendError(
-            "cryptography, which signs and verifies, is not installed. Install it with: pip install 'sattrt[sign]'"
-        ) from None
+    except ImportError as error:
+        raise no_library("cryptography, which signs and verifies,", "sattrt[sign]", error) from None
     return serialization, ed25519, InvalidSignature, UnsupportedAlgorithm

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError, ContractError
+from ..errors import BackendError, ContractError, no_library
 from .cuda import Device, Memory
 from .engine import Outputs, Tiles
 
@@ -25,14 +25,18 @@ MODULES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt
 
 def load_module(backend: str, builds: bool = False) -> ModuleType:
     """TensorRT's Python module for "tensorrt" or "tensorrt-rtx", if wanted one that builds; BackendError where it is not installed."""
+    broken = None
     for name in MODULES[backend]:
         try:
             module = importlib.import_module(name)
-        except (ImportError, OSError):  # OSError: its libraries are not there
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, OSError) as error:  # OSError: its libraries are not there
+            broken = broken or error
             continue
         if hasattr(module, "Builder") or not builds:
             return module
-    raise BackendError(f"{backend} is not installed. Install it with: pip install 'sattrt[{backend}]'")
+    raise no_library(backend, f"sattrt[{backend}]", broken) from None
 
 
 def silent_log(trt: ModuleType) -> Any:
@@ -184,9 +188,9 @@ class TensorRTBackend:
     def _infer(self, count: int) -> None:
         count = max(count, self._min_batch)  # what lies behind the tiles is answered too, and not read
         if count != self._last:
+            self._last, self._recorded = 0, False  # an interrupt may leave another shape set
             if not self._context.set_input_shape("input", (count, *self._shape)):
                 raise BackendError(f"TensorRT refuses batches of {count}. Export the bundle again on this machine.")
-            self._recorded = False
         elif self._may_record and not self._recorded:  # a second time: the first, unrecorded, has prepared this shape
             try:
                 self._memory.record(self._enqueue)

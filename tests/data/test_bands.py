@@ -335,6 +335,16 @@ def test_a_lone_tile_of_no_digital_numbers_is_refused(tmp_path: Path) -> None:
         assert reason in refused(read_for, (tmp_path / "t.tif").read_bytes(), EUROSAT_ORDER)
 
 
+def test_dark_water_whose_tags_record_an_offset_is_read(tmp_path: Path) -> None:
+    import rasterio
+
+    path, numbers = tmp_path / "t.tif", np.full((64, 64, 3), 1100, np.uint16)
+    write_geotiff(path, numbers, bands := ("B08", "B11", "B12"))
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (1e-4,) * 3, (-0.1,) * 3
+    np.testing.assert_array_equal(read_for(path.read_bytes(), bands), numbers - 1000)
+
+
 def test_tiles_that_carry_the_offset_are_refused_whatever_their_bands(tmp_path: Path) -> None:
     four = ("B04", "B03", "B02", "B08")
     folder = write_classes(tmp_path / "t", four, described=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from conftest import SMALL
@@ -108,6 +109,7 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blunt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration that cuts half of every activation: int8 graphs that are really bad."""
     monkeypatch.setattr("sattrt.deploy.graphs.METHODS", dict.fromkeys(("int8", "int8-cpu", "fp8"), ("percentile 50",)))
+    monkeypatch.setattr("sattrt.deploy.graphs.LEVELS", (127,))
 
 
 def exported(run: Path, out: Path, *options: str) -> Result:
@@ -144,6 +146,21 @@ def test_an_engine_that_can_not_run_here_is_judged_by_its_graph(
     assert engines["openvino-fp32"]["graph_on"] == "onnxruntime-fp32"
     assert "OpenVINO is not installed" in engines["openvino-fp32"]["not_run"]
     assert all(found["passed"] for found in engines.values())
+
+
+def test_what_onnxruntime_can_not_open_by_tensorrt_is_left_out(
+    run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = onnxruntime.get_available_providers()
+    if "TensorrtExecutionProvider" in providers:
+        pytest.skip("it may be able to")
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", *providers]
+    )  # as a build for GPUs says
+    report = export(run, tmp_path / "b", ExportConfig(precision="fp16"))
+    assert "left out, since nothing here can judge it: ONNX Runtime can't" in report.skipped["onnxruntime-tensorrt-fp16"]
+    assert "onnxruntime-fp16" in {engine.name for engine in report.bundle.engines}
+    assert "onnxruntime-tensorrt-fp16" not in {engine.name for engine in report.bundle.engines}
 
 
 def test_what_stands_in_is_said_of_what_was_made(run: Path, premade: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

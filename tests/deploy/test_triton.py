@@ -136,6 +136,11 @@ def test_a_folder_that_can_not_be_used_is_refused_before_the_export(tmp_path: Pa
     assert str(error).endswith("Choose another --triton.")
 
 
+def test_plans_that_do_not_take_a_single_tile_are_refused_before_the_export(tmp_path: Path) -> None:
+    words = ["export", str(tmp_path / "no run"), "--triton", str(tmp_path / "models"), "--set", "min_batch=8"]
+    assert str(CliRunner().invoke(app, words).exception).startswith("min_batch is 8; Triton's plans must take a single tile.")
+
+
 def test_a_repository_does_not_lie_in_its_bundle(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="lie in one another"):
         write_triton(bundle, bundle.path / "models")

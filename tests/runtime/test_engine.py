@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import gc
 import importlib.util
@@ -9,9 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from conftest import plans_here, random_tiles
 from signals import Interrupted, handled, interrupt
 
 from sattrt.errors import BackendError, ContractError, InputError
-from sattrt.runtime import Bundle, open_bundle, open_engine, ort
+from sattrt.runtime import Batcher, Bundle, Engine, open_bundle, open_engine, ort
+from sattrt.runtime.engine import largest_batch
 
 
 def golden(bundle: Bundle) -> dict[str, np.ndarray]:
@@ -215,6 +218,77 @@ def test_a_handler_may_close_the_engine_whose_call_it_interrupts(bundle: Bundle,
     assert done == [None, 300]
     with pytest.raises(BackendError, match="was closed"):
         engine.predict(images)
+
+
+@contextlib.contextmanager
+def within_a_call(engine: Engine, handler: Callable[[], object]) -> Iterator[None]:
+    """The handler is called in the middle of OpenVINO's next call, while that call keeps others waiting."""
+    request = engine._backend._request  # type: ignore[attr-defined]
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(request, name)
+
+        def infer(self, *arguments: object, **options: object) -> None:
+            engine._backend._request = request  # type: ignore[attr-defined]
+            handler()
+            request.infer(*arguments, **options)
+
+    engine._backend._request = Interrupted()  # type: ignore[attr-defined]
+    yield
+
+
+def test_a_handler_may_close_while_another_thread_waits_for_the_call_that_it_interrupts(bundle: Bundle) -> None:
+    engine, image = bundle.open("openvino-int8", threads=1), np.zeros((64, 64, 3), np.uint8)
+    others: list[threading.Thread] = []
+
+    def handler() -> None:
+        others.append(threading.Thread(target=engine.predict, args=(image,), daemon=True))
+        others[0].start()
+        while len(engine._calls) < 2:  # it waits for the call that was interrupted
+            time.sleep(0.01)
+        time.sleep(0.1)
+        engine.close()
+
+    with within_a_call(engine, handler):
+        assert ends(lambda: engine.predict(image))
+    assert ends(others[0].join)
+    with pytest.raises(BackendError, match="was closed"):
+        engine.predict(image)
+    assert not hasattr(engine._backend, "_model")  # freed
+
+
+def test_a_handler_may_close_a_batcher_whose_engine_it_interrupts(bundle: Bundle) -> None:
+    with bundle.open("openvino-int8", threads=1) as engine:
+        batcher, images, answers = Batcher(engine, max_batch=1), random_tiles(2), []
+
+        def handler() -> None:
+            answers.append(batcher.submit(images[1]))
+            while len(engine._calls) < 2:
+                time.sleep(0.01)
+            batcher.close()
+
+        with within_a_call(engine, handler):
+            assert ends(lambda: answers.append(engine.predict(images[0])))
+        np.testing.assert_allclose(answers[0].result(60).logits, engine.predict(images[1]).logits, atol=1e-3)
+        with pytest.raises(InputError, match="The Batcher is closed"):
+            batcher.submit(images[0])
+
+
+def test_a_library_that_is_there_and_broken_says_why(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    script = f"from sattrt.runtime import open_bundle; open_bundle({str(bundle.path)!r}, 'onnxruntime-fp32')"
+    path = os.pathsep.join((str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert "ONNX Runtime is installed and can't be imported (libcudart.so.13: cannot open shared object file)." in done.stderr
+
+
+def test_large_tiles_are_sent_in_smaller_batches(bundle: Bundle) -> None:
+    with bundle.open("openvino-int8", threads=1) as engine:
+        assert engine.max_batch == 256
+    assert [largest_batch((side, side, 3)) for side in (256, 512, 1024, 8192)] == [256, 64, 16, 1]
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-int8"])
