@@ -56,7 +56,8 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) ->
             raise unwritable(path, OSError(number, str(error))) from None
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # as any other file of the run: safetensors lets its owner alone read it
+        with contextlib.suppress(OSError):  # a disk without such rights, as of exFAT
+            os.chmod(temporary, 0o666 & ~mask)  # as any other file of the run: safetensors lets its owner alone read it
     write_json(path.with_suffix(".json"), state)
 
 

@@ -162,7 +162,7 @@ def print_trained(result: Result, dataset: Path, out: Path) -> None:
 def print_facts(lines: list[tuple[str, str]]) -> None:
     """Names and values, a line each."""
     for name, value in lines:
-        print(f"{name:<12} {value}")
+        print(f"{name:<12} {_shown(value)}")
 
 
 def print_outcome(outcome: Outcome, out: Path) -> None:

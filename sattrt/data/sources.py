@@ -352,7 +352,9 @@ def _refuse_mode(path: Path, name: str, mode: int) -> None:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise InputError(f"{path} holds {name!r}, a link or device, which may lead outside. Pack it again without links.")
     if mode & stat.S_IWOTH:
-        raise InputError(f"{path} holds {name!r}, which is world-writable. Check it, then chmod -R o-w and pack it again.")
+        raise InputError(
+            f"{path} holds {name!r}, which is world-writable. Unpack it and give the folder, or pack it again after chmod -R o-w."
+        )
 
 
 def _refuse_huge(path: Path, name: str, size: int) -> None:

@@ -6,13 +6,15 @@ for result in each_file(source, names, work, workers=2):
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +59,16 @@ def each_file(
 def _open(path: Path, work: Callable[[Source, str], Any]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, and a terminal that goes away, are the parent's to answer
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     global _of_this_process  # an archive's directory is read once a process, not once a file
     _of_this_process = open_source(path), work
+
+
+def _end_with_the_parent() -> None:
+    """A parent that was killed asks for nothing any more, and nobody else would end this process."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _do(names: list[str]) -> list[Any]:

@@ -35,7 +35,11 @@ def compiled(source: str, *options: str) -> ctypes.CDLL | None:
 
 def why_not() -> str:
     """What there is to say where nothing could be compiled."""
-    return f"no C compiler (cc) that knows torch's OpenMP, or none of its programs may run from {tempfile.gettempdir()}"
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        return "no folder for temporary files (set TMPDIR)"
+    return f"no C compiler (cc) that knows torch's OpenMP, or none of its programs may run from {folder}"
 
 
 def compiler_version() -> str:

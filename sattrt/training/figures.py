@@ -16,6 +16,7 @@ from ..figure import GREY, as_it_is, save, short
 from ..spec import read_json
 
 _BLUE, _ORANGE = "#1f6f8b", "#d9822b"
+_LEGIBLE = 50  # classes: a cell of each is numbered; a picture of hundreds would take gigabytes
 
 
 def curves(rows: list[dict[str, float | None]], folder: Path) -> list[Path]:
@@ -81,16 +82,17 @@ def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], class
     count = len(classes)
     matrix = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
     shades = (matrix / matrix.sum(1, keepdims=True).clip(1)) ** 0.5  # of the share itself, one error in a hundred would not be seen
-    side = 3.5 + 0.55 * count
+    side = 3.5 + 0.55 * min(count, _LEGIBLE)
     figure = Figure((side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(matrix):
+    for row, column in np.argwhere(matrix) if count <= _LEGIBLE else ():
         dark = shades[row, column] > 0.6
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    names = [short(name) for name in classes]
-    axes.set_xticks(range(count), names, rotation=45, ha="right")
-    axes.set_yticks(range(count), names)
+    named = range(0, count, -(-count // _LEGIBLE))
+    names = [short(classes[i]) for i in named]
+    axes.set_xticks(named, names, rotation=45, ha="right")
+    axes.set_yticks(named, names)
     right = int(np.trace(matrix))
     axes.set(
         xlabel="answer", ylabel="true class", title=f"{right} of {len(labels)} validation tiles right ({100 * right / len(labels):.2f} %)"
@@ -112,6 +114,8 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if not len(values):
         return values
     width = max(1, len(values) // 50)
-    window = np.ones(width)
-    finite = np.nan_to_num(values, posinf=0, neginf=0)
-    return np.convolve(finite, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values, posinf=0, neginf=0))])
+    last = np.minimum(np.arange(len(values)) + (width + 1) // 2, len(values))
+    first = np.maximum(np.arange(len(values)) + (width + 1) // 2 - width, 0)
+    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means

@@ -33,9 +33,12 @@ class Hold:
     def begin(self) -> None:
         """Say that the run in the folder is this launch's, for the processes that the launcher starts after this one."""
         if self._file is not None:
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(launch().encode())
+            try:
+                self._file.seek(0)
+                self._file.truncate()
+                self._file.write(launch().encode())
+            except OSError as error:
+                raise unwritable(Path(str(self._file.name)), error) from None
 
 
 @contextlib.contextmanager

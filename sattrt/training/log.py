@@ -72,11 +72,14 @@ class TrainLog:
         except OSError as error:
             raise unwritable(self._path, error) from None
         for row in rows[-1:] if self._events else ():  # of each report: events cost 0.1 ms each, while a GPU waits
-            for name, value in vars(row).items():
-                if name not in ("epoch", "step", "seconds") and value is not None:
-                    self._events.add_scalar(name, value, row.step)
-            if row.valid_loss is not None:
-                self._events.flush()
+            try:
+                for name, value in vars(row).items():
+                    if name not in ("epoch", "step", "seconds") and value is not None:
+                        self._events.add_scalar(name, value, row.step)
+                if row.valid_loss is not None:
+                    self._events.flush()
+            except OSError as error:
+                raise unwritable(self._path.with_name("tensorboard"), error) from None
 
 
 class Window:

@@ -157,7 +157,7 @@ class _Run:
             self.log = TrainLog(self.out, self.step)
             if self.step == 0:
                 self._save_last()  # from here on every moment is one to resume from
-        stopped = False
+        stopped = self.rank.sum(float(self.stop.asked))[0] > 0  # while it was made ready
         try:
             while self.step < self.plan.steps and not stopped:
                 stopped = self._epoch(self.step // self.plan.steps_per_epoch)

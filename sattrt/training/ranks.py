@@ -166,7 +166,14 @@ def _store(restarts: int) -> Store:
     torchrun hands a restarted run the store of the one before, with the addresses of dead processes in it (pytorch issue 135712):
     each restart has a prefix of its own. On several machines torchrun's count may differ, docs/training.md says what to set there.
     """
-    store: Store = next(rendezvous("env://"))[0]
+    try:
+        store: Store = next(rendezvous("env://"))[0]
+    except (dist.DistError, ValueError) as error:  # a port that is taken, or is none; nobody there
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise BackendError(
+            f"The processes of the run can't meet at {place} ({' '.join(str(error).split())[:160]}). Set MASTER_ADDR and MASTER_PORT to a free "
+            "port of the first machine, or start them with torchrun."
+        ) from None
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = PrefixStore(f"restart-{restarts}", store)
     return store

@@ -9,6 +9,7 @@ need agree in every bit.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -50,17 +51,17 @@ def verify_resume(dataset: Dataset, config: TrainConfig, kills: int = 3, seed: i
     share = _share(dataset, batch * STEPS_PER_EPOCH)
     short = replace(config, epochs=EPOCHS, batch_size=batch, minutes=None)
     _PROCESSES.set_forkserver_preload([__name__])
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as started:  # whoever still runs is ended before its folder is gone
         whole, killed = Path(name, "whole"), Path(name, "killed")
-        _finish(_start(share, short, killed), killed)  # the first one waits for the imports
+        _finish(_start(share, short, killed, started), killed)  # the first one waits for the imports
         shutil.rmtree(killed)
         begin = time.monotonic()
-        _finish(_start(share, short, whole), whole)
+        _finish(_start(share, short, whole, started), whole)
         duration = time.monotonic() - begin
         draw = random.Random(seed)
         done = runs = 0
         while True:
-            process = _start(share, short, killed)
+            process = _start(share, short, killed, started)
             if done < kills:
                 process.join(draw.uniform(0, duration))
                 if process.is_alive():
@@ -84,14 +85,18 @@ def _share(dataset: Dataset, train_tiles: int) -> Dataset:
     return replace(dataset, all_tiles=tuple(tile if tile.name in chosen else replace(tile, split="test") for tile in dataset.all_tiles))
 
 
-def _start(dataset: Dataset, config: TrainConfig, out: Path) -> BaseProcess:
+def _start(dataset: Dataset, config: TrainConfig, out: Path, started: contextlib.ExitStack) -> BaseProcess:
     process = _PROCESSES.Process(target=_train, args=(dataset, config, out))
     process.start()
+    started.callback(process.join)
+    started.callback(process.kill)  # before the join: callbacks are called in reverse order
     return process
 
 
 def _train(dataset: Dataset, config: TrainConfig, out: Path) -> None:
     """What `sattrt train` does, in a process of its own and on its CPU; what it refuses goes into a file beside the run."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent's to answer
+        signal.signal(number, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing has asked for a GPU in this process yet
     try:
         train(dataset, out, None if (out / "last.safetensors").exists() else config, interval=0)

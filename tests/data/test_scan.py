@@ -6,6 +6,7 @@ import shutil
 import signal
 import struct
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, jpeg
+from conftest import CLASSES, jpeg, running
 from PIL import Image
 
 from sattrt.data.dataset import Dataset, balanced
@@ -385,3 +386,37 @@ def test_a_folder_that_can_not_be_read_is_left_out_with_its_reason(tiles: Path, 
     (tiles / "disclosed").rmdir()
     with pytest.raises(InputError, match=r"closed can't be read: Permission denied. Check its permissions"):
         scan(tiles / "Field" / "closed", RULE, workers=1)
+
+
+SCAN = """
+import os, sys, time
+from pathlib import Path
+from sattrt.data.sources import FolderSource
+from sattrt.data.workers import each_file
+
+def work(source, name):
+    Path(sys.argv[2], str(os.getpid())).touch()
+    time.sleep(0.05)
+
+if __name__ == "__main__":
+    source = FolderSource(Path(sys.argv[1]))
+    list(each_file(source, source.names(), work, 2))
+"""
+
+
+def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    for folder in ("files", "pids"):
+        (tmp_path / folder).mkdir()
+    for i in range(600):
+        (tmp_path / "files" / str(i)).touch()
+    (tmp_path / "main.py").write_text(SCAN)
+    with running([sys.executable, str(tmp_path / "main.py"), str(tmp_path / "files"), str(tmp_path / "pids")]) as process:
+        while not os.listdir(tmp_path / "pids"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 60
+        while any(Path("/proc", pid).exists() for pid in os.listdir(tmp_path / "pids")):
+            assert time.monotonic() < end
+            time.sleep(0.1)

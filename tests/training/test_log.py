@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sattrt.data.dataset import Dataset
 from sattrt.errors import ContractError
@@ -87,3 +88,17 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
         contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), names, [True, False], tmp_path / "worst.png")
     assert (tmp_path / "confusion.png").exists()
     assert (tmp_path / "worst.png").exists()
+
+
+def test_a_smoothed_course_is_a_running_mean() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 1234)
+    window = np.ones(1234 // 50)
+    expected = np.convolve(values, window, "same") / np.convolve(np.ones(1234), window, "same")
+    np.testing.assert_allclose(figures._smooth(values), expected, atol=1e-12)
+
+
+def test_a_matrix_of_hundreds_of_classes_stays_a_picture(tmp_path: Path) -> None:
+    labels = np.arange(200)
+    figures.confusion(labels, labels, [f"class {i}" for i in range(200)], tmp_path)
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert max(image.size) < 5000

@@ -153,3 +153,12 @@ def test_two_halves_of_a_batch_give_the_gradients_of_the_whole(tmp_path: Path) -
     for name, expected in one.items():
         difference = float((two[name] - expected).norm() / expected.norm())
         assert difference < 1e-9, (name, difference)  # in float64: BatchNorm blows rounding up
+
+
+def test_processes_that_can_not_meet_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(BackendError, match=f"can't meet at 127.0.0.1:{port} "), ranks():
+            pass

@@ -26,7 +26,7 @@ from sattrt.spec import ModelSpec, atomic_path
 from sattrt.trained import load_trained
 from sattrt.training import loop, step
 from sattrt.training.handover import spec_of
-from sattrt.training.hold import held
+from sattrt.training.hold import Hold, held
 from sattrt.training.keeper import Keeper
 from sattrt.training.log import Row, read_log
 from sattrt.training.loop import train
@@ -409,3 +409,18 @@ def test_the_share_that_is_verified_has_every_class(dataset: Dataset) -> None:
     assert len(share.all_tiles) == 160
     for split in ("train", "valid"):
         assert {tile.label for tile in share.tiles(split)} == set(range(40))
+
+
+def test_a_signal_that_comes_before_the_first_step_stops_there(dataset: Dataset, tmp_path: Path) -> None:
+    class Tell(Observer):
+        def started(self, plan: Plan) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train(dataset, tmp_path / "run", SMALL, Tell())
+    assert (result.stopped, result.steps) == (True, 0)
+    assert train(dataset, tmp_path / "run", None).steps > 0
+
+
+def test_a_lock_that_can_not_be_written_is_one_line() -> None:
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(InputError, match="/dev/full"):
+        Hold(file, begun_here=False).begin()
