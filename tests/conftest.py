@@ -89,8 +89,17 @@ def sattrt(*arguments: object, **options: Any) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
-def refusal(*arguments: object) -> str:
-    """The one line that a refused command says on stderr, with the exit code 1; in this process, which has imported what takes seconds."""
+def refusal(*arguments: object, **options: Any) -> str:
+    """The one line that a refused command says on stderr, with the exit code 1; in this process, which has imported what takes seconds.
+
+    options: of `subprocess.run`, which ask for a process of its own.
+    """
+    if options:
+        done = sattrt(*arguments, **options)
+        assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+        [line] = done.stderr.splitlines()
+        assert line.startswith("sattrt: ")
+        return line
     said = io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
