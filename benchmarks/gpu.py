@@ -91,6 +91,7 @@ def main() -> None:
 def without() -> dict[str, str]:
     """What is not there, and what its absence costs."""
     from sattrt.doctor import examine
+    from sattrt.errors import BackendError
     from sattrt.machine import gpu
 
     costs = {name: f"training, export, bench: need {name}" for name in missing(*NEEDED)}
@@ -98,7 +99,9 @@ def without() -> dict[str, str]:
     costs |= dict.fromkeys(missing("onnxscript"), "no graphs in bf16; torch's older exporter makes the others")
     costs |= dict.fromkeys(missing("matplotlib"), "no pictures of the run")
     costs |= {finding.name: finding.cost for finding in examine() if not finding.found}
-    return costs | without_rtx(gpu())
+    with contextlib.suppress(BackendError):  # of a GPU that fails, which `examine` has said
+        costs |= without_rtx(gpu())
+    return costs
 
 
 def without_rtx(found: tuple[str, str] | None) -> dict[str, str]:

@@ -237,12 +237,14 @@ def bench(
     from .spec import require_writable
 
     settings = BenchConfig.from_toml(config, assignments)
+    if baseline and baseline.is_dir():
+        baseline = baseline / "bench.json"
     old = read_report(baseline) if baseline else None
     if max_regression is not None and (baseline is None or not max_regression >= 0):
         raise InputError("--max-regression takes a number of percent, 0 or more, and a --baseline to compare with.")
     for command in peer or ():
         require_program(command)
-    if baseline and (baseline / "bench.json" if baseline.is_dir() else baseline).resolve() == (out / "bench.json").resolve():
+    if baseline and baseline.resolve() == (out / "bench.json").resolve():
         raise InputError(f"The baseline {baseline} would be replaced by this report. Choose another --out.")
     require_writable(out / "bench.json")
     opened, refused = open_bundles(bundles, require_signature)

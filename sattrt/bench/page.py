@@ -224,8 +224,8 @@ def _speed(document: Document, charts: ModuleType | None) -> str:
         )
     if charts:
         best = [row["engine"] for row in charts.front(document)]
-        front = "Dotted: what no other engine beats in both." if len(best) > 1 else ""
-        front = f"No other engine beats {best[0]} in either." if len(best) == 1 else front
+        alone = "".join(f"No other engine beats {name} in either." for name in best)
+        front = "Dotted: what no other engine beats in both." if len(best) > 1 else alone
         drawn.append(("Accuracy against speed", charts.pareto(document), f"Bars: 95 % intervals. {front}"))
     columns, body = details(document)
     said = escape(said_of_details(document))

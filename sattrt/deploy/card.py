@@ -154,7 +154,7 @@ def _calibration(engines: list[EngineRecord]) -> list[str]:
     lines = [
         "",
         "## Calibration",
-        "Ranges of activations by several methods, from train tiles, and with the best of them several scales of weights; what that came nearest to the network on train tiles (on others, where the run has enough) was kept.",
+        "Ranges of activations by several methods, from train tiles, and with the best of them several scales of weights; what came nearest to the network on train tiles (on others, where the run has enough) was kept.",
     ]
     for file, found in notes.items():
         levels = {f"weights of up to {count}": each for count, each in found["tried_levels"].items()}

@@ -28,7 +28,7 @@ from .onnx_export import quiet
 # Ranges of activations: all of it, all but the rarest values, or that of the least information lost (Migacz, GTC 2017)
 _INT8_METHODS = ("max", "percentile 99.999", "percentile 99.99", "percentile 99.9", "entropy")
 METHODS = {"int8": _INT8_METHODS, "int8-cpu": _INT8_METHODS, "fp8": ("max",)}  # a float is as precise in a wider range
-# what a channel's largest weight may become: how all weights happen to be rounded moves the answers by up to twice as much as the ranges do
+# what a channel's largest weight may become: how all weights happen to be rounded changes the error of the answers by a factor of up to two
 LEVELS = (127, 121, 115, 109, 103)
 # what is quantised in each kind of graph
 KINDS = {"int8": ["Conv"], "int8-cpu": ["Conv", "Relu", "Add", "MaxPool"], "fp8": ["Conv"]}

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..raster import QUIET, faults, library
 
-# bytes of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else. Of 13 bands of 10,980 pixels in
-# blocks of 1,024 a row takes 292 MB; where it doesn't fit, each strip unpacks it again
-_CACHE = 320_000_000
+# bytes of decoded blocks: a row of them is met again by the next strip, and a scene must fit into 1 GB with all else
+_CACHE = 192_000_000
 # what may be opened as a scene; others reach out to the network or run programs
 _DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG"]
 

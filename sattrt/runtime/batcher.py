@@ -79,7 +79,7 @@ class Batcher:
         return _Request(checked.copy())  # the caller may write over its own
 
     def close(self) -> None:
-        """Answer what is queued, then stop."""
+        """Answer what is queued, then stop; wait for that, unless a call of the engine by this thread was interrupted for it."""
         self._queue.close()
 
     def __enter__(self) -> Self:
