@@ -105,7 +105,7 @@ def test_who_may_import_whom(path: Path) -> None:
         "map": {*BASE, "html", "cores", "raster", "settings", "machine", "lock", "shift", "runtime", "map"},
         "rmldnn": {"errors", "spec", "checkpoint", "lock", "machine", "accuracy", "data", "model", "training", "rmldnn"},
         "predict": {*BASE, "cores", "data", "runtime", "shift"},
-        "doctor": {"cores", "machine"},
+        "doctor": {"cores", "errors", "machine"},
         "screen": {"accuracy", "errors", "training"},
         "__init__": set(),
         "__main__": {"cli", "errors"},
