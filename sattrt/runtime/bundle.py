@@ -221,7 +221,7 @@ def _read(folder: Path, files: dict[str, str], name: str) -> bytes:
     path = folder / name
     if name not in files or not is_file(path):
         raise ContractError(
-            f"{path} is missing from the bundle. Copy it, too, or name an engine whose files are there (--engine), or export again."
+            f"{path} is missing from the bundle. Copy it, too, or export again; predict, map and selftest can do with the files of one engine (--engine)."
         )
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != files[name]:
