@@ -117,6 +117,12 @@ def refusal(*arguments: object, **options: Any) -> str:
     return line
 
 
+def documented() -> set[str]:
+    """The fields that the page on embedding names under "For programs", where a command prints JSON."""
+    [section] = re.findall(r"^### For programs\n(.*?)^##", (Path(__file__).parents[1] / "engines" / "README.md").read_text(), re.M | re.S)
+    return set(re.findall(r"`(\w+)`", section))
+
+
 def jpeg(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
     """A noisy tile around a colour, as JPEG (as PNG where JPEG has no such mode)."""
     noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from conftest import CLASSES, jpeg, refusal, respell, sattrt
+from conftest import CLASSES, documented, jpeg, refusal, respell, sattrt
 from PIL import Image
 
 from sattrt import __version__
@@ -246,6 +246,7 @@ def test_doctor_says_what_an_absence_costs_and_what_mends_it() -> None:
     findings = {finding["name"]: finding for finding in json.loads(sattrt("doctor", "--json").stdout)}
     assert findings["PyTorch"]["found"].startswith("torch ")
     for finding in findings.values():
+        assert set(finding) <= documented()
         if not finding["found"]:
             assert finding["cost"]
             assert finding["mend"] in done.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import jpeg, sattrt, write_tiles
+from conftest import documented, jpeg, sattrt, write_tiles
 from PIL import Image
 from rasterio.io import MemoryFile
 
@@ -112,6 +112,8 @@ def test_a_table_has_a_row_a_file_and_a_column_a_class(bundle: Bundle, tmp_path:
     assert done.returncode == 0, done.stderr  # whatever lies beside the images
     document = json.loads(done.stdout)
     assert document["left_out"] == {}
+    for keys in (document, document["predictions"][0]):
+        assert set(keys) <= documented()
     with open(tmp_path / "new" / "o.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["file", "class", "probability", *bundle.spec.classes]

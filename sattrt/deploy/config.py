@@ -31,8 +31,8 @@ class ExportConfig(Settings):
     optimised: also keep each graph as ONNX Runtime rewrites it, for machines like this one: it opens faster and in less memory.
     min_batch: the fewest tiles that a plan accepts at once. opt_batch: the batch size that it is tuned for. max_batch: the most tiles that a plan accepts at once.
     compute_capabilities: the targets of TensorRT-RTX plans, separated by commas, such as "8.6,8.9"; empty for all that the precision runs on.
-    version_compatible: plans that the lean runtime of the same TensorRT version can load too. hardware_compatible: TensorRT's plans (not
-    those of RTX) for Ampere and later. strip_weights: plans without weights, refitted from the ONNX file on the device.
+    version_compatible: plans that the lean runtime of the same TensorRT version can load too. hardware_compatible: plans for Ampere and
+    later, TensorRT's alone. strip_weights: plans without weights, of 8-bit tiles and TensorRT's alone, refitted from the ONNX file as they are opened.
     """
 
     precision: str = "fp32,fp16,bf16,int8"  # fp8 costs more accuracy, and is for the newest GPUs alone

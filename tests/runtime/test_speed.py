@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import respell, sattrt
+from conftest import documented, respell, sattrt
 
 from sattrt.errors import BackendError
 from sattrt.runtime import Bundle, time_engines
@@ -59,6 +59,7 @@ def test_the_fastest_is_said_last_and_how_to_take_it(few: Path) -> None:
 def test_machines_get_the_speeds_with_the_checks(few: Path) -> None:
     found = json.loads(sattrt("selftest", few, "--time", "--json").stdout)
     for each in found:
+        assert set(each) <= documented()
         if each["passed"]:
             assert each["milliseconds"] > 0
             assert each["images_per_second"] > 0
