@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from ..cores import cores
-from ..machine import cpu_has_bf16
+from ..machine import cpu_has_bf16, cpu_has_int8
 from ..spec import ModelSpec
 
 _SIDE, _SIDE_ON_GPU = 2048, 8192
@@ -69,7 +69,8 @@ def matrix_rate(precision: str, device: str = "cpu") -> float:
     """Operations a second of a square matrix product, by the library that is the fastest.
 
     Floats by the BLAS behind PyTorch's `@` and, on a CPU, by oneDNN as a 1x1 convolution; int8 by PyTorch into int32 and, on a CPU, by
-    what engines use: a quantised product in ONNX Runtime and in OpenVINO, where they are installed.
+    what engines use: a quantised product in ONNX Runtime and in OpenVINO, where they are installed. RuntimeError where a library
+    refuses the product, or none has one for this CPU.
     """
     import torch
 
@@ -86,11 +87,15 @@ def matrix_rate(precision: str, device: str = "cpu") -> float:
     if precision == "int8":
         a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device) for _ in range(2))
         right = b if device == "cpu" else b.t()  # by columns: cuBLAS refuses the other on newer GPUs
-        taken = [seconds(lambda: torch._int_mm(a, right))]
+        taken = []
+        if device == "cuda" or cpu_has_int8():  # else PyTorch has a plain loop, a hundredth as fast as the others, and no ceiling
+            taken.append(seconds(lambda: torch._int_mm(a, right)))
         if device == "cpu":
             for product in _quantised(side):
                 with contextlib.suppress(Exception):  # each library has errors of its own, and what was measured before is worth having
                     taken.append(seconds(product))
+        if not taken:
+            raise RuntimeError("No library here has a fast product of 8-bit integers for this CPU.")
         return 2 * side**3 / min(taken)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     x, y = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
