@@ -29,8 +29,10 @@ test: .venv/installed-for-tests
 
 # onnxruntime-gpu where there is an NVIDIA driver, onnxruntime elsewhere: never both
 EXTRA = $(if $(GPU),gpu,cpu)
-# without compiling all of torch: Python compiles what is imported, once
+# without compiling all of torch: Python compiles what is imported, once. Images of containers often forbid it to keep that, and torch
+# would be compiled in every process anew, for some ten seconds
 QUIETLY = --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "sattrt needs Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=path/to/python3.12"; exit 1; }
