@@ -265,6 +265,7 @@ def over_eight_views(run: Path) -> float | None:
         model, spec = load_trained(run)
         model.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
         model.views = views_of(model, spec.height, spec.width)
+        torch.backends.cudnn.allow_tf32 = False  # which a training in bf16 allows: these are answers in fp32
         samples = read_samples(run, spec)
         return float((torch_logits(model, samples.valid).argmax(1) == samples.valid_labels).mean())
     except Exception as error:

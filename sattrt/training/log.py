@@ -152,10 +152,11 @@ def _no_log(path: Path, why: object) -> ContractError:
 
 
 def _events(folder: Path, resume_at: int) -> Any:
-    """A TensorBoard writer, or None where TensorBoard is not installed. In a folder that is there already, of a run that goes on or made no
-    step that was kept, events past the resumed step are hidden."""
+    """A TensorBoard writer, or None where TensorBoard is not installed or can't be imported: with libraries it was not made for it raises
+    what it likes. In a folder that is there already, of a run that goes on or made no step that was kept, events past the resumed step are
+    hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except Exception:
         return None
     return SummaryWriter(str(folder), purge_step=resume_at + 1 if folder.exists() else None)

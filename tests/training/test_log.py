@@ -1,6 +1,9 @@
+import importlib
 import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -53,6 +56,19 @@ def test_a_step_that_is_made_again_is_shown_once(tmp_path: Path) -> None:
         log._events.close()
     found = tensorboard.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train_loss")
     assert [(each.step, each.value) for each in found] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+
+
+def test_a_tensorboard_that_can_not_be_imported_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    broken = ModuleType("tensorboard")
+    broken.__version__ = "none"  # type: ignore[attr-defined] # torch compares it
+    monkeypatch.setitem(sys.modules, "tensorboard", broken)
+    with pytest.raises(ValueError, match="none"):
+        importlib.import_module("torch.utils.tensorboard")
+    TrainLog(tmp_path, 0).add(
+        Row(epoch=1, step=1, seconds=0.0, learning_rate=0.1, train_loss=2.0, gradient_norm=1.0, images_per_second=1.0)
+    )
+    assert [row["step"] for row in read_log(tmp_path / "log.csv")] == [1]
 
 
 def log_of(*places: tuple[int, int, float | None]) -> list[dict[str, float | None]]:
