@@ -21,7 +21,7 @@ def memory() -> Iterator[Memory]:
     memory.close()
 
 
-def double(device: Device, memory: Memory, target: int, source: int) -> None:
+def duplicate(device: Device, memory: Memory, target: int, source: int) -> None:
     """Queue a copy from one buffer to another, as an engine queues its work."""
     device.call("cuMemcpyDtoDAsync_v2", c_uint64(target), c_uint64(source), c_size_t(BYTES), c_void_p(memory.stream))
 
@@ -31,7 +31,7 @@ def test_what_is_copied_there_and_back_is_the_same(memory: Memory) -> None:
     with memory.current():
         source, target = memory.allocate(BYTES), memory.allocate(BYTES)
         memory.copy_in(source, sent)
-        assert memory.seconds(lambda: double(device, memory, target, source)) > 0
+        assert memory.seconds(lambda: duplicate(device, memory, target, source)) > 0
         memory.copy_out(back, target)
         memory.synchronize()
     np.testing.assert_array_equal(back, sent)
@@ -44,7 +44,7 @@ def test_what_is_recorded_runs_when_it_is_replayed_with_what_is_there_then(memor
         memory.copy_in(target, np.zeros(BYTES, np.uint8))
         memory.copy_in(source, np.full(BYTES, 1, np.uint8))
         for value in (2, 3):  # the second recording takes the place of the first
-            memory.record(lambda: double(device, memory, target, source))
+            memory.record(lambda: duplicate(device, memory, target, source))
             memory.copy_out(back, target)
             memory.synchronize()
             assert not (back == value).any()  # recorded alone, it has not run
